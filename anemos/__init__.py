@@ -1,0 +1,1 @@
+"""Anemos redeploys whole Linux servers from code."""

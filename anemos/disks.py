@@ -1,0 +1,135 @@
+"""Disks of the running kernel: which is which, and what is on them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anemos.log import die
+from anemos.run import CommandFailed, run
+
+SYS_BLOCK = Path("/sys/block")
+SECTOR = 512  # the unit of /sys/block/*/size, whatever the disk's own (kernel: block/stat.rst)
+# Where the kernel shows a serial: virtio; NVMe and MMC; SCSI and ATA (VPD page 0x80, 4 byte head).
+SERIALS = ("serial", "device/serial", "device/vpd_pg80")
+VPD_HEAD = 4
+WWNS = ("wwid", "device/wwid")
+VIRTUAL = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd")
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str  # of the running kernel: never kept beyond it
+    serial: str
+    wwn: str
+    size: int  # bytes
+
+    @property
+    def path(self) -> Path:
+        return Path("/dev") / self.name
+
+    def part(self, number: int) -> Path:
+        """The node of partition NUMBER; 0: the disk itself."""
+        infix = "p" if self.name[-1].isdigit() else ""
+        return Path(f"/dev/{self.name}{infix}{number}") if number else self.path
+
+    def describe(self) -> str:
+        return f"{self.name} (serial {self.serial or '-'}, {self.size / 1e9:.1f} GB)"
+
+
+def devices(sys_block: Path = SYS_BLOCK) -> list[Device]:
+    """The disks that the kernel knows now, as sysfs(5) shows them; no udev is needed."""
+    names = sorted(entry.name for entry in sys_block.iterdir())
+    return [device(sys_block / name) for name in names if not name.startswith(VIRTUAL)]
+
+
+def device(entry: Path) -> Device:
+    size = int((entry / "size").read_text()) * SECTOR
+    return Device(entry.name, attribute(entry, SERIALS), attribute(entry, WWNS), size)
+
+
+def attribute(entry: Path, places: Sequence[str]) -> str:
+    for place in places:
+        try:
+            data = (entry / place).read_bytes()
+        except OSError:  # also an attribute that exists but has nothing to say (EINVAL, ENXIO)
+            continue
+        data = data[VPD_HEAD:] if place.endswith("vpd_pg80") else data
+        return data.decode(errors="replace").strip(" \n\0")
+    return ""
+
+
+def matches(found: Device, match: Mapping[str, str]) -> bool:
+    known = {"serial": found.serial, "wwn": found.wwn, "size": str(found.size)}
+    return all(known[key] == value for key, value in match.items())
+
+
+def resolve(name: str, match: Mapping[str, str], found: Sequence[Device]) -> Device:
+    """The one device of FOUND that MATCH names. Raises Failure for none and for several."""
+    hits = [each for each in found if matches(each, match)]
+    if len(hits) != 1:
+        words = " ".join(f"{key}={value}" for key, value in match.items())
+        seen = "; ".join(each.describe() for each in hits or found)
+        count = len(hits) or "no"
+        die(f"disk {name!r}: {count} disks match {words}", hint=f"seen: {seen}")
+    return hits[0]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What identifies a kept disk and its content, equal on every kernel that reads it.
+
+    It holds the partition table and the identity of every file system, not their data: the old
+    and the new system write to a kept disk as they please, only a deployment must not.
+    """
+
+    name: str
+    serial: str
+    size: int
+    digest: str  # SHA-256 over the partition table and the file systems
+    filesystems: tuple[tuple[int, str, str], ...]  # (partition, UUID, type); 0: the whole disk
+
+    def filesystem(self, part: int) -> tuple[str, str]:
+        """UUID and type of the file system on partition PART. Raises Failure without one."""
+        for number, uuid, kind in self.filesystems:
+            if number == part and uuid:
+                return uuid, kind
+        die(f"kept disk {self.name!r}: no file system on {f'partition {part}' if part else 'it'}")
+
+
+def fingerprint(name: str, found: Device) -> Fingerprint:
+    table = partition_table(found)
+    numbers = [0, *(part["number"] for part in table)]
+    filesystems = {number: probe(found.part(number)) for number in numbers}
+    text = json.dumps([found.serial, found.size, table, filesystems], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    known = tuple((n, fs.get("UUID", ""), fs.get("TYPE", "")) for n, fs in filesystems.items())
+    return Fingerprint(name, found.serial, found.size, digest, known)
+
+
+def partition_table(found: Device) -> list[dict[str, Any]]:
+    """The partitions as sfdisk(8) sees them, without names of the running kernel."""
+    try:
+        table = json.loads(run(["sfdisk", "--json", found.path]))["partitiontable"]
+    except CommandFailed:  # no table
+        return []
+    return [portable(part) for part in table.get("partitions", [])]
+
+
+def portable(part: dict[str, Any]) -> dict[str, Any]:
+    keys = ("start", "size", "type", "uuid", "name", "attrs", "bootable")
+    number = int(re.findall(r"\d+", part["node"])[-1])
+    return {"number": number} | {key: part[key] for key in keys if key in part}
+
+
+def probe(node: Path) -> dict[str, str]:
+    """What blkid(8) reads from NODE itself, past its cache: UUID, TYPE, LABEL, PTTYPE."""
+    try:
+        lines = run(["blkid", "--probe", "--output", "export", node]).splitlines()
+    except CommandFailed:  # status 2: nothing recognised
+        return {}
+    pairs = dict(line.split("=", 1) for line in lines if "=" in line)
+    return {key: pairs[key] for key in ("UUID", "TYPE", "LABEL", "PTTYPE") if key in pairs}

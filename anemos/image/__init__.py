@@ -1,0 +1,1 @@
+"""IMGBUILD -> root file system -> image. Runs in every place."""

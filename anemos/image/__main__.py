@@ -1,0 +1,73 @@
+"""Builds an image: python3 -m anemos.image [OPTION]... [DIR]...
+
+Run where an IMGBUILD lies. The DIRs are the input directories, ./files without any.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from anemos import log
+from anemos.image import build, imgbuild
+from anemos.log import Failure
+
+ISOLATED = "ANEMOS_ISOLATED"
+
+
+def isolate() -> None:
+    """Start again in namespaces of our own: no mount and no process outlives a build.
+
+    Without root, a user namespace makes us root of our own files (user_namespaces(7)).
+    """
+    if os.environ.get(ISOLATED):
+        return
+    user = [] if os.geteuid() == 0 else ["--map-root-user", "--map-auto"]
+    namespaces = ["--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
+    again = [sys.executable, "-m", "anemos.image", *sys.argv[1:]]
+    os.environ[ISOLATED] = "1"
+    os.execvp("unshare", ["unshare", *user, *namespaces, "--mount-proc", *again])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("anemos.image", description=__doc__)
+    parser.add_argument("inputs", metavar="DIR", nargs="*", type=Path)
+    parser.add_argument("--directory", type=Path, default=Path(), help="where the IMGBUILD lies")
+    parser.add_argument("--output", type=Path, default=Path(), help="directory for the image")
+    parser.add_argument("--cache", type=Path, help="directory for package layers (default: output)")
+    parser.add_argument("--max-age", type=float, default=build.DAY_S, help="of a layer, in seconds")
+    parser.add_argument("--layer", action="store_true", help="make the package layer alone")
+    parser.add_argument("--values", type=Path, help="JSON object with the values for templates")
+    parser.add_argument("--secrets", type=Path, help="tree of revealed secret files")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    isolate()
+    spec = imgbuild.load(given.directory)
+    cache = given.cache or given.output
+    if given.layer:
+        print(build.layer(spec, cache=cache, max_age_s=given.max_age))
+        return
+    default = [d for d in [given.directory / "files"] if d.is_dir()]
+    values = json.loads(given.values.read_text()) if given.values else {}
+    files = build.build(
+        spec,
+        given.inputs or default,
+        given.output,
+        cache=cache,
+        max_age_s=given.max_age,
+        values=values,
+        secrets=given.secrets,
+    )
+    print(*files, sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failure as failure:
+        log.to_stderr(f"error: {failure}")
+        raise

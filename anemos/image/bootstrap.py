@@ -1,0 +1,86 @@
+"""The package layer: a root file system right after the bootstrap of `packages`.
+
+It depends on target, suite, packages, excludes and the state of the mirror alone. No secret in it.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from anemos import log
+from anemos.image.imgbuild import Imgbuild
+from anemos.run import Argv, run
+
+
+def inputs(imgbuild: Imgbuild) -> dict[str, object]:
+    """All that the package layer depends on, but for the state of the mirror."""
+    return {
+        "target": imgbuild.target,
+        "suite": imgbuild.suite,
+        "packages": sorted(imgbuild.packages),
+        "mirror": imgbuild.mirror,
+        "excludes": imgbuild.excludes,
+    }
+
+
+def key(imgbuild: Imgbuild) -> str:
+    """A name for the package layer in caches: 16 hexadecimal digits."""
+    text = json.dumps(inputs(imgbuild), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
+    """mmdebstrap(1): OUTPUT is a directory, or a tar file, compressed as its suffix says."""
+    return [
+        "mmdebstrap",
+        "--variant=minbase",
+        # The root that runs this may be one of a user namespace only, where mknod(2) is refused.
+        "--mode=root",
+        "--skip=check/qemu",
+        *([f"--include={','.join(imgbuild.packages)}"] if imgbuild.packages else []),
+        *(f"--dpkgopt=path-exclude={glob}" for glob in imgbuild.excludes),
+        # The machine that boots makes its own (machine-id(5)).
+        "--customize-hook=rm -f $1/etc/ssh/ssh_host_*_key* $1/etc/hostname",
+        imgbuild.suite,
+        output,
+        *([imgbuild.mirror] if imgbuild.mirror else []),
+    ]
+
+
+BOOTSTRAPS = {"debian": mmdebstrap}
+
+
+def bootstrap(imgbuild: Imgbuild, output: Path) -> None:
+    """Write the package layer to OUTPUT: a directory, or a tar file by its suffix."""
+    with log.step(f"Bootstrapping {imgbuild.target} {imgbuild.suite}"):
+        env = {"TMPDIR": os.fspath(output.parent)}
+        run(BOOTSTRAPS[imgbuild.target](imgbuild, output), env=env, log=log.info)
+
+
+def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> Path:
+    """The package layer as a .tar.zst in the directory CACHE, made when older than MAX_AGE_S.
+
+    The age stands for the state of the mirror. SCRATCH is a directory with room for the layer.
+    """
+    layer = layer_file(imgbuild, cache)
+    if layer.exists() and time.time() - layer.stat().st_mtime < max_age_s:
+        log.info(f"Package layer: {layer.name} from the cache")
+        return layer
+    bootstrap(imgbuild, scratch / "layer.tar")
+    partial = layer.with_suffix(".partial")
+    with log.step("Compressing the package layer"):
+        run(["zstd", "-q", "-12", "-T0", "--rm", "-f", scratch / "layer.tar", "-o", partial])
+    partial.rename(layer)
+    return layer
+
+
+def layer_file(imgbuild: Imgbuild, cache: Path) -> Path:
+    return cache / f"layer-{key(imgbuild)}.tar.zst"
+
+
+def unpack(layer: Path, root: Path) -> None:
+    """Unpack a package layer (tar, any compression) below ROOT, owners and capabilities kept."""
+    options = ["--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*"]
+    run(["tar", "--extract", *options, "--file", layer, "--directory", root])

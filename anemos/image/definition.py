@@ -1,0 +1,94 @@
+"""The definition layer: files, patches, templates, secrets, provision().
+
+Applied on top of a package layer, in this order.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from anemos import log
+from anemos.image import chroot, template, tree
+from anemos.image.imgbuild import Imgbuild, call
+from anemos.log import die
+from anemos.run import CommandFailed, run
+
+PATCH = ".makeimg.patch"
+
+
+def apply(
+    imgbuild: Imgbuild,
+    root: Path,
+    inputs: Sequence[Path],
+    *,
+    values: Mapping[str, str] | None = None,
+    secrets: Path | None = None,
+) -> None:
+    """Apply the definition to the root file system at ROOT.
+
+    INPUTS are the input directories, later ones win; VALUES are for templates; SECRETS is a tree
+    of revealed files. Raises Failure that names the file.
+    """
+    copy(root, inputs)
+    patch(root, inputs)
+    fill(root, inputs, values or {})
+    if secrets is not None:
+        conceal(root, secrets)
+    if "provision" in imgbuild.functions:
+        provision(imgbuild, root)
+
+
+def copy(root: Path, inputs: Sequence[Path]) -> None:
+    for directory in inputs:
+        for path, file in tree.inputs(directory):
+            if not path.endswith((PATCH, template.SUFFIX)):
+                tree.copy(file, root, path)
+
+
+def patch(root: Path, inputs: Sequence[Path]) -> None:
+    for directory in inputs:
+        for path, file in tree.inputs(directory):
+            if path.endswith(PATCH):
+                patch_file(root, path.removesuffix(PATCH), file)
+
+
+def patch_file(root: Path, path: str, file: Path) -> None:
+    """patch(1) the file at PATH; a patch that does not fit whole changes nothing that is kept."""
+    target = tree.inside(root, path)
+    if not target.is_file():
+        die(f"{file}: the image has no file /{path} to patch")
+    options = ["--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"]
+    try:
+        run(["patch", *options, target, file])
+    except CommandFailed as failed:
+        die(f"{file}: does not apply to /{path}\n{failed.output.strip()}")
+
+
+def fill(root: Path, inputs: Sequence[Path], values: Mapping[str, str]) -> None:
+    for directory in inputs:
+        for path, file in tree.inputs(directory):
+            if path.endswith(template.SUFFIX):
+                text = rendered(file, values)
+                mode = file.stat().st_mode & 0o7777
+                tree.write(root, path.removesuffix(template.SUFFIX), text, mode)
+
+
+def rendered(file: Path, values: Mapping[str, str]) -> str:
+    """The text of the template FILE with its values. Raises Failure with file, line and name."""
+    try:
+        return template.render(file.read_text(), values)
+    except ValueError as error:
+        die(f"{file}: {error}")
+
+
+def conceal(root: Path, secrets: Path) -> None:
+    """Put the revealed files below SECRETS to their places: mode 0600, owned by root."""
+    for path, file in tree.inputs(secrets):
+        tree.copy(file, root, path, 0o600)
+
+
+def provision(imgbuild: Imgbuild, root: Path) -> None:
+    """Run provision() as root inside the image."""
+    with log.step("Running provision()"), TemporaryDirectory() as shared:
+        tree.copy(imgbuild.file, Path(shared), "IMGBUILD", 0o644)
+        chroot.call(root, ["sh", "-c", call("provision")], shared=Path(shared))

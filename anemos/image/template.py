@@ -1,0 +1,22 @@
+"""Templates: `{{ NAME }}` stands for the value called NAME. Nothing else is special."""
+
+import re
+from collections.abc import Mapping
+
+SUFFIX = ".makeimg.template"
+PLACEHOLDER = re.compile(r"\{\{ *([A-Za-z_][A-Za-z0-9_]*) *\}\}")
+
+
+def render(text: str, values: Mapping[str, str]) -> str:
+    """TEXT with its placeholders replaced. Raises ValueError: "line 3: undefined name 'x'"."""
+    lines = text.splitlines(keepends=True)
+    return "".join(_render_line(number, line, values) for number, line in enumerate(lines, 1))
+
+
+def _render_line(number: int, line: str, values: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise ValueError(f"line {number}: undefined name {match[1]!r}")
+        return values[match[1]]
+
+    return PLACEHOLDER.sub(value, line)

@@ -1,0 +1,81 @@
+"""Writing into a root file system from outside without leaving it."""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from anemos.log import die
+
+MAX_LINKS = 40  # path_resolution(7)
+
+
+def inside(root: Path, path: str | os.PathLike[str]) -> Path:
+    """Where PATH, seen by a process with root ROOT, lies outside; its last component not followed.
+
+    Symbolic links on the way are followed within ROOT: /var/run -> /run stays there.
+    """
+    done, todo, links = root, [*Path(path).parts], 0
+    while todo:
+        part = todo.pop(0)
+        if part == os.sep:
+            done = root
+        elif part == "..":
+            done = done.parent if done != root else root
+        elif todo and (done / part).is_symlink():
+            links += 1
+            if links > MAX_LINKS:
+                die(f"{path}: too many symbolic links in the image")
+            todo = [*(done / part).readlink().parts, *todo]
+        else:
+            done = done / part
+    return done
+
+
+def write(root: Path, path: str, data: str | bytes, mode: int = 0o644) -> Path:
+    """Replace PATH below ROOT by a file with DATA, created with MODE, owned by root."""
+    target = place(root, path)
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, mode)
+        file.write(data.encode() if isinstance(data, str) else data)
+    return target
+
+
+def copy(source: Path, root: Path, path: str, mode: int | None = None) -> Path:
+    """Copy SOURCE (regular file or symbolic link) to PATH below ROOT; MODE: the source's."""
+    target = place(root, path)
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    else:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with source.open("rb") as reader, os.fdopen(fd, "wb") as writer:
+            shutil.copyfileobj(reader, writer, 2**20)
+            os.fchmod(fd, stat.S_IMODE(source.stat().st_mode) if mode is None else mode)
+    return target
+
+
+def place(root: Path, path: str) -> Path:
+    """PATH below ROOT, its parents made, whatever file was there removed."""
+    target = inside(root, path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir() and not target.is_symlink():
+        die(f"/{path}: is a directory in the image, a file among the inputs")
+    target.unlink(missing_ok=True)
+    return target
+
+
+def inputs(directory: Path) -> Iterator[tuple[str, Path]]:
+    """The input files below DIRECTORY, sorted: (path in the image, file).
+
+    Regular files and symbolic links count, directories are implied. Raises Failure for the rest.
+    """
+    for parent, directories, files in os.walk(directory):
+        directories.sort()
+        links = [name for name in directories if (Path(parent) / name).is_symlink()]
+        for name in sorted(files + links):
+            file = Path(parent) / name
+            if not file.is_symlink() and not file.is_file():
+                die(f"{file}: neither a regular file nor a symbolic link")
+            yield os.fspath(file.relative_to(directory)), file

@@ -1,0 +1,1 @@
+"""What runs in RAM: the first program, the network, disks, the installation."""

@@ -1,0 +1,84 @@
+"""The brain of the initramfs: everything between the jump and the reboot.
+
+Its exit status is init's cue: 0 reboots into the new system; anything else reboots into the old
+one before the point of no return, and after it keeps the machine here, reachable over SSH.
+"""
+
+import sys
+import tarfile
+import time
+import traceback
+
+from anemos import disks, log
+from anemos.digest import sha256
+from anemos.image import imgbuild, layout
+from anemos.image.imgbuild import Imgbuild
+from anemos.initramfs import boot, events, hardware, install, kept, network, sshd
+from anemos.initramfs.boot import HERE, Boot
+from anemos.log import FAILED, Failure, die
+
+PAYLOAD = HERE / "unpacked"
+GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
+
+
+def main() -> None:
+    events.start()
+    given = boot.load()
+    log.info(f"anemos: deployment {given.deployment} of {given.host}")
+    with log.step("Hardware and network"):
+        hardware.coldplug()
+        network.up(given.network)
+        sshd.start(given.ssh_port)
+    with log.step("Preflight"):
+        spec = definition(given)
+        mounts = kept.secure(spec.keep, given.kept)
+        found = [device for device in disks.devices()]
+        erase = {d.name: disks.resolve(d.name, d.match, found) for d in spec.layout.disks}
+        check_room(spec, erase)
+    for device in erase.values():
+        log.info(f"To be erased: {device.describe()}")
+    events.point_of_no_return()
+    install.install(given, spec, erase, mounts)
+
+
+def definition(given: Boot) -> Imgbuild:
+    """Check and unpack the payload and load the IMGBUILD in it."""
+    check("payload", given.payload)
+    if given.layer:
+        check("layer", given.layer)
+    with tarfile.open(HERE / "payload") as archive:
+        archive.extractall(PAYLOAD, filter="fully_trusted")  # its digest is the operator's
+    return imgbuild.load(PAYLOAD / "host")
+
+
+def check(name: str, digest: str) -> None:
+    if sha256(HERE / name) != digest:
+        die(f"{name}: damaged on the way", status=FAILED)
+
+
+def check_room(spec: Imgbuild, erase: dict[str, disks.Device]) -> None:
+    for disk in spec.layout.disks:
+        try:
+            layout.extents(disk, erase[disk.name].size)
+        except ValueError as error:
+            die(str(error), status=FAILED)
+
+
+def report() -> int:
+    """Run, and tell how it ended; the exit status."""
+    try:
+        main()
+    except Failure as failure:
+        events.failed(str(failure))
+    except Exception:
+        events.failed(traceback.format_exc())
+    else:
+        log.info("Rebooting into the new system")
+        events.done()
+        time.sleep(GRACE_S)
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(report())

@@ -1,0 +1,26 @@
+"""Drivers for the devices that are there, and the wait for what they find."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from anemos.log import FAILED, die
+from anemos.run import CommandFailed, run
+
+
+def coldplug() -> None:
+    """Load the module of every device that names one (kernel: modalias), as udev would."""
+    aliases = {file.read_text().strip() for file in Path("/sys/devices").rglob("modalias")}
+    modules = ["ext4", *sorted(filter(None, aliases))]
+    with suppress(CommandFailed):  # status 1 as soon as one device has no driver here
+        run(["modprobe", "--all", "--quiet", "--use-blacklist", *modules])
+
+
+def wait_for(what: str, condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
+    """Poll CONDITION. Raises Failure after DEADLINE_S: "no WHAT after 30 s"."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            die(f"no {what} after {deadline_s:.0f} s", status=FAILED)
+        time.sleep(0.1)

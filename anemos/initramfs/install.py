@@ -1,0 +1,105 @@
+"""After the point of no return: disks are erased and the new system is written."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from anemos import log
+from anemos.disks import Device
+from anemos.image import bootloader, bootstrap, definition, layout, tree
+from anemos.image.imgbuild import Imgbuild
+from anemos.image.layout import Disk, Part
+from anemos.initramfs.boot import HERE, Boot
+from anemos.initramfs.events import LOG
+from anemos.initramfs.hardware import wait_for
+from anemos.run import run
+
+TARGET = Path("/target")
+Mounts = Mapping[str, tuple[str, str]]
+
+
+def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mounts) -> None:
+    """Install SPEC. DEVICES: by name of the layout's disks; KEPT: see layout.fstab."""
+    seed = boot.deployment
+    with log.step("Partitioning"):
+        for disk in spec.layout.disks:
+            partition(disk, devices[disk.name], seed)
+    with mounted(spec, devices, seed):
+        with log.step("Package layer"):
+            package_layer(boot, spec)
+        with log.step("Definition layer"):
+            define(boot, spec, kept)
+        with log.step("Boot loader"):
+            nodes = {name: device.path for name, device in devices.items()}
+            if spec.bootloader:
+                bootloader.install(spec, TARGET, nodes, seed)
+        keep_log()
+    run(["sync"])
+
+
+def partition(disk: Disk, device: Device, seed: str) -> None:
+    """Wipe what is there, write the table, make the file systems."""
+    run(["wipefs", "--all", "--force", *reversed(nodes_of(device)), device.path], log=log.info)
+    script = layout.sfdisk_script(disk, device.size, seed)
+    run(["sfdisk", "--wipe=always", device.path], data=script.encode(), log=log.info)
+    for number, part in enumerate(disk.parts, 1):
+        node = device.part(number)
+        wait_for(str(node), node.is_block_device)
+        if part.fs:
+            uuid = layout.fs_uuid(disk, part, seed)
+            run([f"mkfs.{part.fs}", "-q", "-F", "-U", uuid, node], log=log.info)
+
+
+def nodes_of(device: Device) -> list[Path]:
+    return sorted(device.path.parent.glob(f"{device.name}*[0-9]"))
+
+
+@contextmanager
+def mounted(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> Iterator[None]:
+    """The new file systems, mounted below TARGET."""
+    for disk, number, part in spec.layout.mounts():
+        mount(devices[disk.name], number, part)
+    yield
+    run(["umount", "--recursive", TARGET])
+
+
+def mount(device: Device, number: int, part: Part) -> None:
+    point = TARGET if part.mount == "/" else tree.inside(TARGET, part.mount.lstrip("/"))
+    point.mkdir(parents=True, exist_ok=True)
+    run(["mount", "-t", part.fs, device.part(number), point])
+
+
+def package_layer(boot: Boot, spec: Imgbuild) -> None:
+    if not boot.layer:
+        bootstrap.bootstrap(spec, TARGET)
+        return
+    bootstrap.unpack(HERE / "layer", TARGET)
+    (HERE / "layer").unlink()
+
+
+def define(boot: Boot, spec: Imgbuild, kept: Mounts) -> None:
+    """The definition, and what only a deployment knows."""
+    payload = spec.directory.parent
+    definition.apply(spec, TARGET, [payload / "files"], secrets=payload / "secrets")
+    tree.write(TARGET, "etc/fstab", layout.fstab(spec.layout, boot.deployment, kept))
+    for point in kept:
+        tree.inside(TARGET, point.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    tree.write(TARGET, "etc/anemos/deployment.json", boot.stamp)
+    carry_host_keys()
+    # The next deployment need not send the base image.
+    tree.copy(HERE / "base.squashfs", TARGET, f"var/lib/anemos/base-{boot.base}.squashfs", 0o600)
+
+
+def carry_host_keys() -> None:
+    """The old system's SSH host keys, unless the definition brings keys of its own."""
+    place = TARGET / "etc/ssh"
+    if place.is_dir() and not list(place.glob("ssh_host_*_key")):
+        for key in sorted((HERE / "ssh").glob("ssh_host_*_key*")):
+            mode = 0o644 if key.suffix == ".pub" else 0o600
+            tree.copy(key, TARGET, f"etc/ssh/{key.name}", mode)
+
+
+def keep_log() -> None:
+    tree.write(TARGET, "var/log/anemos.log", LOG.read_bytes(), 0o400)
+    log.info(f"{shutil.disk_usage(TARGET).used // 2**20} MiB are used on the new file system")

@@ -1,0 +1,69 @@
+"""Kept disks: compared with their fingerprint from the old system, then put out of reach."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anemos import disks, log
+from anemos.disks import Device, Fingerprint
+from anemos.image.layout import Kept
+from anemos.initramfs.hardware import wait_for
+from anemos.log import FAILED, die
+from anemos.run import run
+
+
+def secure(keep: tuple[Kept, ...], before: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Put the kept disks out of reach and return their file systems: mount -> (UUID, type).
+
+    BEFORE: the fingerprints taken in the old system. Raises Failure for a disk that is missing,
+    ambiguous or changed.
+    """
+    mounts: dict[str, tuple[str, str]] = {}
+    expected = {each["name"]: each["digest"] for each in before}
+    for each in keep:
+        device = disks.resolve(each.name, each.match, disks.devices())
+        found = disks.fingerprint(each.name, device)
+        if found.digest != expected.get(each.name):
+            die(f"kept disk {each.name!r} is not what it was in the old system", status=FAILED)
+        if each.mount:
+            mounts[each.mount] = found.filesystem(each.part)
+        out_of_reach(found, device)
+    return mounts
+
+
+def out_of_reach(found: Fingerprint, device: Device) -> None:
+    """Take DEVICE away from the kernel, or where its bus cannot do that, set it read-only."""
+    entry = (disks.SYS_BLOCK / device.name).resolve()
+    action = detachment((entry / "device").resolve())
+    if action is None:
+        read_only(device)
+        log.info(f"Kept disk {found.name!r} ({device.describe()}): unchanged, set read-only")
+        return
+    ((file, word),) = action.items()
+    file.write_text(word)
+    wait_for(f"end of {device.path}", lambda: not entry.exists())
+    log.info(f"Kept disk {found.name!r} ({device.describe()}): unchanged, taken from the kernel")
+
+
+def detachment(device: Path) -> Mapping[Path, str] | None:
+    """What to write into which sysfs file to make DEVICE (a disk's parent in sysfs) go away.
+
+    SCSI and ATA: the device is deleted (kernel: ABI/testing/sysfs-bus-scsi-devices...); virtio and
+    NVMe with a single namespace: the driver is unbound (ABI/testing/sysfs-driver).
+    """
+    if (device / "delete").exists():
+        return {device / "delete": "1"}
+    bound = device
+    if (device / "subsystem").resolve().name == "nvme":
+        if len(list(device.glob("nvme*n*"))) != 1:
+            return None
+        bound = (device / "device").resolve()
+    unbind = bound / "driver" / "unbind"
+    return {unbind: bound.name} if unbind.exists() else None
+
+
+def read_only(device: Device) -> None:
+    """Set DEVICE and its partitions read-only (blockdev(8)); a hostile root could undo it."""
+    nodes = [Path("/dev") / entry.name for entry in (disks.SYS_BLOCK / device.name).glob("*[0-9]")]
+    for node in [device.path, *(node for node in nodes if node.is_block_device())]:
+        run(["blockdev", "--setro", node])

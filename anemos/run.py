@@ -1,0 +1,91 @@
+"""The one module that starts processes."""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sh
+
+from anemos.log import FAILED, Failure, die
+
+TAIL_LINES = 25  # the reason of a failure stands at the end of the output
+
+Argv = Sequence[str | os.PathLike[str]]
+
+
+class CommandFailed(Failure):
+    """A command ended with a status other than 0."""
+
+    def __init__(self, argv: Argv, status: int, output: str) -> None:
+        tail = "\n".join(f"  | {line}" for line in output.splitlines()[-TAIL_LINES:])
+        super().__init__(f"{quote(argv)}: {meaning(status)}\n{tail}".rstrip(), status=FAILED)
+        self.returncode, self.output = status, output
+
+
+def quote(argv: Argv) -> str:
+    return shlex.join(os.fspath(word) for word in argv)
+
+
+def meaning(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of every child: built, not inherited. EXTRA must hold no secret."""
+    return {
+        "PATH": os.environ.get("PATH", "")
+        + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": os.environ.get("HOME", "/root"),
+        "TERM": os.environ.get("TERM", "dumb"),
+        "LANG": "C.UTF-8",
+        "DEBIAN_FRONTEND": "noninteractive",
+        # A lost DNS answer costs the resolver's default of 5 s (resolv.conf(5)).
+        "RES_OPTIONS": "timeout:1 attempts:5",
+        **(extra or {}),
+    }
+
+
+def run(
+    argv: Argv,
+    *,
+    data: bytes | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    log: Callable[[str], None] | None = None,
+) -> str:
+    """Run ARGV and return its standard output, decoded, undecodable bytes replaced.
+
+    DATA is its standard input (empty otherwise). With LOG, every line of its standard output and
+    error goes there as it comes, and both are returned. TIMEOUT is in seconds.
+    Raises CommandFailed (with the last lines of its output), or Failure when the program is missing
+    or does not end in time.
+    """
+    options: dict[str, Any] = {
+        "_in": data if data is not None else Path(os.devnull).open("rb"),  # noqa: SIM115
+        "_env": environment(env),
+        "_cwd": None if cwd is None else os.fspath(cwd),
+        "_timeout": timeout,
+        "_tty_out": False,
+        "_truncate_exc": False,
+        "_decode_errors": "replace",
+        "_return_cmd": True,
+    }
+    if log is not None:
+        emit = log
+        options |= {"_out": lambda line: emit(line.rstrip("\n")), "_err_to_out": True, "_tee": True}
+    program, *arguments = (os.fspath(word) for word in argv)
+    try:
+        done = sh.Command(program, search_paths=environment()["PATH"].split(":"))(
+            *arguments, **options
+        )
+    except sh.CommandNotFound:
+        die(f"{program} not found", hint="./inv installs what is missing", status=FAILED)
+    except sh.TimeoutException:
+        die(f"{quote(argv)}: no end after {timeout:.0f} s", status=FAILED)
+    except sh.ErrorReturnCode as error:
+        output = (error.stdout + error.stderr).decode(errors="replace")
+        raise CommandFailed(argv, error.exit_code, output) from None
+    return str(done.stdout.decode(errors="replace"))

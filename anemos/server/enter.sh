@@ -1,0 +1,19 @@
+# Runs the Python part of Anemos on this system: the base image is mounted and chrooted into, in a
+# mount namespace of its own, so everything is gone with the command. The old system is at /host.
+# $1: the base image; the rest: arguments of `python3 -m anemos.server`.
+set -e
+modprobe -a loop squashfs 2>/dev/null || :
+mkdir -p /run/anemos.root
+# shellcheck disable=SC2016 # $ is for the inner shell
+exec unshare -m sh -c '
+    set -e
+    root=/run/anemos.root
+    mount -t squashfs -o loop,ro "$1" "$root"
+    shift
+    mount -t tmpfs tmpfs "$root/tmp"
+    mount -o rbind / "$root/host"
+    for directory in proc sys dev run; do
+        mount -o rbind "/$directory" "$root/$directory"
+    done
+    exec chroot "$root" python3 -B -m anemos.server "$@"
+' sh "$@"

@@ -1,0 +1,58 @@
+# Facts about a server, in one round trip: `key=value` lines; a key may stand there several times.
+# POSIX shell and what every Linux has; nothing is changed. $1: hash of the wanted base image.
+
+fact() { printf '%s=%s\n' "$1" "$2"; }
+first() { for file; do [ -r "$file" ] && { cat "$file"; return; }; done 2>/dev/null; }
+memory() { sed -n "s/^$1: *\([0-9]*\) kB/\1/p" /proc/meminfo; }
+
+fact user "$(id -u)"
+fact name "$(uname -n)"
+fact machine "$(uname -m)"
+fact kernel "$(uname -r)"
+fact boot_id "$(cat /proc/sys/kernel/random/boot_id)"
+fact memory_total_kib "$(memory MemTotal)"
+fact memory_available_kib "$(memory MemAvailable)"
+fact kexec_disabled "$(first /proc/sys/kernel/kexec_load_disabled)"
+fact lockdown "$(first /sys/kernel/security/lockdown)"
+fact efi "$([ -d /sys/firmware/efi ] && echo yes || echo no)"
+for container in /run/.containerenv /.dockerenv /run/host/container-manager /proc/user_beancounters; do
+    [ ! -e "$container" ] || fact container "$container"
+done
+for module in loop squashfs; do
+    if [ -d "/sys/module/$module" ] || modprobe -n -q "$module" 2>/dev/null; then
+        fact module "$module"
+    fi
+done
+
+# Disks: name, size in sectors of 512 bytes, serial, WWN, model, separated by |.
+for disk in /sys/block/*; do
+    case ${disk##*/} in loop* | ram* | zram* | dm-* | md* | sr* | fd* | nbd*) continue ;; esac
+    serial=$(first "$disk/serial" "$disk/device/serial" | tr -d '\0')
+    [ -n "$serial" ] || serial=$(tail -c +5 "$disk/device/vpd_pg80" 2>/dev/null | tr -d '\0')
+    serial=$(echo "$serial" | sed 's/^ *//; s/ *$//')
+    wwn=$(first "$disk/wwid" "$disk/device/wwid" | sed 's/^ *//; s/ *$//')
+    model=$(first "$disk/device/model" | sed 's/ *$//')
+    fact disk "${disk##*/}|$(cat "$disk/size")|$serial|$wwn|$model"
+done
+# Mounted block devices: device, mount point, type.
+sed -n 's|^\(/dev/[^ ]*\) \([^ ]*\) \([^ ]*\) .*|\1 \2 \3|p' /proc/mounts |
+    while read -r line; do fact mount "$line"; done
+ip -o addr show scope global 2>/dev/null | sed 's/^[0-9]*: *//; s/ *\\.*//' |
+    while read -r line; do fact address "$line"; done
+{ ip -4 route show default; ip -6 route show default; } 2>/dev/null |
+    while read -r line; do fact route "$line"; done
+# Listening TCP ports, hexadecimal, as /proc/net/tcp has them (proc(5)): state 0A is LISTEN.
+cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | sed -n 's/^ *[0-9]*: [0-9A-F]*:\([0-9A-F]*\) [^ ]* 0A .*/\1/p' |
+    sort -u | while read -r port; do fact listen "$port"; done
+
+# A base image that is here and whole.
+for base in "/var/lib/anemos/base-$1.squashfs" "/run/anemos/base-$1.squashfs"; do
+    if [ -n "$1" ] && [ -f "$base" ] && [ "$(sha256sum < "$base" | cut -c -64)" = "$1" ]; then
+        fact base "$base"
+        break
+    fi
+done
+# Which system this is: the initramfs of a deployment, or one that was deployed.
+if [ -e /run/anemos/boot.json ]; then fact place initramfs; else fact place system; fi
+fact stamp "$(first /run/anemos/boot.json /etc/anemos/deployment.json | tr -d '\n')"
+fact end end

@@ -1,0 +1,23 @@
+# Jumps into the loaded kernel, after this shell's connection had the time to end.
+# $1: the base image.
+#
+# With systemd the old system ends in good order: all services stop, file systems are unmounted, and
+# then /run/initramfs/shutdown runs, which is the base image's (systemd-shutdown(8), "exitrd").
+# Without it, file systems are synced and made read-only. What fails, ends in an ordinary reboot.
+set -e
+[ "$(cat /sys/kernel/kexec_loaded)" = 1 ]
+mkdir -p /run/initramfs
+mount -t squashfs -o loop,ro "$1" /run/initramfs
+if [ -d /run/systemd/system ]; then
+    systemctl --no-block reboot
+else
+    # shellcheck disable=SC2016 # $ is for the inner shell
+    setsid sh -c '
+        sleep 1
+        sync
+        echo u > /proc/sysrq-trigger
+        sleep 2
+        chroot /run/initramfs kexec -e
+        reboot
+    ' </dev/null >/dev/null 2>&1 &
+fi

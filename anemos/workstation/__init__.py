@@ -1,0 +1,1 @@
+"""What runs on the operator's machine: hosts, secrets, SSH, the local VM, the phases."""

@@ -1,0 +1,100 @@
+"""The chain of all phases, and the demonstration of it."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from anemos import log
+from anemos.log import die
+from anemos.workstation import phases, report, stock, verify, vm, watch
+from anemos.workstation.host import Host
+
+Phase = Callable[[Host], dict[str, Any]]
+
+PHASES: dict[str, Phase] = {
+    "plan": phases.make_plan,
+    "reveal-secrets": phases.reveal,
+    "pack": phases.pack,
+    "upload": phases.upload,
+    "build-initramfs": phases.build_initramfs,
+    "kexec": phases.kexec,
+    "in RAM": watch.watch,
+    "verify": verify.verify,
+}
+
+
+def deploy(host: Host, yes: str = "") -> dict[str, Any]:
+    """Run all phases; the report. YES: the host's name, as confirmation.
+
+    Raises Failure with the exit statuses of log.py.
+    """
+    seconds: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for name, phase in PHASES.items():
+        start = time.monotonic()
+        with log.step(f"{name} {host.name}"):
+            result = phase(host)
+        seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+        if name == "plan":
+            confirm(host, yes)
+    phases.forget(host)
+    result["phases"] = seconds
+    report.show(result)
+    return result
+
+
+def kexec(host: Host, yes: str = "") -> dict[str, Any]:
+    """The phase after which there is no way back, run alone."""
+    confirm(host, yes)
+    return phases.kexec(host)
+
+
+def confirm(host: Host, yes: str) -> None:
+    """Have the operator type the host's name, unless the machine is a throw-away one."""
+    if host.vm is not None or yes == host.name:
+        return
+    if yes:
+        die(f"--yes {yes} does not name the host {host.name}")
+    if not os.isatty(0):
+        die(f"not confirmed: the system disks of {host.name} are to be erased", hint="--yes NAME")
+    log.info(f"This erases the system disks of {host.name}. Type its name to go on:")
+    if input().strip() != host.name:
+        die("not confirmed; nothing was done")
+
+
+def demo(host: Host) -> dict[str, Any]:
+    """Start the VM of HOST, with a stock system when it is new, and deploy HOST to it."""
+    machine = vm.of(host)
+    stock.create(host)
+    vm.start(machine)
+    with log.step("Waiting for the server"):
+        phases.await_boot(
+            host, phases.endpoint(host), lambda seen: True, host.timeouts.up, "server"
+        )
+    result = deploy(host)
+    goodbye(host, machine)
+    return result
+
+
+def stop(host: Host) -> dict[str, Any]:
+    """End the VM of HOST; its disks stay."""
+    vm.stop(vm.of(host))
+    return {"host": host.name}
+
+
+def goodbye(host: Host, machine: vm.Vm) -> None:
+    """How to look at the machine."""
+    where = phases.endpoint(host)
+    known_hosts = machine.directory / "known_hosts"
+    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
+    ssh = f"ssh -p {where.port} -i {where.identity} -o UserKnownHostsFile={known_hosts}"
+    log.info(f"Log in:   {ssh} {where.user}@{where.address}")
+    for guest in machine.settings.forward:
+        log.info(f"Port {guest}: https://{host.name}:{machine.port(guest)}/")
+        tls = ["curl", f"--resolve {host.name}:{machine.port(guest)}:127.0.0.1"]
+        log.info(
+            "          "
+            + " ".join([*tls, "--insecure", f"https://{host.name}:{machine.port(guest)}/"])
+        )
+    log.info(f"End it:   ./inv demo --host {host.name} --stop")

@@ -1,0 +1,84 @@
+"""What server/facts.sh says about a server, as values."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from anemos.disks import SECTOR, Device
+from anemos.log import FAILED, die
+from anemos.workstation import places
+from anemos.workstation.ssh import Remote
+
+SCRIPT = places.ROOT / "anemos/server/facts.sh"
+
+
+@dataclass(frozen=True)
+class Facts:
+    user: str
+    name: str
+    machine: str
+    kernel: str
+    boot_id: str
+    memory_total: int  # bytes
+    memory_available: int  # bytes
+    kexec_disabled: bool
+    lockdown: str  # the kernel's words, "[none] integrity confidentiality"
+    efi: bool
+    container: str
+    modules: tuple[str, ...]
+    disks: tuple[Device, ...]
+    models: dict[str, str]  # disk's name -> model
+    mounts: tuple[str, ...]  # "device mount-point type"
+    addresses: tuple[str, ...]
+    routes: tuple[str, ...]
+    listening: tuple[int, ...]
+    base: str  # path of the wanted base image on the server, or ""
+    place: str  # "system" or "initramfs"
+    stamp: dict[str, Any]  # deployment.json, {} on a foreign system
+
+    @property
+    def deployment(self) -> str:
+        return str(self.stamp.get("deployment", ""))
+
+
+def gather(remote: Remote, base_hash: str = "") -> Facts:
+    """One round trip. BASE_HASH: the base image that the server is asked for."""
+    return parse(remote.sh(["sh", "-c", SCRIPT.read_text(), "facts", base_hash]))
+
+
+def parse(text: str) -> Facts:
+    """TEXT: `key=value` lines; the last says that they are complete. Raises Failure."""
+    pairs = [line.split("=", 1) for line in text.splitlines() if "=" in line]
+    one = dict(pairs)
+    if "end" not in one:
+        die("the facts of the server are not complete", status=FAILED)
+
+    def every(key: str) -> tuple[str, ...]:
+        return tuple(value for name, value in pairs if name == key)
+
+    disks = [value.split("|", 4) for value in every("disk")]
+    return Facts(
+        user=one["user"],
+        name=one["name"],
+        machine=one["machine"],
+        kernel=one["kernel"],
+        boot_id=one["boot_id"],
+        memory_total=int(one["memory_total_kib"]) * 1024,
+        memory_available=int(one["memory_available_kib"]) * 1024,
+        kexec_disabled=one["kexec_disabled"] == "1",
+        lockdown=one["lockdown"],
+        efi=one["efi"] == "yes",
+        container=one.get("container", ""),
+        modules=every("module"),
+        disks=tuple(
+            Device(name, serial, wwn, int(size) * SECTOR) for name, size, serial, wwn, _ in disks
+        ),
+        models={name: model for name, *_, model in disks},
+        mounts=every("mount"),
+        addresses=every("address"),
+        routes=every("route"),
+        listening=tuple(sorted(int(port, 16) for port in every("listen"))),
+        base=one.get("base", ""),
+        place=one["place"],
+        stamp=json.loads(one["stamp"] or "{}"),
+    )

@@ -1,0 +1,135 @@
+"""The one module that owns GPG: bytes in, bytes out, every failure one message with a name in it.
+
+Ciphertext is encrypted and signed: with encryption alone, whoever has the public keys could replace
+a secret. Passphrases never pass through here: gpg-agent(1) asks for them.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gnupg
+
+from anemos.log import die
+
+TTY = "gpg-agent asks for passphrases on the terminal that it knows: export GPG_TTY=$(tty)"
+DAMAGED = "is damaged: truncated or tampered with"
+
+# Status keyword (doc/DETAILS of GnuPG) -> what a failed decryption means; the first match counts.
+UNREADABLE = {
+    "DECRYPTION_KEY": (DAMAGED, ""),  # the session key was found: nothing is missing
+    "NEED_PASSPHRASE_SYM": ("is encrypted with a passphrase, not to the recipients", ""),
+    "PINENTRY_LAUNCHED": ("is encrypted to a key whose passphrase was not given", TTY),
+    "ERROR": ("cannot be decrypted: it is damaged, or its key is locked", TTY),
+    "NO_SECKEY": ("is encrypted to keys whose secret part is not here", "gpg --list-secret-keys"),
+    "ENC_TO": (DAMAGED, ""),
+}
+NOT_CIPHERTEXT = ("is not encrypted, or only the beginning of an encrypted file", "")
+
+# The same for what was decrypted, but has no valid signature.
+UNTRUSTED = {
+    "BADSIG": "has a bad signature",
+    "NO_PUBKEY": "is signed by an unknown key",
+    "EXPKEYSIG": "is signed by a key that has expired",
+    "REVKEYSIG": "is signed by a key that was revoked",
+    "EXPSIG": "has an expired signature",
+    "NEWSIG": "has a signature that gpg cannot check",
+}
+
+# Ed25519 is made in milliseconds. No passphrase: a throw-away key protects nothing real.
+THROWAWAY_KEY = """\
+%no-protection
+Key-Type: EDDSA
+Key-Curve: ed25519
+Key-Usage: sign
+Subkey-Type: ECDH
+Subkey-Curve: cv25519
+Subkey-Usage: encrypt
+Name-Real: {name}
+Expire-Date: 0
+%commit
+"""
+
+
+class Keyring:
+    """The keys in the GnuPG home HOME, a directory with mode 0700 (None: the user's own).
+
+    Whatever goes wrong, a missing gpg(1) too, raises Failure with exit status 2 and the NAME given.
+    Fingerprints are those of primary keys: 40 upper-case hexadecimal digits.
+    """
+
+    def __init__(self, home: Path | None) -> None:
+        try:
+            self.gpg = gnupg.GPG(gnupghome=None if home is None else os.fspath(home))
+        except OSError:
+            die("gpg not found", hint="./inv installs what is missing")
+        except ValueError as error:
+            die(f"gpg does not work: {error}")
+
+    def generate(self, name: str) -> str:
+        """Make a throw-away key without passphrase for NAME and return its fingerprint."""
+        made = self.gpg.gen_key(THROWAWAY_KEY.format(name=name))
+        if not made.fingerprint:
+            hint = (
+                "gpg-agent's socket lies in the GnuPG home: its path must be shorter than 108 bytes"
+            )
+            die(f"cannot make a GPG key for {name}: {complaint(made)}", hint=hint)
+        return str(made.fingerprint)
+
+    def encrypt(self, data: bytes, name: str, recipients: list[str]) -> bytes:
+        """Encrypt DATA to all RECIPIENTS, signed by the first whose secret key is here."""
+        self._check(recipients, name)
+        secret = self.gpg.list_keys(secret=True).fingerprints
+        signer = next((one for one in recipients if one in secret), None)
+        if signer is None:
+            die(f"cannot sign {name}: no recipient's secret key is here")
+        options = {"sign": True, "armor": False, "extra_args": ["--local-user", signer]}
+        # always_trust: full fingerprints leave nothing to guess.
+        result = self.gpg.encrypt(data, recipients, always_trust=True, **options)
+        if not result.ok or result.returncode:
+            die(f"cannot encrypt {name}: {complaint(result)}", hint=TTY)
+        return bytes(result.data)
+
+    def decrypt(self, data: bytes, name: str, signers: list[str]) -> bytes:
+        """Return the plaintext of DATA, which one of SIGNERS must have signed."""
+        if not data:
+            die(f"{name} is empty")
+        try:
+            result = self.gpg.decrypt(data)
+        except BrokenPipeError:  # gpg gave up before it had read everything
+            die(f"{name} {DAMAGED}")
+        # A failed result has data too, which nothing authenticates: hands off before this.
+        check_result(result, name, signers)
+        return bytes(result.data)
+
+    def _check(self, recipients: list[str], name: str) -> None:
+        """Die with the recipient that is unfit: gpg would only say "invalid recipient"."""
+        keys = {key["fingerprint"]: key for key in self.gpg.list_keys()}
+        for one in recipients:
+            if one not in keys:
+                die(f"cannot encrypt {name}: no public key of {one}", hint=f"gpg --recv-keys {one}")
+            if "E" not in keys[one]["cap"]:  # capital: the key as a whole can encrypt, now
+                why = {"e": "has expired", "r": "was revoked"}.get(
+                    keys[one]["trust"], "cannot do it"
+                )
+                die(f"cannot encrypt {name}: the key {one} {why}")
+
+
+def check_result(result: Any, name: str, signers: list[str]) -> None:
+    """Die unless RESULT was decrypted, whole, and is validly signed by one of SIGNERS."""
+    status = [line.split() for line in result.stderr.splitlines()]
+    seen = {words[1] for words in status if words[:1] == ["[GNUPG:]"]}
+    if not result.ok:
+        what, hint = next((UNREADABLE[key] for key in UNREADABLE if key in seen), NOT_CIPHERTEXT)
+        die(f"{name} {what}", hint=hint)
+    if not result.valid or result.returncode:
+        what = next((UNTRUSTED[key] for key in UNTRUSTED if key in seen), "is not signed")
+        die(f"{name} {what}")
+    if result.pubkey_fingerprint not in signers:  # of the primary key, even if a subkey signed
+        die(f"{name} is signed by {result.pubkey_fingerprint}, which is not a recipient")
+
+
+def complaint(result: Any) -> str:
+    """The last thing that gpg told a human."""
+    said = [line for line in result.stderr.splitlines() if line.startswith("gpg: ")]
+    return said[-1].removeprefix("gpg: ") if said else str(result.status)

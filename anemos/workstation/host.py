@@ -1,0 +1,138 @@
+"""A host: hosts/<name>/ with its IMGBUILD and its host.toml.
+
+host.toml, all but address and host_key optional:
+
+    address = "mx.example.org"
+    host_key = "ssh-ed25519 AAAA..."   # pinned: the contents of an ssh_host_*_key.pub
+    port = 22
+    user = "root"                      # another one needs sudo without a password
+    identity = "~/.ssh/id_ed25519"     # without it: the agent's keys and ssh's default ones
+    build_on = "workstation"           # where the package layer is made; or "initramfs"
+    ports = [22, 443]                  # that must listen afterwards
+
+    [timeouts]                         # seconds
+    down = 180                         # until the old system has shut down
+    initramfs = 300                    # until the initramfs answers
+    install = 3600                     # without a word from the initramfs
+    up = 600                           # until the new system is up
+
+    [vm]                               # instead of address and host_key: a local, throw-away VM
+    stock = "stock"                    # IMGBUILD in hosts/ of the system that it starts with
+    memory = 1024                      # MiB
+    forward = [443]                    # guest's ports to be reached from here, 22 aside
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from anemos.image import imgbuild
+from anemos.image.imgbuild import Imgbuild
+from anemos.log import die
+from anemos.workstation import places
+
+BUILD_ON = ("workstation", "initramfs")
+INTERNAL = ("name", "directory", "timeouts", "vm")  # not plain values of host.toml
+REQUIRED = ("stock",)
+EXPECTED: dict[Any, str] = {str: "a string", int: "a number", list[int]: "a list of numbers"}
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    down: int = 180
+    initramfs: int = 300
+    install: int = 3600
+    up: int = 600
+
+
+@dataclass(frozen=True)
+class VmSettings:
+    stock: str
+    memory: int = 1024
+    forward: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Host:
+    name: str
+    directory: Path
+    address: str = ""
+    host_key: str = ""
+    port: int = 22
+    user: str = "root"
+    identity: str = ""
+    build_on: str = "workstation"
+    ports: list[int] = field(default_factory=lambda: [22])
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    vm: VmSettings | None = None
+
+    @property
+    def identity_file(self) -> Path | None:
+        return Path(os.path.expanduser(self.identity)) if self.identity else None  # noqa: PTH111
+
+    def imgbuild(self) -> Imgbuild:
+        return imgbuild.load(self.directory)
+
+
+def known() -> list[str]:
+    return sorted(entry.parent.name for entry in places.HOSTS.glob("*/host.toml"))
+
+
+def load(name: str) -> Host:
+    """The host NAME. Raises Failure that names the file for everything that is wrong in it."""
+    hint = f"known: {', '.join(known())}"
+    if not name:
+        die("which host? --host NAME", hint=hint)
+    directory = places.HOSTS / name
+    if Path(name).name != name or not directory.is_dir():
+        die(f"unknown host {name!r}: no such directory in hosts/", hint=hint)
+    file = directory / "host.toml"
+    if not file.is_file():
+        die(f"hosts/{name}/host.toml is missing", hint=hint)
+    try:
+        given = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        die(f"hosts/{name}/host.toml: {error}")
+    return interpret(name, directory, given)
+
+
+def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
+    """Check what host.toml says. Pure but for the name of the file in messages."""
+    where = f"hosts/{name}/host.toml"
+    tables: dict[str, Any] = {
+        key: kind(**checked(where, kind, given.pop(key)))
+        for key, kind in {"timeouts": Timeouts, "vm": VmSettings}.items()
+        if key in given
+    }
+    host = Host(name, directory, **checked(where, Host, given), **tables)
+    if host.build_on not in BUILD_ON:
+        die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
+    if host.vm is None and not (host.address and host.host_key):
+        die(f"{where}: needs address and host_key", hint="or [vm], for a local VM")
+    return host
+
+
+def checked(where: str, kind: type, given: Any) -> dict[str, Any]:
+    """GIVEN, when it is a table with names and types of the dataclass KIND."""
+    if not isinstance(given, dict):
+        die(f"{where}: {given!r} is not a table")
+    types = {each.name: each.type for each in fields(kind) if each.name not in INTERNAL}
+    for name, value in given.items():
+        if name not in types:
+            die(f"{where}: unknown name {name!r}", hint=f"known: {', '.join(types)}")
+        if not fits(value, types[name]):
+            die(f"{where}: {name} is {value!r}, expected {EXPECTED[types[name]]}")
+    missing = [
+        each.name for each in fields(kind) if each.name in REQUIRED and each.name not in given
+    ]
+    if missing:
+        die(f"{where}: {missing[0]} is missing")
+    return given
+
+
+def fits(value: Any, kind: Any) -> bool:
+    if kind == list[int]:
+        return isinstance(value, list) and all(type(each) is int for each in value)
+    return type(value) is kind

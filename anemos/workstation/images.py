@@ -1,0 +1,114 @@
+"""Base image and package layers on the workstation: built when the cache has none that fits."""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from anemos import log
+from anemos.digest import sha256
+from anemos.image import bootstrap
+from anemos.image.imgbuild import Imgbuild
+from anemos.log import die
+from anemos.run import run
+from anemos.workstation import places
+
+PACKAGE = places.ROOT / "anemos"
+BASE = PACKAGE / "base"
+LIBRARIES = "usr/lib/python3/dist-packages"
+OPERATOR_ONLY = ("workstation", "base", "__pycache__")
+
+
+def base() -> Path:
+    """The base image: base-<SHA-256>.squashfs. Built when anything that goes into it changed."""
+    with sources() as (tree, link):
+        if not link.exists():
+            with log.step("Building the base image"):
+                build_base(tree, link)
+        return link.resolve()
+
+
+def cached_base() -> str:
+    """The base image, when it is built, or ""."""
+    with sources() as (_, link):
+        return str(link.resolve()) if link.exists() else ""
+
+
+@contextmanager
+def sources() -> Iterator[tuple[Path, Path]]:
+    """What of Anemos goes into the base image, and the link in the cache that stands for it."""
+    with TemporaryDirectory() as name:
+        tree = collect(Path(name))
+        yield tree, places.cache() / f"base-{key([BASE, tree])}"
+
+
+def collect(directory: Path) -> Path:
+    """The Python that runs on servers, as input files: Anemos without the workstation, and sh."""
+    library = directory / LIBRARIES
+    spec = find_spec("sh")
+    assert spec and spec.origin
+    ignore = shutil.ignore_patterns(*OPERATOR_ONLY)
+    shutil.copytree(PACKAGE, library / "anemos", ignore=ignore)
+    shutil.copytree(Path(spec.origin).parent, library / "sh", ignore=ignore)
+    return directory
+
+
+def key(directories: Sequence[Path]) -> str:
+    """16 hexadecimal digits that stand for all names, modes and contents in DIRECTORIES."""
+    digest = hashlib.sha256()
+    for top in directories:
+        for file in sorted(file for file in top.rglob("*") if file.is_file()):
+            entry = f"{file.relative_to(top)}\0{file.stat().st_mode:o}\0{sha256(file)}\n"
+            digest.update(os.fsencode(entry))
+    return digest.hexdigest()[:16]
+
+
+def build_base(tree: Path, link: Path) -> None:
+    cache = places.cache()
+    (built,) = image(BASE, ["--output", cache, "--cache", cache, BASE / "files", tree])
+    final = cache / f"base-{sha256(built)}.squashfs"
+    built.rename(final)
+    fresh = link.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(final.name)
+    fresh.rename(link)
+    log.info(f"Base image: {final.stat().st_size / 2**20:.1f} MiB")
+
+
+def layer(spec: Imgbuild) -> Path:
+    """The package layer of SPEC, a .tar.zst."""
+    (built,) = image(spec.directory, ["--layer", "--cache", places.cache()])
+    return built
+
+
+def cached_layer(spec: Imgbuild) -> str:
+    """The package layer of SPEC, when there is one, or ""."""
+    file = bootstrap.layer_file(spec, places.cache())
+    return str(file) if file.exists() else ""
+
+
+def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
+    """Run the image builder for the IMGBUILD in DIRECTORY: the files that it made.
+
+    In a process of its own, as it needs namespaces of its own.
+    """
+    argv = [sys.executable, "-m", "anemos.image", "--directory", directory, *options]
+    lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=log.info).splitlines()
+    files = [Path(line) for line in lines if line.startswith("/")]
+    if not files:
+        die(f"{directory}: the image builder made nothing", status=log.FAILED)
+    return files
+
+
+@contextmanager
+def boot_files() -> Iterator[tuple[Path, Path]]:
+    """Kernel and first initrd of the base image, as files."""
+    with TemporaryDirectory() as name:
+        out = Path(name) / "root"
+        run(["unsquashfs", "-quiet", "-no-progress", "-dest", out, base(), "boot"])
+        yield out / "boot/vmlinuz", out / "boot/initrd"

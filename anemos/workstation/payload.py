@@ -1,0 +1,82 @@
+"""The payload: a tar with everything that is particular to one deployment of one host.
+
+    manifest.json     {"deployment", "host", "keep": [kept disks], "files": {path: SHA-256}}
+    host/IMGBUILD
+    files/PATH        the host's input files, templates rendered
+    secrets/PATH      revealed files, mode 0600
+
+The same inputs and the same deployment id give the same bytes.
+"""
+
+import io
+import json
+import os
+import stat
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from anemos.image import definition, template, tree
+from anemos.image.imgbuild import Imgbuild
+
+
+@dataclass(frozen=True)
+class Member:
+    path: str
+    data: bytes  # of a symbolic link: its target
+    mode: int
+    link: bool = False
+
+
+def write(
+    out: Path, spec: Imgbuild, deployment: str, values: Mapping[str, str], secrets: Path
+) -> None:
+    """Write the payload to OUT, mode 0600. SECRETS: the tree of revealed files.
+
+    Raises Failure for input files that cannot be used and templates that name unknown values.
+    """
+    members = list(collect(spec, values, secrets))
+    manifest = {
+        "deployment": deployment,
+        "host": spec.directory.name,
+        "keep": [asdict(each) for each in spec.keep],
+        "files": {member.path: sha256(member.data).hexdigest() for member in members},
+    }
+    head = Member("manifest.json", json.dumps(manifest, indent=1).encode(), 0o600)
+    out.unlink(missing_ok=True)
+    out.touch(0o600)
+    with tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as archive:
+        for member in [head, *members]:
+            add(archive, member)
+
+
+def collect(spec: Imgbuild, values: Mapping[str, str], secrets: Path) -> Iterator[Member]:
+    yield Member("host/IMGBUILD", spec.file.read_bytes(), 0o644)
+    files = spec.directory / "files"
+    if files.is_dir():
+        yield from (input_member(path, file, values) for path, file in tree.inputs(files))
+    for path, file in tree.inputs(secrets):
+        yield Member(f"secrets/{path}", file.read_bytes(), 0o600)
+
+
+def input_member(path: str, file: Path, values: Mapping[str, str]) -> Member:
+    if file.is_symlink():
+        return Member(f"files/{path}", os.fsencode(file.readlink()), 0o777, link=True)
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if path.endswith(template.SUFFIX):
+        text = definition.rendered(file, values)
+        return Member(f"files/{path.removesuffix(template.SUFFIX)}", text.encode(), mode)
+    return Member(f"files/{path}", file.read_bytes(), mode)
+
+
+def add(archive: tarfile.TarFile, member: Member) -> None:
+    info = tarfile.TarInfo(member.path)
+    info.mode = member.mode
+    if member.link:
+        info.type, info.linkname = tarfile.SYMTYPE, os.fsdecode(member.data)
+        archive.addfile(info)
+    else:
+        info.size = len(member.data)
+        archive.addfile(info, io.BytesIO(member.data))

@@ -1,0 +1,282 @@
+"""The phases of a deployment, each to be run alone or one after the other.
+
+What one leaves for the next is a State, kept as JSON in memory-backed storage.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from anemos import log
+from anemos.digest import sha256
+from anemos.image.imgbuild import Imgbuild
+from anemos.log import FAILED, Failure, die
+from anemos.workstation import facts, images, payload, places, plan, secrets, stock, vm
+from anemos.workstation.facts import Facts
+from anemos.workstation.gpg import Keyring
+from anemos.workstation.host import Host
+from anemos.workstation.plan import Sizes
+from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, Unreachable, connect
+
+SERVER = places.ROOT / "anemos/server"
+STAGE = "/run/anemos"
+POLL_S = 0.5
+Ready = Callable[[Facts], bool]
+
+
+@dataclass
+class State:
+    """A deployment as far as it has come."""
+
+    host: str
+    deployment: str = ""
+    base: str = ""  # file on the workstation
+    layer: str = ""  # the same; "" when the initramfs bootstraps
+    remote_base: str = ""  # file on the server
+    old_boot_id: str = ""
+    last_answer: float = 0.0  # of the old system: seconds since the epoch
+    first_answer: float = 0.0  # of the new system
+    kept: list[dict[str, Any]] = field(default_factory=list)  # fingerprints in the old system
+    sent: dict[str, int] = field(default_factory=dict)  # bytes: base, layer, payload
+
+    def save(self) -> None:
+        file = places.memory(self.host) / "state.json"
+        fresh = file.with_suffix(".new")
+        fresh.touch(0o600)
+        fresh.write_text(json.dumps(asdict(self)))
+        fresh.rename(file)
+
+
+def load_state(host: Host, needs: str = "", hint: str = "") -> State:
+    """The state of HOST's deployment. Raises Failure when the field NEEDS is still empty."""
+    file = places.memory(host.name) / "state.json"
+    state = State(**json.loads(file.read_text())) if file.exists() else State(host.name)
+    if needs and not getattr(state, needs):
+        die(f"{host.name}: not ready for this phase", hint=f"./inv {hint} --host {host.name}")
+    return state
+
+
+def endpoint(host: Host) -> Endpoint:
+    """Where HOST answers, and the key that it is pinned to, in all of its systems."""
+    if host.vm is None:
+        return Endpoint(host.address, host.port, host.user, host.host_key, host.identity_file)
+    key = stock.host_key(host.name, host.vm.stock)
+    port = vm.of(host).port(22)
+    if not port:
+        die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
+    return Endpoint("127.0.0.1", port, "root", key, stock.operator_key(host.name))
+
+
+def payload_file(host: Host) -> Path:
+    return places.memory(host.name) / "payload"
+
+
+# --- plan
+
+
+def make_plan(host: Host) -> dict[str, Any]:
+    """Tell what a deployment would do. Raises Failure (status 2): all that stands against it."""
+    spec = host.imgbuild()
+    state = State(host.name, base=images.cached_base(), layer=cached_layer(host, spec))
+    with connect(endpoint(host)) as remote:
+        seen = facts.gather(remote, base_hash(state))
+    sizes = measure(host, state, seen)
+    wrong = plan.problems(host, spec, seen, sizes)
+    if wrong:
+        die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
+    lines = plan.describe(spec, seen, sizes)
+    for what, which in lines:
+        log.info(f"{what:8} {which}")
+    return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
+
+
+def cached_layer(host: Host, spec: Imgbuild) -> str:
+    return images.cached_layer(spec) if host.build_on == "workstation" else ""
+
+
+def base_hash(state: State) -> str:
+    return Path(state.base).stem.removeprefix("base-") if state.base else ""
+
+
+def measure(host: Host, state: State, seen: Facts) -> Sizes:
+    """What is to be sent, as far as it is made."""
+    return Sizes(size(state.base), size(state.layer), size(payload_file(host)), bool(seen.base))
+
+
+def size(file: str | Path) -> int:
+    return Path(file).stat().st_size if file and Path(file).exists() else 0
+
+
+# --- reveal, pack
+
+
+def reveal(host: Host) -> dict[str, Any]:
+    """Decrypt the secrets of HOST into memory."""
+    into = places.memory(host.name) / "secrets"
+    if host.vm is None:
+        found = secrets.reveal(Keyring(None), places.SECRETS, host.name, into)
+    else:
+        root = places.state(host.name) / "secrets"
+        found = secrets.reveal(stock.keyring(host.name, host.name), root, host.name, into)
+    log.info(f"Revealed {len(found.files)} files, {len(found.values)} values")
+    return {"host": host.name, "files": found.files, "values": sorted(found.values)}
+
+
+def pack(host: Host, deployment: str = "") -> dict[str, Any]:
+    """Make the payload, and whatever else is to be sent."""
+    spec = host.imgbuild()
+    into = places.memory(host.name) / "secrets"
+    revealed = secrets.load(into, host.name)
+    state = State(host.name, deployment=deployment or new_deployment())
+    values = {**revealed.values, **builtin_values(host, state)}
+    payload.write(payload_file(host), spec, state.deployment, values, into / "files")
+    prepare(host, spec, state)
+    state.save()
+    digest = sha256(payload_file(host))
+    log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
+    return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+
+
+def prepare(host: Host, spec: Imgbuild, state: State) -> None:
+    state.base = str(images.base())
+    state.layer = str(images.layer(spec)) if host.build_on == "workstation" else ""
+
+
+def new_deployment() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(3)}"
+
+
+def builtin_values(host: Host, state: State) -> dict[str, str]:
+    """The values that every template may use."""
+    values = {"deployment": state.deployment, "host": host.name}
+    identity = stock.operator_key(host.name) if host.vm else host.identity_file
+    public = identity.with_name(identity.name + ".pub") if identity else None
+    if public and public.is_file():
+        values["operator_key"] = public.read_text().strip()
+    return values
+
+
+# --- upload, build-initramfs, kexec
+
+
+def upload(host: Host) -> dict[str, Any]:
+    """Send what the server lacks, into its memory."""
+    state = load_state(host, "deployment", "pack")
+    with connect(endpoint(host)) as remote:
+        seen = facts.gather(remote, base_hash(state))
+        sizes = measure(host, state, seen)
+        with bad_input():
+            script(remote, "stage.sh", str(sizes.before_jump))
+        state.sent = {"base": 0, "layer": 0, "payload": send(remote, payload_file(host), "payload")}
+        if state.layer:
+            state.sent["layer"] = send(remote, Path(state.layer), "layer")
+        state.remote_base = seen.base or f"{STAGE}/{Path(state.base).name}"
+        if not seen.base:
+            state.sent["base"] = send(remote, Path(state.base), Path(state.base).name)
+    state.save()
+    return {"host": host.name, "bytes_sent": state.sent}
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """A refusal of the server inside is an unmet precondition: nothing was started."""
+    try:
+        yield
+    except Failure as failure:
+        die(failure.message, hint=failure.hint)
+
+
+def send(remote: Remote, file: Path, name: str) -> int:
+    with log.step(f"Sending {name} ({size(file) / 2**20:.1f} MiB)"):
+        return remote.put(file, f"{STAGE}/{name}", mode=0o600, timeout=300)
+
+
+def build_initramfs(host: Host) -> dict[str, Any]:
+    """Have the server put its initramfs together."""
+    state = load_state(host, "remote_base", "upload")
+    layer = sha256(Path(state.layer)) if state.layer else ""
+    with connect(endpoint(host)) as remote:
+        words = [state.remote_base, sha256(payload_file(host)), layer]
+        answer = json.loads(enter(remote, state.remote_base, "build-initramfs", *words))
+    state.kept = answer["kept"]
+    state.save()
+    return {"host": host.name, "network": answer["network"], "kept": state.kept}
+
+
+def kexec(host: Host) -> dict[str, Any]:
+    """Load the initramfs, jump, and see that it is ours that answers."""
+    state = load_state(host, "remote_base", "upload")
+    where = endpoint(host)
+    with connect(where) as remote:
+        state.old_boot_id = boot_id(remote)
+        enter(remote, state.remote_base, "load")
+        script(remote, "jump.sh", state.remote_base)
+    state.last_answer = time.time()
+    state.save()
+    with log.step("Waiting for the old system to end"):
+        await_end(host, where, state)
+    state.save()
+    with log.step("Waiting for the initramfs"):
+        ready = rebooted_from(state.old_boot_id)
+        seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
+    if seen.place != "initramfs" or seen.deployment != state.deployment:
+        die(f"{host.name} rebooted into the old system instead of the initramfs", status=FAILED)
+    return {"host": host.name, "boot_id": seen.boot_id}
+
+
+def await_end(host: Host, where: Endpoint, state: State) -> None:
+    """Wait until the old system does not answer any more; remember when it last did."""
+    end = time.monotonic() + host.timeouts.down
+    while time.monotonic() < end:
+        began = time.time()
+        try:
+            with connect(where, status=FAILED) as remote:
+                if boot_id(remote) != state.old_boot_id:
+                    return
+        except (Unreachable, ConnectionLost):
+            return
+        state.last_answer = began
+        time.sleep(POLL_S)
+    die(f"{host.name}: the old system still runs {host.timeouts.down} s after kexec", status=FAILED)
+
+
+def rebooted_from(old: str) -> Ready:
+    return lambda seen: seen.boot_id != old
+
+
+def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: str) -> Facts:
+    """Wait for a system that READY accepts; its facts. Raises Failure (status 1) at the end."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        with suppress(Unreachable, ConnectionLost), connect(where, status=FAILED) as remote:
+            seen = facts.gather(remote)
+            if ready(seen):
+                return seen
+        time.sleep(POLL_S)
+    die(f"{host.name}: no answer from the {what} within {timeout} s", status=FAILED)
+
+
+def boot_id(remote: Remote) -> str:
+    return remote.sh(["cat", "/proc/sys/kernel/random/boot_id"]).strip()
+
+
+def script(remote: Remote, name: str, *words: str, timeout: float = 60) -> str:
+    """Run a script of anemos/server on the server."""
+    return remote.sh(["sh", "-c", (SERVER / name).read_text(), name, *words], timeout=timeout)
+
+
+def enter(remote: Remote, base: str, *words: str) -> str:
+    """Run `python3 -m anemos.server WORDS` on the server, in the base image."""
+    return script(remote, "enter.sh", base, *words, timeout=300)
+
+
+def forget(host: Host) -> None:
+    """Remove HOST's revealed secrets and payload from memory."""
+    shutil.rmtree(places.memory(host.name))

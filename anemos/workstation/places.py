@@ -1,0 +1,43 @@
+"""Directories on the workstation. Plaintext secrets are in `memory` alone."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from anemos.log import FAILED, die
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTS = ROOT / "hosts"
+SECRETS = ROOT / "secrets"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (shm_overview(7): a tmpfs; checked before use)
+# Two clones of a repository on one machine do not share VMs, throw-away keys and memory.
+CLONE = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:8]
+
+
+def cache() -> Path:
+    """What can be made again: base images, package layers (XDG Base Directory Specification)."""
+    return _private(_base("XDG_CACHE_HOME", ".cache") / "anemos")
+
+
+def state(name: str) -> Path:
+    """Throw-away keys and VM disks of the host or VM NAME."""
+    return _private(_base("XDG_STATE_HOME", ".local/state") / "anemos" / CLONE / name)
+
+
+def memory(name: str) -> Path:
+    """A directory of ours on a tmpfs, for the host NAME. Raises Failure when it is not ours."""
+    top = SHARED_MEMORY / f"anemos-{os.geteuid()}-{CLONE}"
+    top.mkdir(mode=0o700, exist_ok=True)
+    seen = top.lstat()
+    if top.is_symlink() or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
+        die(f"{top}: belongs to somebody else, or others may read it", status=FAILED)
+    return _private(top / name)
+
+
+def _base(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default)
+
+
+def _private(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory

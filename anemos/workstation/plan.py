@@ -1,0 +1,150 @@
+"""What a deployment is going to do, and everything that stands in its way. Nothing is changed."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from anemos import disks
+from anemos.disks import Device
+from anemos.image import layout
+from anemos.image.imgbuild import Imgbuild
+from anemos.image.layout import Disk, Kept
+from anemos.log import Failure
+from anemos.workstation.facts import Facts
+from anemos.workstation.host import Host
+
+MIB = 2**20
+# What the installing system itself takes: its kernel, Python, sshd, file systems' buffers.
+WORKING_MEMORY = 200 * MIB
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes to send; None for the base image when the server has it."""
+
+    base: int
+    layer: int
+    payload: int
+    base_is_there: bool
+
+    @property
+    def sent(self) -> int:
+        return self.layer + self.payload + (0 if self.base_is_there else self.base)
+
+    @property
+    def initramfs(self) -> int:
+        return self.base + self.layer + self.payload
+
+    @property
+    def before_jump(self) -> int:
+        """Memory on the old system: the parts, joined; and what kexec_file_load(2) reads and keeps.
+
+        The layer's part is gone when the kernel gets its copies.
+        """
+        return 3 * self.initramfs + (0 if self.base_is_there else self.base)
+
+    @property
+    def after_jump(self) -> int:
+        """Memory in the initramfs at its worst: the archive and what is unpacked from it."""
+        return 2 * self.initramfs + WORKING_MEMORY
+
+
+def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
+    """All preconditions that do not hold, one line each."""
+    return [*_system(facts), *_memory(facts, sizes), *_disks(spec, facts), *_identity(host, facts)]
+
+
+def _system(facts: Facts) -> Iterator[str]:
+    if facts.user != "0":
+        yield "the login is not root and sudo gives no root"
+    if facts.machine != "x86_64":
+        yield f"the machine is {facts.machine}; the base image is for x86_64"
+    if facts.container:
+        yield f"this is a container ({facts.container}): its kernel is not its own"
+    if facts.kexec_disabled:
+        yield "kexec is disabled until the next boot (/proc/sys/kernel/kexec_load_disabled)"
+    if re.search(r"\[(integrity|confidentiality)\]", facts.lockdown) and not facts.efi:
+        yield f"the kernel is locked down: {facts.lockdown}"
+    for module in {"loop", "squashfs"} - set(facts.modules):
+        yield f"the kernel has no {module}"
+    if facts.place != "system":
+        yield f"this is the initramfs of deployment {facts.deployment}, not a running system"
+
+
+def _memory(facts: Facts, sizes: Sizes) -> Iterator[str]:
+    if facts.memory_available < sizes.before_jump:
+        yield (
+            f"memory: {sizes.before_jump // MIB} MiB needed before the jump,"
+            f" {facts.memory_available // MIB} MiB available"
+        )
+    if facts.memory_total < sizes.after_jump:
+        yield (
+            f"memory: {sizes.after_jump // MIB} MiB needed in the initramfs,"
+            f" {facts.memory_total // MIB} MiB in the machine"
+        )
+
+
+def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    found: dict[str, str] = {}
+    named: list[Disk | Kept] = [*spec.layout.disks, *spec.keep]
+    for each in named:
+        try:
+            device = disks.resolve(each.name, each.match, facts.disks)
+            if isinstance(each, Disk):
+                layout.extents(each, device.size)
+        except Failure as failure:
+            yield f"{failure.message}; {failure.hint}"
+        except ValueError as error:
+            yield str(error)
+        else:
+            if device.name in found:
+                yield f"disks {found[device.name]!r} and {each.name!r} are the same: {device.name}"
+            found[device.name] = each.name
+
+
+def _identity(host: Host, facts: Facts) -> Iterator[str]:
+    stamped = facts.stamp.get("host", host.name)
+    if stamped != host.name:
+        yield f"this machine was deployed as {stamped!r}, not as {host.name!r}"
+
+
+def describe(spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]]:
+    """The plan as (what, which) lines. Only for facts without problems."""
+    where = f"{facts.name}, kernel {facts.kernel}"
+    return [
+        ("server", where + (f", deployment {facts.deployment}" if facts.deployment else "")),
+        *(
+            ("ERASE", _disk(disks.resolve(d.name, d.match, facts.disks), facts))
+            for d in spec.layout.disks
+        ),
+        *(("keep", _disk(disks.resolve(k.name, k.match, facts.disks), facts)) for k in spec.keep),
+        *(("network", each) for each in (*facts.addresses, *facts.routes)),
+        ("boot", "kexec"),
+        ("send", _sizes(sizes)),
+        (
+            "memory",
+            f"{sizes.before_jump // MIB} of {facts.memory_available // MIB} MiB before the jump,"
+            f" {sizes.after_jump // MIB} of {facts.memory_total // MIB} MiB after it",
+        ),
+    ]
+
+
+def _sizes(sizes: Sizes) -> str:
+    base = (
+        "base image is there" if sizes.base_is_there else f"base image {sizes.base / MIB:.1f} MiB"
+    )
+    layer = f"package layer {sizes.layer / MIB:.1f} MiB, " if sizes.layer else ""
+    return f"{sizes.sent / MIB:.1f} MiB ({base}, {layer}payload {sizes.payload / MIB:.1f} MiB)"
+
+
+def _disk(device: Device, facts: Facts) -> str:
+    mounts = [line.split() for line in facts.mounts]
+    holds = [
+        f"{point} ({kind})"
+        for node, point, kind in mounts
+        if node.startswith(f"/dev/{device.name}")
+    ]
+    model = facts.models.get(device.name)
+    return (
+        f"{device.describe()}{f', {model}' if model else ''}: {', '.join(holds) or 'not mounted'}"
+    )

@@ -1,0 +1,359 @@
+"""The one module that speaks SSH.
+
+A server is met only under its pinned host key, and no configuration of the user (ssh_config,
+fabric.yaml, known_hosts) has a say. Everything that runs there runs as root: where the login is
+another user, through `sudo -n`.
+
+Commands and files go through channels of our own instead of fabric's `run` and `put`: `run` leaves
+standard input open or feeds it 100 bytes a second, `put` needs an sftp-server and makes a file
+before it narrows its mode. A channel is 8-bit clean and needs nothing but sh on the other side.
+"""
+
+import logging
+import os
+import select
+import socket
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from time import monotonic, sleep
+from typing import BinaryIO
+
+import fabric
+from cryptography.exceptions import UnsupportedAlgorithm
+from paramiko import (
+    AuthenticationException,
+    BadHostKeyException,
+    Channel,
+    PKey,
+    RejectPolicy,
+    SSHException,
+    UnknownKeyType,
+)
+from paramiko.ssh_exception import IncompatiblePeer
+
+from anemos.log import BAD_INPUT, FAILED, Failure, Sink, die, info
+from anemos.run import Argv, CommandFailed, quote
+
+ANSWER_S = 10  # for the TCP handshake, then for the first line of the server
+HANDSHAKE_S = 30  # for each of key exchange, login, opening a channel: emulated machines are slow
+SILENCE_S = 30  # a peer that acknowledges nothing for so long is dead
+POLL_S = 1
+STILL_S = 20  # a wait longer than this says what it waits for
+CHUNK = 1 << 18
+WINDOW = 1 << 21  # paramiko's receive window: no channel ever buffers more than this
+
+# Keeps the command's status, death by a signal included, apart from a lost connection: paramiko
+# knows no exit-signal (RFC 4254, 6.10), it tells both as -1.
+STATUS = '"$@"; exit $?'
+STATUS_MERGED = '"$@" 2>&1; exit $?'  # in order; sshd would read two pipes in any order
+
+# Parameters: path, mode, size. The file begins empty with mode 0600, never wider, and gets its
+# final mode before its first byte; `set -C` is O_EXCL: no link of somebody else is followed.
+RECEIVE = """
+umask 077; set -C; part="$1.$$.part"
+test ! -d "$1" && { chmod "$2" "$part" && cat; } >"$part" || { rm -f "$part"; exit 1; }
+got=$(wc -c <"$part")
+test "$got" -eq "$3" && mv -f "$part" "$1" && exit
+rm -f "$part"; echo "$got of $3 bytes arrived" >&2; exit 1
+"""
+
+# Without a handler, Python prints the tracebacks of paramiko's threads. Errors are reported here.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+
+
+class Unreachable(Failure):
+    """Nobody answers there (yet), or the other side hung up before the login was done."""
+
+
+class WrongHostKey(Failure):
+    """Somebody answers, but does not hold the pinned key. Never worth a retry."""
+
+
+class LoginRefused(Failure):
+    """The right server answers and does not accept the user or any key."""
+
+
+class ConnectionLost(Failure):
+    """The connection ended while a command ran: what became of the command is unknown."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    address: str  # IP address or DNS name, nothing else in it
+    port: int
+    user: str
+    host_key: str  # "TYPE BASE64", as in a host_key.pub; a comment may follow
+    identity: Path | None  # private key file; None: the agent's keys and the default ones
+
+    def __str__(self) -> str:
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.user}@{address}:{self.port}"
+
+
+class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
+    """A connection that talks only to the holder of ENDPOINT's host key. Made by `connect`."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        identity = {"pkey": load_identity(endpoint.identity)} if endpoint.identity else {}
+        super().__init__(
+            endpoint.address,
+            user=endpoint.user,
+            port=endpoint.port,
+            config=fabric.Config(lazy=True),  # lazy: reads no file
+            gateway=False,
+            forward_agent=False,
+            connect_timeout=HANDSHAKE_S,
+            connect_kwargs={
+                "allow_agent": not identity,
+                "look_for_keys": not identity,
+                "banner_timeout": ANSWER_S,
+                "auth_timeout": HANDSHAKE_S,
+                **identity,
+            },
+        )
+        self._set(endpoint=endpoint)  # a plain assignment would go into the configuration
+        name = self.host if self.port == 22 else f"[{self.host}]:{self.port}"
+        key = pinned_key(endpoint)
+        self.client.set_missing_host_key_policy(RejectPolicy())
+        self.client.get_host_keys().add(name, key.get_name(), key)
+
+    def derive_shorthand(self, host_string: str) -> dict[str, str | None]:
+        """Take no address apart: user and port come from the endpoint alone."""
+        return {"host": host_string, "user": None, "port": None}
+
+    def close(self) -> None:
+        """Close also what fabric's `close` leaves open: a connection that failed half-way."""
+        super().close()
+        self.client.close()
+
+    def sh(self, argv: Argv, *, timeout: float = 60, log: Sink | None = None) -> str:
+        """Run ARGV as root with empty standard input, return its standard output, decoded.
+
+        With LOG, every line of its standard output and error goes there as it comes, and both are
+        returned. TIMEOUT: seconds until its end; it is not killed then, only left alone. ARGV is
+        visible in the server's process list: no secret belongs there.
+        Raises CommandFailed, ConnectionLost, or Failure on timeout; all with status FAILED.
+        """
+        return self._exchange(argv, argv, (), timeout, log)
+
+    def put(self, source: bytes | Path, path: str, *, mode: int, timeout: float = 60) -> int:
+        """Make the file PATH (absolute, no directory) out of SOURCE, return its size in bytes.
+
+        PATH appears, or is replaced, when the server has counted all bytes, by rename(2). TIMEOUT:
+        seconds without progress. Raises as `sh` does; Failure when SOURCE cannot be read.
+        """
+        try:
+            with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                receive = ["sh", "-c", RECEIVE, "sh", path, f"{mode:04o}", str(size)]
+                data = chunks(stream, size, path)
+                self._exchange(receive, ["put", path], data, timeout, log=None)
+        except OSError as error:
+            name = path if isinstance(source, bytes) else source  # bytes may be a secret
+            die(f"{name}: {error.strerror}", status=FAILED)
+        return size
+
+    def _exchange(
+        self, argv: Argv, shown: Argv, data: Iterable[bytes], timeout: float, log: Sink | None
+    ) -> str:
+        shown = [f"{self.endpoint}:", *shown]
+        lost = ConnectionLost(f"{quote(shown)}: the connection was lost", status=FAILED)
+        script = STATUS_MERGED if log else STATUS
+        sudo = [] if self.user == "root" else ["sudo", "-n", "--"]
+        try:
+            # Not create_session(): it would dial again by itself after a loss.
+            channel = self.transport.open_session(timeout=HANDSHAKE_S)
+            channel.exec_command(quote([*sudo, "sh", "-c", script, "sh", *argv]))
+        except (SSHException, EOFError, OSError):
+            raise lost from None
+        with channel:
+            try:
+                feed(channel, data, timeout)
+                status, out, err = listen(channel, timeout, log)
+            except TimeoutError:
+                die(f"{quote(shown)}: no end after {timeout:.0f} s", status=FAILED)
+        if status == -1:
+            raise lost
+        if status:
+            raise CommandFailed(shown, 128 - status if 128 < status <= 192 else status, out + err)
+        return out
+
+
+def pinned_key(endpoint: Endpoint) -> PKey:
+    try:
+        kind, blob = endpoint.host_key.split()[:2]
+        key = PKey.from_type_string(kind, b64decode(blob))
+        if key.asbytes() == b64decode(blob):  # else cut off: paramiko fills up with zeros
+            return key
+    except (ValueError, SSHException, UnknownKeyType):
+        pass
+    die(f"{endpoint}: the pinned host key is not a public key of a known type")
+
+
+def load_identity(path: Path) -> PKey:
+    """Load a private key. It is loaded here because paramiko tries a file as every type of key and
+    reports the last attempt."""
+    try:
+        return PKey.from_path(path)
+    except OSError as error:
+        die(f"{path}: {error.strerror}")
+    except TypeError:
+        die(f"{path} is locked by a passphrase", hint="ssh-add it, and name no identity")
+    except (ValueError, UnsupportedAlgorithm, SSHException, UnknownKeyType):
+        die(f"{path} is not a private key of a known type")
+
+
+def dial(endpoint: Endpoint) -> socket.socket:
+    """Connect to the first address that answers; paramiko gives up where IPv6 has no route."""
+    sock = socket.create_connection((endpoint.address, endpoint.port), ANSWER_S)
+    # paramiko's own keepalive expects no answer. The kernel's does, and reports data that nobody
+    # acknowledges (tcp(7)); without, a dead peer is noticed after a quarter of an hour.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, SILENCE_S // 3))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, SILENCE_S // 3))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
+    return sock
+
+
+def chunks(stream: BinaryIO, size: int, path: str) -> Iterator[bytes]:
+    """The bytes of STREAM; tell now and then how far it is."""
+    stream.seek(0)
+    spoke = monotonic()
+    while chunk := stream.read(CHUNK):
+        yield chunk
+        if monotonic() - spoke >= STILL_S:
+            spoke = monotonic()
+            info(f"still sending {path}: {stream.tell() >> 20} of {size >> 20} MiB")
+
+
+def feed(channel: Channel, data: Iterable[bytes], timeout: float) -> None:
+    """Give DATA to the command as its standard input, then end of file."""
+    channel.settimeout(timeout)
+    for chunk in data:
+        try:
+            channel.sendall(chunk)
+        except TimeoutError:
+            raise
+        except OSError:
+            return  # it ended before it took everything: its status and output say why
+    channel.shutdown_write()
+
+
+def listen(channel: Channel, timeout: float, log: Sink | None) -> tuple[int, str, str]:
+    """Wait for the command's end: its exit status (-1 when the connection was lost), standard
+    output, standard error. Both are read in turns: they share one window."""
+    deadline = monotonic() + timeout
+    out, err = bytearray(), bytearray()
+    told, ended = 0, False
+    while not ended:
+        left = deadline - monotonic()
+        if left <= 0 or not select.select([channel], [], [], left)[0]:
+            raise TimeoutError
+        ended = channel.eof_received or channel.closed  # what came before is in the buffers by now
+        if channel.recv_stderr_ready():
+            err += channel.recv_stderr(WINDOW)
+        if channel.recv_ready():
+            out += channel.recv(WINDOW)
+        told = tell(out, told, ended, log)
+    if not channel.status_event.wait(max(0, deadline - monotonic())):
+        raise TimeoutError
+    return channel.exit_status, out.decode(errors="replace"), err.decode(errors="replace")
+
+
+def tell(out: bytearray, told: int, ended: bool, log: Sink | None) -> int:
+    """Pass on the complete lines from TOLD on, return where the next one begins."""
+    end = len(out) if ended else out.rfind(b"\n", told) + 1
+    if log is None or end <= told:
+        return told
+    for line in out[told:end].decode(errors="replace").splitlines():
+        log(line)
+    return end
+
+
+@contextmanager
+def connect(endpoint: Endpoint, *, status: int = BAD_INPUT) -> Iterator[Remote]:
+    """A connection to ENDPOINT, closed at the end.
+
+    Raises Unreachable, WrongHostKey, LoginRefused, or Failure for an unusable key of ours; all with
+    STATUS but the last.
+    """
+    remote = Remote(endpoint)
+    try:
+        try:
+            remote.connect_kwargs["sock"] = dial(endpoint)
+            remote.open()
+        except (OSError, EOFError, SSHException, UnicodeError, OverflowError) as error:
+            raise translate(endpoint, error, status) from None
+        yield remote
+    finally:
+        remote.close()
+
+
+def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:
+    """Say in our words why `Remote.open` failed."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, BadHostKeyException):
+        pinned, presented = (
+            f"{key.get_name()} {key.fingerprint}" for key in (error.expected_key, error.key)
+        )
+        return WrongHostKey(
+            f"{endpoint}: wrong host key\n  pinned:    {pinned}\n  presented: {presented}",
+            hint="another machine answers there, or the server was installed anew: compare the"
+            " fingerprint at its console before you change the pinned key",
+            status=status,
+        )
+    if isinstance(error, IncompatiblePeer):
+        return Failure(f"{endpoint}: no SSH algorithm in common: {reason}", status=status)
+    # A server that hangs up during the login may be going down, or has seen too many keys: paramiko
+    # tells both in these words. The former is worth another try.
+    hung_up = any(words in reason for words in ("saw EOF", "timeout", "No existing session"))
+    if not hung_up and (isinstance(error, AuthenticationException) or "No auth" in reason):
+        return LoginRefused(
+            f"{endpoint}: login refused: {reason}",
+            hint=f"is the public key of {endpoint.identity or 'the agent (ssh-add -l)'} in the"
+            f" authorized_keys of {endpoint.user}?",
+            status=status,
+        )
+    many = hung_up and not endpoint.identity
+    hint = "too many keys in the agent? name one as identity" if many else ""
+    return Unreachable(f"{endpoint}: no SSH connection: {reason}", hint=hint, status=status)
+
+
+def answers(endpoint: Endpoint) -> bool:
+    """Whether a login works now. Raises as `connect` does, except Unreachable."""
+    try:
+        with connect(endpoint):
+            return True
+    except Unreachable:
+        return False
+
+
+def wait_for(
+    endpoint: Endpoint, *, deadline_s: float, reason: str, status: int = BAD_INPUT
+) -> None:
+    """Wait until a login works, DEADLINE_S seconds at most. REASON: what is waited for.
+
+    Raises Unreachable at the deadline; what `connect` raises else, at once.
+    """
+    began = spoke = monotonic()
+    while True:
+        try:
+            with connect(endpoint, status=status):
+                return
+        except Unreachable as error:
+            last = error
+        waited = monotonic() - began
+        if waited >= deadline_s:
+            raise Unreachable(
+                f"gave up waiting for {reason} after {waited:.0f} s: {last.message}",
+                hint=last.hint,
+                status=status,
+            )
+        if monotonic() - spoke >= STILL_S:
+            spoke = monotonic()
+            info(f"still waiting for {reason} ({waited:.0f} s): {last.message}")
+        sleep(POLL_S)

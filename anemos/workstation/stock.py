@@ -1,0 +1,67 @@
+"""Throw-away material of a host with a [vm]: keys, secrets, and the stock system it starts with."""
+
+import json
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from anemos import log
+from anemos.image import imgbuild
+from anemos.run import run
+from anemos.workstation import images, places, secrets, vm
+from anemos.workstation.gpg import Keyring
+from anemos.workstation.host import Host
+
+OPERATOR_KEY = "id_ed25519"
+
+
+def keyring(name: str, of: str) -> Keyring:
+    """The keyring of the throw-away secrets of the IMGBUILD NAME, for the machine OF.
+
+    Made on first use by the IMGBUILD's test_secrets(), outside of the repository.
+    """
+    spec = imgbuild.load(places.HOSTS / name)
+
+    def make(directory: Path) -> None:
+        if "test_secrets" in spec.functions:
+            imgbuild.host_call(spec, "test_secrets", directory)
+
+    home = places.state(of)
+    return secrets.ensure_throwaway(home / "gnupg", home / "secrets", name, make)
+
+
+def operator_key(name: str) -> Path:
+    """The SSH key that logs in to the VM NAME; its public half lies beside it."""
+    key = places.state(name) / OPERATOR_KEY
+    if not key.with_suffix(".pub").exists():
+        key.unlink(missing_ok=True)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator", "-f", key])
+    return key
+
+
+def host_key(name: str, stock: str) -> str:
+    """The public host key that the stock system STOCK was built with."""
+    return reveal(name, stock).values["host_key"]
+
+
+def reveal(name: str, stock: str) -> secrets.Revealed:
+    into = places.memory(name) / f"secrets-{stock}"
+    return secrets.reveal(keyring(stock, name), places.state(name) / "secrets", stock, into)
+
+
+def create(host: Host) -> None:
+    """Build HOST's stock system and make the disks of its VM from it, when it has none."""
+    machine = vm.of(host)
+    if machine.directory.is_dir():
+        return
+    stock = machine.settings.stock
+    with log.step(f"Building the stock server hosts/{stock}"), TemporaryDirectory() as out:
+        reveal(host.name, stock)
+        memory = places.memory(host.name)
+        values = memory / "values.json"
+        public = operator_key(host.name).with_suffix(".pub").read_text().strip()
+        values.write_text(json.dumps({"operator_key": public}))
+        options: list[str | Path] = ["--output", out, "--cache", places.cache()]
+        options += ["--values", values, "--secrets", memory / f"secrets-{stock}" / "files"]
+        vm.install(machine, images.image(places.HOSTS / stock, options))
+    os.sync()

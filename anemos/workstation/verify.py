@@ -1,0 +1,130 @@
+"""Proves that the machine became what was described: positive evidence for every check."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from anemos import log
+from anemos.log import FAILED, UNVERIFIED, Failure, die
+from anemos.run import CommandFailed
+from anemos.workstation import facts, phases
+from anemos.workstation.facts import Facts
+from anemos.workstation.host import Host
+from anemos.workstation.phases import State
+from anemos.workstation.ssh import Endpoint, Remote, connect, pinned_key
+
+SETTLE_S = 300.0  # systemd's last jobs
+UNITS = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    passed: bool
+    evidence: str
+
+
+def verify(host: Host) -> dict[str, Any]:
+    """Wait for the new system and check it.
+
+    Raises Failure: status 1 when the old system came back, 4 when a check fails.
+    """
+    state = phases.load_state(host, "old_boot_id", "kexec")
+    where = phases.endpoint(host)
+    with log.step("Waiting for the new system"):
+        up = phases.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
+    if up.deployment != state.deployment:
+        die(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
+    state.first_answer = state.first_answer or time.time()
+    state.save()
+    with connect(where, status=UNVERIFIED) as remote:
+        checks = list(examine(host, state, remote, where))
+    for each in checks:
+        log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
+    return conclude(host, state, up, checks)
+
+
+def fresh(state: State) -> phases.Ready:
+    return lambda seen: seen.boot_id != state.old_boot_id and seen.place == "system"
+
+
+def examine(host: Host, state: State, remote: Remote, where: Endpoint) -> Iterator[Check]:
+    units = check_units(remote)  # waits for the end of the boot: what listens does so then
+    seen = facts.gather(remote, phases.base_hash(state))
+    yield Check(
+        "boot id", seen.boot_id != state.old_boot_id, f"{state.old_boot_id} -> {seen.boot_id}"
+    )
+    yield Check("deployment", seen.deployment == state.deployment, seen.deployment)
+    yield Check("host key", True, f"answered with {pinned_key(where).fingerprint}")
+    yield units
+    for port in host.ports:
+        listens = port in seen.listening
+        yield Check(f"port {port}", listens, "listens" if listens else "nobody listens")
+    yield from check_kept(host, state, remote, seen)
+    yield from check_own(host, remote)
+
+
+def check_units(remote: Remote) -> Check:
+    try:
+        remote.sh(["test", "-d", "/run/systemd/system"])
+    except CommandFailed:
+        return Check("units", True, "no systemd")
+    first, *failed = remote.sh(["sh", "-c", UNITS], timeout=SETTLE_S).splitlines()
+    return Check("units", first == "running", "; ".join([first, *failed]))
+
+
+def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterator[Check]:
+    """The kept disks' fingerprints, taken by the same code as in the old system."""
+    keep = host.imgbuild().keep
+    if not keep:
+        return
+    if not seen.base:
+        yield Check("kept disks", False, "the base image, which compares them, is not there")
+        return
+    words = json.dumps([asdict(each) for each in keep])
+    now = {
+        each["name"]: each
+        for each in json.loads(phases.enter(remote, seen.base, "fingerprint", words))
+    }
+    for before in state.kept:
+        after = now[before["name"]]
+        same = after == before
+        evidence = f"{before['digest'][:16]} before, {after['digest'][:16]} now"
+        yield Check(f"kept disk {before['serial']}", same, evidence)
+
+
+def check_own(host: Host, remote: Remote) -> Iterator[Check]:
+    """verify() of the host's IMGBUILD, run on the new system: all its commands must succeed."""
+    spec = host.imgbuild()
+    if "verify" not in spec.functions:
+        return
+    text = spec.file.read_text()
+    try:
+        said = remote.sh(["sh", "-e", "-c", f"{text}\nverify"], timeout=SETTLE_S).splitlines()
+        yield Check("verify()", True, said[-1] if said else "succeeded")
+    except Failure as failure:
+        tail = failure.message.splitlines()[1:]
+        yield Check("verify()", False, " ".join(line.strip(" |") for line in tail) or "failed")
+
+
+def conclude(host: Host, state: State, up: Facts, checks: list[Check]) -> dict[str, Any]:
+    wrong = [each.name for each in checks if not each.passed]
+    if wrong:
+        die(f"{host.name} was deployed, but fails: {', '.join(wrong)}", status=UNVERIFIED)
+    kept = [each for each in checks if each.name.startswith("kept disk ")]
+    return {
+        "host": host.name,
+        "deployment": state.deployment,
+        "verified": True,
+        "kernel": up.kernel,
+        "boot_id": {"old": state.old_boot_id, "new": up.boot_id},
+        "downtime_s": round(state.first_answer - state.last_answer, 1),
+        "bytes_sent": state.sent,
+        "kept_disks": [
+            {"serial": each.name.removeprefix("kept disk "), "unchanged": each.passed}
+            for each in kept
+        ],
+        "checks": [asdict(each) for each in checks],
+    }

@@ -1,0 +1,71 @@
+"""Tests fail closed: without `@pytest.mark.real("run", "ssh", "gpg")` a test starts no process,
+opens no SSH connection and touches no GPG key; and none reads the developer's own home.
+
+`inv check` runs everything; `pytest -m 'not vm'` is the quick way.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gnupg
+import paramiko
+import pytest
+import sh
+
+# What a test opens up with its marker -> where that is closed. The lowest place, because
+# `from anemos.run import run` takes a name along that no patch of anemos.run would reach.
+REAL: dict[str, list[tuple[Any, str]]] = {
+    "run": [(sh.Command, "__call__"), (os, "execv"), (os, "execve")],
+    "ssh": [(paramiko.SSHClient, "connect")],
+    "gpg": [(gnupg.GPG, "__init__")],
+}
+
+# Variables that lead to the developer's keys and files.
+PERSONAL = ["GNUPGHOME", "SSH_AUTH_SOCK", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"]
+
+
+class Forbidden(BaseException):
+    """No Exception: no `except Exception` hides it."""
+
+
+def forbidden(name: str) -> Callable[..., NoReturn]:
+    def refuse(*arguments: object, **_options: object) -> NoReturn:
+        raise Forbidden(f'this test is not marked real("{name}"), but does {arguments[1:]}')
+
+    return refuse
+
+
+def opened(item: pytest.Item) -> set[str]:
+    """The names in ITEM's `real` markers. A name that does not exist is an error."""
+    names = {name for mark in item.iter_markers("real") for name in mark.args or ("",)}
+    if unknown := names - REAL.keys():
+        raise pytest.UsageError(f"{item.nodeid}: real({unknown}) is none of {list(REAL)}")
+    return names
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        opened(item)
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(autouse=True)
+def closed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in REAL.keys() - opened(request.node):
+        for owner, attribute in REAL[name]:
+            monkeypatch.setattr(owner, attribute, forbidden(name))
+
+
+@pytest.fixture(autouse=True)
+def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty HOME, but for tests that need the shared cache there."""
+    if request.node.get_closest_marker("vm") or request.node.get_closest_marker("root"):
+        return
+    tmp_path_factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    directory: Path = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", os.fspath(directory))
+    for variable in PERSONAL:
+        monkeypatch.delenv(variable, raising=False)

@@ -1,0 +1,173 @@
+"""The border between the four places, and the one owner of processes, of SSH and of GPG."""
+
+import ast
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+import gnupg
+import paramiko
+import pytest
+
+from anemos.run import run
+
+ROOT = Path(__file__).parents[1]
+PLACES = {"image", "server", "initramfs", "workstation"}  # every other anemos module is shared
+
+# Who may use what; nobody else may.
+OWNERS = {
+    "anemos/run.py": {"sh", "subprocess", "pty", "multiprocessing"},
+    "anemos/workstation/ssh.py": {"fabric", "paramiko"},
+    "anemos/workstation/gpg.py": {"gnupg"},
+}
+OWNED = set().union(*OWNERS.values())
+
+# Functions of `os` that start processes. exec is allowed: it starts none.
+STARTERS = ("system", "popen", "spawn", "posix_spawn")
+
+
+def place(path: PurePath) -> str:
+    """The place that the file runs in: the name of its package, "" if it is shared."""
+    return path.parts[1] if path.parts[0] == "anemos" and path.parts[1] in PLACES else ""
+
+
+def imports(tree: ast.AST, path: PurePath) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported, functions' and TYPE_CHECKING's imports too."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                package = list(path.parent.parts[: len(path.parent.parts) - level + 1])
+                base = ".".join([*(package if level else []), *([module] if module else [])])
+                yield from ((node.lineno, f"{base}.{alias.name}") for alias in names)
+            case ast.Call(
+                func=ast.Name(id=name) | ast.Attribute(attr=name),
+                args=[ast.Constant(value=str(module)), *_],
+            ) if name in {"import_module", "__import__"}:
+                yield node.lineno, module
+
+
+def may_import(path: PurePath, module: str) -> bool:
+    top, _, rest = module.partition(".")
+    if top in OWNED:
+        return top in OWNERS.get(path.as_posix(), set())
+    if top == "os":
+        return not rest.startswith(STARTERS)
+    at_workstation = place(path) == "workstation" or path.parts[0] != "anemos"
+    if top != "anemos":
+        return top in sys.stdlib_module_names or at_workstation
+    target = place(PurePath(*module.split("."), "_"))
+    return target in {"", "image", place(path)} or at_workstation
+
+
+def starters(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of the standard library's functions that start processes, imports apart."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr=name) if name.startswith(STARTERS):
+                yield node.lineno, f"os.{name}"
+            case ast.Attribute(attr=name) if name.startswith("create_subprocess"):  # asyncio
+                yield node.lineno, name
+
+
+def violations(path: PurePath, source: str) -> list[str]:
+    """What the file at PATH (relative to the root) does beyond its place."""
+    tree = ast.parse(source)
+    found = [(line, module) for line, module in imports(tree, path) if not may_import(path, module)]
+    found += starters(tree)
+    return [f"{path}:{line}: {what}" for line, what in sorted(found)]
+
+
+def test_border() -> None:
+    files = [*ROOT.glob("anemos/**/*.py"), *ROOT.glob("tasks.py")]
+    assert ROOT / "anemos/run.py" in files
+    problems = [
+        problem
+        for file in files
+        for problem in violations(file.relative_to(ROOT), file.read_text())
+    ]
+    assert not problems, "\n".join(problems)
+
+
+PLANTED = [
+    ("anemos/log.py", "import rich"),
+    ("anemos/log.py", "from anemos.workstation import ssh"),
+    ("anemos/log.py", "from . import server"),
+    ("anemos/image/tree.py", "from ..server.facts import facts"),
+    ("anemos/image/tree.py", "import sh"),
+    ("anemos/server/facts.py", "def f():\n    import subprocess"),
+    ("anemos/server/facts.py", "import anemos.initramfs.disks"),
+    ("anemos/server/facts.py", "from anemos import initramfs"),
+    ("anemos/server/facts.py", "__import__('paramiko')"),
+    ("anemos/initramfs/init.py", "from importlib import *\nimport_module('yaml')"),
+    ("anemos/initramfs/init.py", "from os import system"),
+    ("anemos/initramfs/init.py", "import os\nos.system('x')"),
+    ("anemos/initramfs/init.py", "import os\nstart = os.posix_spawnp"),
+    ("anemos/initramfs/init.py", "import asyncio\nasyncio.create_subprocess_exec('x')"),
+    ("anemos/run.py", "import gnupg"),
+    ("anemos/workstation/upload.py", "from fabric import Connection"),
+    ("anemos/workstation/ssh.py", "from subprocess import Popen"),
+    ("anemos/workstation/sub/ssh.py", "import paramiko"),
+    ("tasks.py", "import gnupg"),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), PLANTED)
+def test_planted_violation_is_found(path: str, source: str) -> None:
+    found = violations(PurePath(path), source)
+    assert len(found) == 1
+    assert found[0].startswith(f"{path}:{len(source.splitlines())}: ")
+
+
+ALLOWED = [
+    ("anemos/log.py", "import os, json\nfrom .run import run\nos.execvp('a', ['a'])"),
+    ("anemos/run.py", "import sh, subprocess"),
+    ("anemos/image/tree.py", "from . import layout\nfrom ..log import die\nimport anemos.run"),
+    ("anemos/initramfs/init.py", "from anemos.image.layout import plan\nfrom anemos import log"),
+    ("anemos/workstation/ssh.py", "import fabric, paramiko, rich"),
+    ("anemos/workstation/gpg.py", "import gnupg"),
+    ("tasks.py", "from invoke import task\nfrom anemos.workstation import ssh"),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), ALLOWED)
+def test_allowed_is_allowed(path: str, source: str) -> None:
+    assert violations(PurePath(path), source) == []
+
+
+# The border around the tests themselves (conftest.py).
+
+
+def test_unmarked_test_starts_no_process() -> None:
+    with pytest.raises(BaseException, match=r'not marked real\("run"\)') as caught:
+        run(["true"])
+    assert not isinstance(caught.value, Exception)
+    with pytest.raises(BaseException, match=r'not marked real\("run"\)'):
+        os.execvp("true", ["true"])
+
+
+def test_unmarked_test_reaches_no_ssh_and_no_gpg() -> None:
+    with pytest.raises(BaseException, match=r'not marked real\("ssh"\)'):
+        paramiko.SSHClient().connect("localhost")
+    with pytest.raises(BaseException, match=r'not marked real\("gpg"\)'):
+        gnupg.GPG()
+
+
+def test_home_is_empty() -> None:
+    assert list(Path.home().iterdir()) == []
+    assert "SSH_AUTH_SOCK" not in os.environ
+
+
+@pytest.mark.real("run")
+def test_misspelled_marker_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    test = tmp_path / "test_it.py"
+    test.write_text('import pytest\n@pytest.mark.real("rum")\ndef test_it(): pass\n')
+    argv: list[str | Path] = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    argv += ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, test]
+    with pytest.raises(SystemExit, match=r"'rum'.* is none of"):
+        run(argv, cwd=ROOT)
+    test.write_text(test.read_text().replace("rum", "run"))
+    assert "1 passed" in run(argv, cwd=ROOT)

@@ -1,0 +1,212 @@
+"""The keyring, with the real gpg(1)."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gnupg
+import pytest
+
+from anemos.log import BAD_INPUT, Failure
+from anemos.run import run
+from anemos.workstation.gpg import THROWAWAY_KEY, Keyring
+
+pytestmark = pytest.mark.real("run", "gpg")
+
+SECRET = b"\x00not\xfftext\r\n" * 300
+NAME = "secrets/demo/KEY.gpg"
+NOBODY = "0" * 40
+# A pinentry whose user always cancels, so that no window opens (protocol: `info pinentry`).
+PINENTRY = """\
+#!/bin/sh
+echo OK
+while read -r word rest; do
+    case $word in
+    GETINFO) printf 'D 1\\nOK\\n' ;;
+    GETPIN) echo ERR 83886179 Operation cancelled ;;
+    *) echo OK ;;
+    esac
+done
+"""
+IN_2020 = ["--faked-system-time", "20200101T000000!"]
+
+
+class People:
+    """Alice reads. She and Bob know each other and may sign; nobody knows Eve."""
+
+    def __init__(self, home: Callable[[], Path]) -> None:
+        self.home = home
+        self.alice, self.bob, self.eve = Keyring(home()), Keyring(home()), Keyring(home())
+        self.a, self.b = self.alice.generate("Alice"), self.bob.generate("Bob")
+        self.eve.generate("Eve")
+        introduce(self.alice, self.bob)
+        introduce(self.bob, self.alice)
+        introduce(self.alice, self.eve)
+        self.old = gnupg.GPG(gnupghome=self.alice.gpg.gnupghome, options=IN_2020)
+        key = THROWAWAY_KEY.format(name="Old").replace("Date: 0", "Date: 1d")
+        self.expired = str(self.old.gen_key(key).fingerprint)
+
+
+def introduce(source: Keyring, target: Keyring) -> None:
+    assert target.gpg.import_keys(source.gpg.export_keys(source.gpg.list_keys().fingerprints)).count
+
+
+@pytest.fixture(scope="module")
+def people() -> Iterator[People]:
+    homes: list[Path] = []
+
+    def home() -> Path:
+        # Not in tmp_path: the path of the agent's socket in it must be shorter than 108 bytes.
+        homes.append(Path(tempfile.mkdtemp(prefix="anemos-gpg-", dir="/tmp")))
+        pinentry = homes[-1] / "pinentry"
+        pinentry.write_text(PINENTRY)
+        pinentry.chmod(0o700)
+        (homes[-1] / "gpg-agent.conf").write_text(
+            f"pinentry-program {pinentry}\ns2k-count 65536\n"  # else it measures the machine first
+        )
+        return homes[-1]
+
+    yield People(home)
+    for made in homes:
+        run(["gpgconf", "--homedir", made, "--kill", "all"])
+        shutil.rmtree(made)
+
+
+def good(people: People) -> bytes:
+    return people.alice.encrypt(SECRET, NAME, [people.a, people.b])
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def raw(gpg: gnupg.GPG, recipient: str | None, **options: Any) -> bytes:
+    """Ciphertext as Keyring.encrypt does not make it."""
+    result = gpg.encrypt(SECRET, recipient, always_trust=True, armor=False, **options)
+    assert result.ok, result.stderr
+    return bytes(result.data)
+
+
+def by_revoked_key(people: People) -> bytes:
+    key = people.alice.generate("Revoked")
+    data = people.alice.encrypt(SECRET, NAME, [key])
+    certificate = Path(people.alice.gpg.gnupghome, f"openpgp-revocs.d/{key}.rev").read_text()
+    people.alice.gpg.import_keys(certificate.replace(":-----BEGIN", "-----BEGIN"))
+    return data
+
+
+def locked(people: People) -> bytes:
+    """For a key of Alice's whose passphrase nobody types."""
+    text = THROWAWAY_KEY.format(name="Locked").removeprefix("%no-protection\n")
+    key = str(people.alice.gpg.gen_key(text.replace("%commit", "Passphrase: x\n%commit")))
+    run(["gpgconf", "--homedir", people.alice.gpg.gnupghome, "--kill", "gpg-agent"])
+    return raw(people.alice.gpg, key)
+
+
+def test_round_trip(people: People) -> None:
+    data = good(people)
+    assert SECRET[:20] not in data
+    assert people.alice.decrypt(data, NAME, [people.b, people.a]) == SECRET
+    assert people.bob.decrypt(data, NAME, [people.a]) == SECRET
+
+
+def test_empty_secret(people: People) -> None:
+    data = people.alice.encrypt(b"", NAME, [people.a])
+    assert people.alice.decrypt(data, NAME, [people.a]) == b""
+
+
+def test_the_first_recipient_whose_secret_key_is_here_signs(people: People) -> None:
+    data = people.bob.encrypt(SECRET, NAME, [people.a, people.b])
+    assert people.alice.decrypt(data, NAME, [people.b]) == SECRET
+
+
+def test_signing_subkey_counts_as_its_primary_key(people: People) -> None:
+    ring = Keyring(people.home())
+    key = ring.generate("Subkey")
+    gpg = ["gpg", "--homedir", ring.gpg.gnupghome, "--batch", "--passphrase", ""]
+    run([*gpg, "--quick-add-key", key, "ed25519", "sign"])
+    data = ring.encrypt(SECRET, NAME, [key])
+    assert ring.gpg.decrypt(data).fingerprint != key
+    assert ring.decrypt(data, NAME, [key]) == SECRET
+
+
+# Fails to decrypt: how the file came to be, and what is said about it.
+REFUSED: dict[str, tuple[Callable[[People], bytes], str]] = {
+    "empty": (lambda p: b"", "is empty"),
+    "plain": (lambda p: b"password\n", "is not encrypted"),
+    "plain binary": (lambda p: b"\xc3\xa4" * 99, "is not encrypted"),
+    "signed only": (lambda p: bytes(p.alice.gpg.sign(SECRET, keyid=p.a).data), "is not encrypted"),
+    "cut in the first packet": (lambda p: good(p)[:8], "is damaged"),
+    "cut in the header": (lambda p: good(p)[:20], "only the beginning of an encrypted file"),
+    "cut in the middle": (lambda p: good(p)[:-200], "is damaged"),
+    "cut at the end": (lambda p: good(p)[:-1], "is damaged"),
+    "changed in the middle": (lambda p: flipped(good(p), -150), "is damaged"),
+    "changed at the end": (lambda p: flipped(good(p), -1), "is damaged"),
+    "changed session key": (lambda p: flipped(good(p), 50), "is damaged, or its key is locked"),
+    "large garbage": (lambda p: b"\x84" + bytes(1 << 20), "is damaged"),
+    "for Bob only": (lambda p: p.bob.encrypt(SECRET, NAME, [p.b]), "whose secret part is not here"),
+    "locked key": (locked, "passphrase was not given\n  (gpg-agent asks for"),
+    "with a passphrase": (
+        lambda p: raw(p.eve.gpg, None, symmetric=True, passphrase="x"),  # noqa: S106
+        "is encrypted with a passphrase, not to the recipients",
+    ),
+    "unsigned": (lambda p: raw(p.bob.gpg, p.a), "is not signed"),
+    "signed by Eve": (lambda p: raw(p.eve.gpg, p.a, sign=True), "is signed by an unknown key"),
+    "expired key": (lambda p: raw(p.old, p.expired, sign=p.expired), "by a key that has expired"),
+    "revoked key": (by_revoked_key, "by a key that was revoked"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_ciphertext(people: People, case: str) -> None:
+    make, message = REFUSED[case]
+    data = make(people)
+    everybody = [people.b, *people.alice.gpg.list_keys().fingerprints]
+    with pytest.raises(Failure) as failure:
+        people.alice.decrypt(data, NAME, everybody)
+    assert str(failure.value).startswith(f"{NAME} ")
+    assert message in str(failure.value)
+    assert failure.value.code == BAD_INPUT
+    assert "not\ufffdtext" not in str(failure.value)
+
+
+def test_signer_must_be_a_recipient(people: People) -> None:
+    with pytest.raises(Failure, match=f"{NAME} is signed by {people.a}, which is not a recipient"):
+        people.bob.decrypt(good(people), NAME, [people.b])
+
+
+def test_unfit_recipients_are_named(people: People) -> None:
+    for recipient, message in (
+        (NOBODY, f"cannot encrypt {NAME}: no public key of {NOBODY}"),
+        (people.expired, f"the key {people.expired} has expired"),
+    ):
+        with pytest.raises(Failure, match=message):
+            people.alice.encrypt(SECRET, NAME, [people.a, recipient])
+
+
+def test_somebody_here_must_sign(people: People) -> None:
+    with pytest.raises(Failure, match=f"cannot sign {NAME}"):
+        people.eve.encrypt(SECRET, NAME, [people.a])
+
+
+def test_home_with_too_long_a_path(people: People) -> None:
+    home = people.home() / ("x" * 100)
+    home.mkdir(mode=0o700)
+    with pytest.raises(Failure, match="shorter than 108 bytes"):
+        Keyring(home).generate("Long")
+
+
+def test_missing_gpg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Failure, match="gpg not found") as failure:
+        Keyring(tmp_path)
+    assert failure.value.code == BAD_INPUT
+
+
+def test_missing_home(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=f"{tmp_path}/none"):
+        Keyring(tmp_path / "none")

@@ -1,0 +1,170 @@
+"""anemos.run against real processes."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anemos.log import FAILED, Failure
+from anemos.run import TAIL_LINES, CommandFailed, environment, quote, run
+
+pytestmark = pytest.mark.real("run")
+
+
+def shell(script: str) -> list[str]:
+    return ["sh", "-c", script]
+
+
+def failure(argv: list[str], log: Callable[[str], None] | None = None) -> CommandFailed:
+    with pytest.raises(CommandFailed) as caught:
+        run(argv, log=log)
+    return caught.value
+
+
+def test_output_is_returned_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(shell("echo out; echo err >&2")) == "out\n"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_words_are_passed_as_they_are(tmp_path: Path) -> None:
+    words = ["*", "$HOME", "a b", "", "-n", "_x", "ä"]
+    assert run(["printf", r"%s\n", *words]) == "".join(f"{word}\n" for word in words)
+    assert run(["printf", "%s", tmp_path]) == os.fspath(tmp_path)
+
+
+def test_output_is_no_terminal() -> None:
+    run(shell("! test -t 1 && ! test -t 0"))
+
+
+def test_undecodable_bytes_are_replaced() -> None:
+    lines: list[str] = []
+    assert run(["printf", r"a\377b\n"], log=lines.append) == "a\ufffdb\n"
+    assert lines == ["a\ufffdb"]
+    assert run(["printf", r"a\377b\n"]) == "a\ufffdb\n"
+
+
+@pytest.mark.parametrize("data", [b"", b"one\0two\nthree", b"x" * 1_000_000])
+def test_data_is_the_standard_input(data: bytes) -> None:
+    assert run(["cat"], data=data) == data.decode()
+
+
+def test_standard_input_is_empty_without_data() -> None:
+    assert run(["cat"], timeout=60) == ""
+
+
+def test_data_that_nobody_reads_is_no_failure() -> None:
+    assert run(["true"], data=b"x" * 1_000_000) == ""
+
+
+def test_directory(tmp_path: Path) -> None:
+    assert run(["pwd", "-P"], cwd=tmp_path) == f"{tmp_path.resolve()}\n"
+
+
+def test_log_gets_both_streams_and_both_are_returned() -> None:
+    lines: list[str] = []
+    assert run(shell("echo 1; echo 2 >&2; echo; printf 3"), log=lines.append) == "1\n2\n\n3"
+    assert lines == ["1", "2", "", "3"]
+
+
+def test_log_gets_lines_as_they_come(tmp_path: Path) -> None:
+    """The command ends only because its first line was logged while it ran."""
+    seen = tmp_path / "seen"
+    script = f"echo first; until test -e {seen}; do sleep 0.05; done; echo last"
+    assert run(shell(script), log=lambda _line: seen.touch(), timeout=60) == "first\nlast\n"
+
+
+def test_error_in_log_is_raised() -> None:
+    def log(_line: str) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run(shell("echo 1; echo 2"), log=log)
+
+
+def test_failure_tells_command_status_and_last_lines() -> None:
+    error = failure(shell("seq 100; echo 'the reason' >&2; exit 7"))
+    head, *tail = str(error).splitlines()
+    assert head == "sh -c 'seq 100; echo '\"'\"'the reason'\"'\"' >&2; exit 7': exit status 7"
+    assert tail == [f"  | {n}" for n in range(77, 101)] + ["  | the reason"]
+    assert len(tail) == TAIL_LINES
+    assert error.output.startswith("1\n2\n")
+    assert (error.returncode, error.status) == (7, FAILED)
+
+
+def test_failure_with_log_has_the_output_too() -> None:
+    lines: list[str] = []
+    error = failure(shell("echo out; echo err >&2; exit 1"), lines.append)
+    assert lines == ["out", "err"]
+    assert error.output == "out\nerr\n"
+
+
+def test_long_output_of_a_failure_is_whole() -> None:
+    assert failure(shell("seq 10000; false")).output.endswith("\n9999\n10000\n")
+
+
+@pytest.mark.parametrize("signal", [9, 13, 15])
+def test_death_by_signal(signal: int) -> None:
+    error = failure(shell(f"kill -{signal} $$"))
+    assert str(error).endswith(f": killed by signal {signal}")
+    assert error.returncode == -signal
+
+
+def test_timeout_kills() -> None:
+    with pytest.raises(Failure, match=r"^sleep 600: no end after 0\.2 s$") as caught:
+        run(["sleep", "600"], timeout=0.2)
+    assert caught.value.status == FAILED
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "/no/such/program"])
+def test_missing_program(program: str) -> None:
+    with pytest.raises(Failure, match=f"^{program} not found") as caught:
+        run([program, "argument"])
+    assert caught.value.hint
+    assert caught.value.status == FAILED
+
+
+def test_program_that_cannot_start(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF, not really")
+    program.chmod(0o755)
+    with pytest.raises(Failure, match=r"^\S+/program: .*Exec format error"):
+        run([program])
+    with pytest.raises(Failure, match=r"^pwd: .*No such file or directory: '/no/such'"):
+        run(["pwd"], cwd=Path("/no/such"))
+
+
+def test_no_file_stays_open() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        run(["true"])
+        failure(["false"])
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_environment_is_built_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "secret")
+    monkeypatch.setenv("LANG", "de_DE.UTF-8")
+    seen = dict(line.split("=", 1) for line in run(["env"], env={"EXTRA": "1"}).splitlines())
+    assert seen == environment({"EXTRA": "1"})
+    assert "SECRET" not in seen
+    assert (seen["LANG"], seen["EXTRA"], seen["HOME"]) == ("C.UTF-8", "1", os.environ["HOME"])
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_programs_are_found_without_path(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The initramfs starts with none. An empty word in it would mean the current directory."""
+    monkeypatch.delenv("PATH")
+    if path is not None:
+        monkeypatch.setenv("PATH", path)
+    assert "" not in environment()["PATH"].split(":")
+    assert run(["true"]) == ""
+
+
+def test_program_of_the_interpreter() -> None:
+    assert run([sys.executable, "-c", "print(6 * 7)"]) == "42\n"
+
+
+def test_quoted_command_can_be_pasted() -> None:
+    assert quote(["a b", Path("/c"), ""]) == "'a b' /c ''"
