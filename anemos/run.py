@@ -11,6 +11,7 @@ import sh
 from anemos.log import FAILED, Failure, die
 
 TAIL_LINES = 25  # the reason of a failure stands at the end of the output
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Argv = Sequence[str | os.PathLike[str]]
 
@@ -35,8 +36,8 @@ def meaning(status: int) -> str:
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of every child: built, not inherited. EXTRA must hold no secret."""
     return {
-        "PATH": os.environ.get("PATH", "")
-        + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        # An empty word in it would mean the current directory.
+        "PATH": ":".join(filter(None, [os.environ.get("PATH"), SYSTEM_PATH])),
         "HOME": os.environ.get("HOME", "/root"),
         "TERM": os.environ.get("TERM", "dumb"),
         "LANG": "C.UTF-8",
@@ -60,11 +61,11 @@ def run(
 
     DATA is its standard input (empty otherwise). With LOG, every line of its standard output and
     error goes there as it comes, and both are returned. TIMEOUT is in seconds.
-    Raises CommandFailed (with the last lines of its output), or Failure when the program is missing
-    or does not end in time.
+    Raises CommandFailed (with the last lines of its output), Failure when the program is missing,
+    cannot start or does not end in time, and, once it has ended, what LOG raised.
     """
     options: dict[str, Any] = {
-        "_in": data if data is not None else Path(os.devnull).open("rb"),  # noqa: SIM115
+        "_in": data or b"",
         "_env": environment(env),
         "_cwd": None if cwd is None else os.fspath(cwd),
         "_timeout": timeout,
@@ -73,9 +74,9 @@ def run(
         "_decode_errors": "replace",
         "_return_cmd": True,
     }
+    trouble: list[BaseException] = []
     if log is not None:
-        emit = log
-        options |= {"_out": lambda line: emit(line.rstrip("\n")), "_err_to_out": True, "_tee": True}
+        options |= {"_out": catching(log, trouble), "_err_to_out": True, "_tee": True}
     program, *arguments = (os.fspath(word) for word in argv)
     try:
         done = sh.Command(program, search_paths=environment()["PATH"].split(":"))(
@@ -84,8 +85,25 @@ def run(
     except sh.CommandNotFound:
         die(f"{program} not found", hint="./inv installs what is missing", status=FAILED)
     except sh.TimeoutException:
-        die(f"{quote(argv)}: no end after {timeout:.0f} s", status=FAILED)
+        die(f"{quote(argv)}: no end after {timeout:g} s", status=FAILED)
+    except sh.ForkException as error:  # its text is the child's traceback
+        die(f"{program}: {str(error).strip().splitlines()[-1].strip()}", status=FAILED)
     except sh.ErrorReturnCode as error:
         output = (error.stdout + error.stderr).decode(errors="replace")
         raise CommandFailed(argv, error.exit_code, output) from None
+    if trouble:
+        raise trouble[0]
     return str(done.stdout.decode(errors="replace"))
+
+
+def catching(log: Callable[[str], None], trouble: list[BaseException]) -> Callable[[str], bool]:
+    """LOG for sh's output thread, where an error would vanish: the first one goes to TROUBLE."""
+
+    def emit(line: str) -> bool:
+        try:
+            log(line.rstrip("\n"))
+        except BaseException as error:
+            trouble.append(error)
+        return bool(trouble)  # true: no more lines, please
+
+    return emit

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Runs the Python part of Anemos on this system: the base image is mounted and chrooted into, in a
 # mount namespace of its own, so everything is gone with the command. The old system is at /host.
 # $1: the base image; the rest: arguments of `python3 -m anemos.server`.

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Facts about a server, in one round trip: `key=value` lines; a key may stand there several times.
 # POSIX shell and what every Linux has; nothing is changed. $1: hash of the wanted base image.
 

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Jumps into the loaded kernel, after this shell's connection had the time to end.
 # $1: the base image.
 #

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Makes /run/anemos: memory that is never swapped out (ramfs: kernel, ramfs-rootfs-initramfs.rst),
 # for root alone. $1: bytes that are going to be put there.
 set -e

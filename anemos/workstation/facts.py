@@ -1,6 +1,7 @@
 """What server/facts.sh says about a server, as values."""
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from anemos.workstation import places
 from anemos.workstation.ssh import Remote
 
 SCRIPT = places.ROOT / "anemos/server/facts.sh"
+BOOT = "/run/anemos/boot.json"  # in the initramfs
+STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,25 @@ class Facts:
     @property
     def deployment(self) -> str:
         return str(self.stamp.get("deployment", ""))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which system answers."""
+
+    boot_id: str
+    in_initramfs: bool
+    deployment: str  # that it belongs to, or "" on a foreign system
+    answered: float  # seconds since the epoch
+
+
+def identify(remote: Remote) -> Identity:
+    """Quicker than all facts: what is polled with."""
+    answered = time.time()
+    files = ["/proc/sys/kernel/random/boot_id", BOOT, STAMP]
+    lines = remote.sh(["sh", "-c", 'cat "$@" 2>/dev/null || :', "cat", *files]).splitlines()
+    stamp = json.loads(lines[1]) if len(lines) > 1 else {}
+    return Identity(lines[0], "ssh_port" in stamp, stamp.get("deployment", ""), answered)
 
 
 def gather(remote: Remote, base_hash: str = "") -> Facts:

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,11 +50,9 @@ def sources() -> Iterator[tuple[Path, Path]]:
 def collect(directory: Path) -> Path:
     """The Python that runs on servers, as input files: Anemos without the workstation, and sh."""
     library = directory / LIBRARIES
-    spec = find_spec("sh")
-    assert spec and spec.origin
     ignore = shutil.ignore_patterns(*OPERATOR_ONLY)
     shutil.copytree(PACKAGE, library / "anemos", ignore=ignore)
-    shutil.copytree(Path(spec.origin).parent, library / "sh", ignore=ignore)
+    shutil.copytree(str(distribution("sh").locate_file("sh")), library / "sh", ignore=ignore)
     return directory
 
 

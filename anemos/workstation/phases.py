@@ -19,7 +19,7 @@ from anemos.digest import sha256
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import facts, images, payload, places, plan, secrets, stock, vm
-from anemos.workstation.facts import Facts
+from anemos.workstation.facts import Facts, Identity
 from anemos.workstation.gpg import Keyring
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
@@ -28,7 +28,7 @@ from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, Unreachable
 SERVER = places.ROOT / "anemos/server"
 STAGE = "/run/anemos"
 POLL_S = 0.5
-Ready = Callable[[Facts], bool]
+Ready = Callable[[Identity], bool]
 
 
 @dataclass
@@ -215,7 +215,7 @@ def kexec(host: Host) -> dict[str, Any]:
     state = load_state(host, "remote_base", "upload")
     where = endpoint(host)
     with connect(where) as remote:
-        state.old_boot_id = boot_id(remote)
+        state.old_boot_id = facts.identify(remote).boot_id
         enter(remote, state.remote_base, "load")
         script(remote, "jump.sh", state.remote_base)
     state.last_answer = time.time()
@@ -226,7 +226,7 @@ def kexec(host: Host) -> dict[str, Any]:
     with log.step("Waiting for the initramfs"):
         ready = rebooted_from(state.old_boot_id)
         seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
-    if seen.place != "initramfs" or seen.deployment != state.deployment:
+    if not seen.in_initramfs or seen.deployment != state.deployment:
         die(f"{host.name} rebooted into the old system instead of the initramfs", status=FAILED)
     return {"host": host.name, "boot_id": seen.boot_id}
 
@@ -235,14 +235,14 @@ def await_end(host: Host, where: Endpoint, state: State) -> None:
     """Wait until the old system does not answer any more; remember when it last did."""
     end = time.monotonic() + host.timeouts.down
     while time.monotonic() < end:
-        began = time.time()
         try:
             with connect(where, status=FAILED) as remote:
-                if boot_id(remote) != state.old_boot_id:
-                    return
+                seen = facts.identify(remote)
         except (Unreachable, ConnectionLost):
             return
-        state.last_answer = began
+        if seen.boot_id != state.old_boot_id:
+            return
+        state.last_answer = seen.answered
         time.sleep(POLL_S)
     die(f"{host.name}: the old system still runs {host.timeouts.down} s after kexec", status=FAILED)
 
@@ -251,20 +251,16 @@ def rebooted_from(old: str) -> Ready:
     return lambda seen: seen.boot_id != old
 
 
-def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: str) -> Facts:
-    """Wait for a system that READY accepts; its facts. Raises Failure (status 1) at the end."""
+def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: str) -> Identity:
+    """Wait for a system that READY accepts. Raises Failure (status 1) at the end."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         with suppress(Unreachable, ConnectionLost), connect(where, status=FAILED) as remote:
-            seen = facts.gather(remote)
+            seen = facts.identify(remote)
             if ready(seen):
                 return seen
         time.sleep(POLL_S)
     die(f"{host.name}: no answer from the {what} within {timeout} s", status=FAILED)
-
-
-def boot_id(remote: Remote) -> str:
-    return remote.sh(["cat", "/proc/sys/kernel/random/boot_id"]).strip()
 
 
 def script(remote: Remote, name: str, *words: str, timeout: float = 60) -> str:

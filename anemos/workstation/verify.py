@@ -1,7 +1,6 @@
 """Proves that the machine became what was described: positive evidence for every check."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,33 +36,31 @@ def verify(host: Host) -> dict[str, Any]:
         up = phases.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
     if up.deployment != state.deployment:
         die(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
-    state.first_answer = state.first_answer or time.time()
+    state.first_answer = state.first_answer or up.answered
     state.save()
     with connect(where, status=UNVERIFIED) as remote:
-        checks = list(examine(host, state, remote, where))
+        units = check_units(remote)  # waits for the end of the boot: what listens does so then
+        seen = facts.gather(remote, phases.base_hash(state))
+        checks = [*examine(host, state, seen, where), units, *check_kept(host, state, remote, seen)]
+        checks += check_own(host, remote)
     for each in checks:
         log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
-    return conclude(host, state, up, checks)
+    return conclude(host, state, seen, checks)
 
 
 def fresh(state: State) -> phases.Ready:
-    return lambda seen: seen.boot_id != state.old_boot_id and seen.place == "system"
+    return lambda seen: seen.boot_id != state.old_boot_id and not seen.in_initramfs
 
 
-def examine(host: Host, state: State, remote: Remote, where: Endpoint) -> Iterator[Check]:
-    units = check_units(remote)  # waits for the end of the boot: what listens does so then
-    seen = facts.gather(remote, phases.base_hash(state))
+def examine(host: Host, state: State, seen: Facts, where: Endpoint) -> Iterator[Check]:
     yield Check(
         "boot id", seen.boot_id != state.old_boot_id, f"{state.old_boot_id} -> {seen.boot_id}"
     )
     yield Check("deployment", seen.deployment == state.deployment, seen.deployment)
     yield Check("host key", True, f"answered with {pinned_key(where).fingerprint}")
-    yield units
     for port in host.ports:
         listens = port in seen.listening
         yield Check(f"port {port}", listens, "listens" if listens else "nobody listens")
-    yield from check_kept(host, state, remote, seen)
-    yield from check_own(host, remote)
 
 
 def check_units(remote: Remote) -> Check:
@@ -109,7 +106,7 @@ def check_own(host: Host, remote: Remote) -> Iterator[Check]:
         yield Check("verify()", False, " ".join(line.strip(" |") for line in tail) or "failed")
 
 
-def conclude(host: Host, state: State, up: Facts, checks: list[Check]) -> dict[str, Any]:
+def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> dict[str, Any]:
     wrong = [each.name for each in checks if not each.passed]
     if wrong:
         die(f"{host.name} was deployed, but fails: {', '.join(wrong)}", status=UNVERIFIED)
@@ -118,8 +115,8 @@ def conclude(host: Host, state: State, up: Facts, checks: list[Check]) -> dict[s
         "host": host.name,
         "deployment": state.deployment,
         "verified": True,
-        "kernel": up.kernel,
-        "boot_id": {"old": state.old_boot_id, "new": up.boot_id},
+        "kernel": seen.kernel,
+        "boot_id": {"old": state.old_boot_id, "new": seen.boot_id},
         "downtime_s": round(state.first_answer - state.last_answer, 1),
         "bytes_sent": state.sent,
         "kept_disks": [

@@ -32,7 +32,7 @@ class Watch:
         end = monotonic() + self.host.timeouts.install
         while monotonic() < end:
             with suppress(Unreachable, ConnectionLost, Ended), self.connected() as remote:
-                if facts.gather(remote).place == "system":
+                if not facts.identify(remote).in_initramfs:
                     return
                 tail = ["tail", "-n", f"+{self.seen + 1}", "-f", EVENTS]
                 remote.sh(tail, timeout=self.host.timeouts.install, log=self.hear)
@@ -82,7 +82,7 @@ def failed(host: Host, watching: Watch) -> None:
         phases.await_boot(
             host,
             phases.endpoint(host),
-            lambda seen: seen.place == "system",
+            lambda seen: not seen.in_initramfs,
             host.timeouts.up,
             "old system",
         )
