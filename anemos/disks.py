@@ -42,8 +42,13 @@ class Device:
 
 def devices(sys_block: Path = SYS_BLOCK) -> list[Device]:
     """The disks that the kernel knows now, as sysfs(5) shows them; no udev is needed."""
-    names = sorted(entry.name for entry in sys_block.iterdir())
-    return [device(sys_block / name) for name in names if not name.startswith(VIRTUAL)]
+    entries = sorted(sys_block.iterdir())
+    return [device(each) for each in entries if not (each.name.startswith(VIRTUAL) or hidden(each))]
+
+
+def hidden(entry: Path) -> bool:
+    """One of several paths to an NVMe disk, which is there itself, too."""
+    return attribute(entry, ["hidden"]) == "1"
 
 
 def device(entry: Path) -> Device:

@@ -30,16 +30,37 @@ def isolate() -> None:
     os.execvp("unshare", ["unshare", *user, *namespaces, "--mount-proc", *again])
 
 
+def directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no directory")
+    return path
+
+
+def values(text: str) -> dict[str, str]:
+    """The values in the JSON file called TEXT."""
+    try:
+        found = json.loads(Path(text).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise argparse.ArgumentTypeError(f"{text!r}: not an object with strings as values")
+    return found
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("anemos.image", description=__doc__)
-    parser.add_argument("inputs", metavar="DIR", nargs="*", type=Path)
-    parser.add_argument("--directory", type=Path, default=Path(), help="where the IMGBUILD lies")
-    parser.add_argument("--output", type=Path, default=Path(), help="directory for the image")
-    parser.add_argument("--cache", type=Path, help="directory for package layers (default: output)")
+    parser.add_argument("inputs", metavar="DIR", nargs="*", type=directory)
+    parser.add_argument(
+        "--directory", type=directory, default=Path(), help="where the IMGBUILD lies"
+    )
+    parser.add_argument("--output", type=directory, default=Path(), help="directory for the image")
+    cache = "directory for package layers (default: output)"
+    parser.add_argument("--cache", type=directory, help=cache)
     parser.add_argument("--max-age", type=float, default=build.DAY_S, help="of a layer, in seconds")
     parser.add_argument("--layer", action="store_true", help="make the package layer alone")
-    parser.add_argument("--values", type=Path, help="JSON object with the values for templates")
-    parser.add_argument("--secrets", type=Path, help="tree of revealed secret files")
+    parser.add_argument("--values", type=values, help="JSON object with the values for templates")
+    parser.add_argument("--secrets", type=directory, help="tree of revealed secret files")
     return parser.parse_args()
 
 
@@ -52,14 +73,13 @@ def main() -> None:
         print(build.layer(spec, cache=cache, max_age_s=given.max_age))
         return
     default = [d for d in [given.directory / "files"] if d.is_dir()]
-    values = json.loads(given.values.read_text()) if given.values else {}
     files = build.build(
         spec,
         given.inputs or default,
         given.output,
         cache=cache,
         max_age_s=given.max_age,
-        values=values,
+        values=given.values,
         secrets=given.secrets,
     )
     print(*files, sep="\n")

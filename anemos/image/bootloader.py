@@ -51,7 +51,10 @@ def newest_kernel(root: Path) -> tuple[str, str]:
     kernels = sorted((root / "boot").glob("vmlinuz-*"), key=lambda file: version(file.name))
     if not kernels:
         die("the image has no kernel in /boot", hint="add a linux-image package to `packages`")
-    return kernels[-1].name, kernels[-1].name.replace("vmlinuz-", "initrd.img-")
+    initrd = kernels[-1].name.replace("vmlinuz-", "initrd.img-")
+    if not (root / "boot" / initrd).is_file():
+        die(f"the image has no /boot/{initrd}", hint="add initramfs-tools to `packages`")
+    return kernels[-1].name, initrd
 
 
 def version(name: str) -> list[tuple[bool, int, str]]:

@@ -69,7 +69,7 @@ def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> 
         log.info(f"Package layer: {layer.name} from the cache")
         return layer
     bootstrap(imgbuild, scratch / "layer.tar")
-    partial = layer.with_suffix(".partial")
+    partial = layer.with_suffix(f".{scratch.name}")  # builds may run at the same time
     with log.step("Compressing the package layer"):
         run(["zstd", "-q", "-12", "-T0", "--rm", "-f", scratch / "layer.tar", "-o", partial])
     partial.rename(layer)

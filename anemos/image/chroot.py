@@ -11,14 +11,16 @@ from pathlib import Path
 
 from anemos import log
 from anemos.image import tree
-from anemos.run import run
+from anemos.run import CommandFailed, run
 
 # $1: the image; $2: a directory that becomes /run/anemos; the rest: the command.
 ENTER = """
 set -e
 root=$1; shared=$2; shift 2
 mount -t proc proc "$root/proc"
-mount --rbind /sys "$root/sys"
+# Read-only: cgroups and EFI variables survive `rm -rf /`. A user namespace gets no sysfs of its
+# own, but has no rights in the one outside either.
+mount -t sysfs -o ro sysfs "$root/sys" 2>/dev/null || mount --rbind /sys "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 for node in null zero full random urandom tty; do
     : > "$root/dev/$node"
@@ -48,7 +50,10 @@ def call(root: Path, argv: Sequence[str], *, shared: Path, timeout: float | None
     with visitor(root):
         env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         env["HOME"] = "/root"
-        run([*namespaces, *enter, *argv], env=env, log=log.info, timeout=timeout)
+        try:
+            run([*namespaces, *enter, *argv], env=env, log=log.info, timeout=timeout)
+        except CommandFailed as failed:  # the user knows ARGV, not how we run it
+            raise CommandFailed(argv, failed.returncode, failed.output) from None
 
 
 @contextmanager
@@ -85,4 +90,5 @@ def _restore(root: Path, path: str, original: Path | None, guest: bytes) -> None
     if not changed:
         file.unlink(missing_ok=True)
     if original is not None:
-        original.unlink() if changed else original.rename(file)
+        with suppress(FileNotFoundError):  # the command removed it, too
+            original.unlink() if changed else original.rename(file)

@@ -76,8 +76,8 @@ def fill(root: Path, inputs: Sequence[Path], values: Mapping[str, str]) -> None:
 def rendered(file: Path, values: Mapping[str, str]) -> str:
     """The text of the template FILE with its values. Raises Failure with file, line and name."""
     try:
-        return template.render(file.read_text(), values)
-    except ValueError as error:
+        return template.render(file.read_bytes().decode(), values)
+    except (OSError, ValueError) as error:
         die(f"{file}: {error}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from anemos.image import layout
 from anemos.image.layout import Kept, Layout
 from anemos.log import Failure, die
-from anemos.run import CommandFailed, run
+from anemos.run import CommandFailed, meaning, run
 
 VARIABLES = (
     "imgname",
@@ -26,18 +26,21 @@ VARIABLES = (
 FUNCTIONS = ("provision", "verify", "test_secrets")
 TARGETS = ("debian",)
 FORMATS = ("dir", "tar", "squashfs", "disk")
+COMPRESSIONS = ("bz2", "gz", "lz4", "xz", "zst")  # suffixes that tar(1) compresses by
 BOOTLOADERS = ("grub",)
 DEADLINE_S = 10.0
 
 # Everything that the IMGBUILD prints goes to standard error; standard output carries NUL-terminated
 # words only: `name value` for each variable that is set, `name` + "()" for each function, the end.
-READER = r"""
+# The names are written into it: no variable of the IMGBUILD changes what is read.
+READER = rf"""
 exec 3>&1 >&2 </dev/null
+set -e
 . ./IMGBUILD
-for name in $VARIABLES; do
-    eval "[ -z \"\${$name+set}\" ] || printf '%s\0%s\0' \"$name\" \"\$$name\" >&3"
+for name in {" ".join(VARIABLES)}; do
+    eval "[ -z \"\${{$name+set}}\" ] || printf '%s\0%s\0' \"$name\" \"\$$name\" >&3"
 done
-for name in $FUNCTIONS; do
+for name in {" ".join(FUNCTIONS)}; do
     [ "$(command -v "$name")" != "$name" ] || printf '%s()\0\0' "$name" >&3
 done
 printf 'end\0\0' >&3
@@ -70,18 +73,22 @@ class Imgbuild:
 
 def load(directory: Path) -> Imgbuild:
     """The IMGBUILD in DIRECTORY. Raises Failure (status 2) that names the file and the line."""
-    if not (directory / "IMGBUILD").is_file():
+    file = directory / "IMGBUILD"
+    if not file.is_file():
         die(f"{directory}: no IMGBUILD there")
+    before, carriage_return, _ = file.read_bytes().partition(b"\r")
+    if carriage_return:
+        line = before.count(b"\n") + 1
+        die(f"{file}: line {line}: carriage return", hint="save it with Unix line ends")
     return interpret(directory, read(directory))
 
 
 def read(directory: Path) -> dict[str, str]:
     """Source the IMGBUILD: its variables by name, its functions as "name()"."""
-    env = {"VARIABLES": " ".join(VARIABLES), "FUNCTIONS": " ".join(FUNCTIONS)}
     try:
-        output = run(["sh", "-c", READER], cwd=directory, env=env, timeout=DEADLINE_S)
+        output = run(["sh", "-c", READER], cwd=directory, timeout=DEADLINE_S)
     except CommandFailed as failed:
-        die(f"{directory}/IMGBUILD: {shell_error(failed.output)}")
+        die(f"{directory}/IMGBUILD: {shell_error(failed)}")
     except Failure:
         die(f"{directory}/IMGBUILD: does not end within {DEADLINE_S:.0f} s when sourced")
     words = output.split("\0")
@@ -91,11 +98,17 @@ def read(directory: Path) -> dict[str, str]:
     return found
 
 
-def shell_error(output: str) -> str:
-    """The shell's last message, without the name of the file: "line 3: Syntax error: ..."."""
-    message = (output.strip().splitlines() or ["ends the shell that reads it"])[-1]
-    match = re.search(r"IMGBUILD: (?:line )?(\d+): (.*)", message)
-    return f"line {match[1]}: {match[2]}" if match else message
+def shell_error(failed: CommandFailed) -> str:
+    """What went wrong: "line 3: Syntax error: ..." where the shell tells it.
+
+    Its message is "sh: 3: ./IMGBUILD: ..." or, of a command, "sh: 3: ..." from dash(1), and
+    "./IMGBUILD: line 3: ..." from bash(1). It is the last, and has several lines if a word has.
+    """
+    shells = r"(?ms)^(?:\S*/)?(?:sh|IMGBUILD): (?:line )?(\d+): (?:\./IMGBUILD: )?(.*)"
+    if match := re.search(shells, failed.output):
+        return f"line {match[1]}: {' '.join(match[2].split())}"
+    message = failed.output.rstrip().rpartition("\n")[2]
+    return f"a command in it fails, {meaning(failed.returncode)}: {message or 'no message'}"
 
 
 def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
@@ -107,24 +120,60 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
         kept = layout.parse_keep(found.get("keep", ""))
     except ValueError as error:
         die(f"{where}: {error}")
-    if kind == "disk" and not disks.disks:
-        die(f"{where}: format=disk needs a layout")
+    check_format(where, kind, options, disks)
+    check_mounts(where, disks, kept)
+    bootloader = choice(where, "bootloader", found.get("bootloader", ""), ("", *BOOTLOADERS))
+    cmdline = " ".join(found.get("cmdline", "").split())
+    if bootloader:
+        check_grub(where, disks, cmdline)
+    name = found.get("imgname", "") or directory.resolve().name
+    if "/" in name:
+        die(f"{where}: imgname {name!r} is no name of a file")
     return Imgbuild(
         directory=directory,
-        name=found.get("imgname", "") or directory.resolve().name,
+        name=name,
         target=choice(where, "target", found.get("target", ""), TARGETS),
-        suite=found.get("debian_suite", "stable"),
-        format=choice(where, "format", kind, FORMATS),
+        suite=found.get("debian_suite", "").strip() or "stable",
+        format=kind,
         format_options=tuple(options),
         packages=tuple(found.get("packages", "").split()),
         mirror=found.get("mirror", "").strip(),
         excludes=tuple(found.get("excludes", "").split()),
         layout=disks,
         keep=kept,
-        bootloader=choice(where, "bootloader", found.get("bootloader", ""), ("", *BOOTLOADERS)),
-        cmdline=" ".join(found.get("cmdline", "").split()),
+        bootloader=bootloader,
+        cmdline=cmdline,
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
     )
+
+
+def check_format(where: str, kind: str, options: list[str], disks: Layout) -> None:
+    choice(where, "format", kind, FORMATS)
+    if kind == "disk" and not disks.disks:
+        die(f"{where}: format=disk needs a layout")
+    # Those of squashfs are mksquashfs's.
+    known = {"tar": COMPRESSIONS}.get(kind, ())
+    if kind != "squashfs" and (options[1:] or not set(options) <= set(known)):
+        die(f"{where}: format={kind} does not know {' '.join(options)!r}")
+
+
+def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
+    taken = {part.mount for _, _, part in disks.mounts()}
+    for each in kept:
+        if each.mount in taken:
+            die(f"{where}: keep: mount {each.mount!r} stands in the layout, too")
+
+
+def check_grub(where: str, disks: Layout, cmdline: str) -> None:
+    """All that GRUB needs from the IMGBUILD, asked long before a disk is erased."""
+    for disk, _, part in disks.mounts():
+        if part.mount == "/boot" or part.mount.startswith("/boot/"):
+            die(f"{where}: bootloader=grub needs /boot in the root file system")
+        if part.mount == "/" and disk.table == "gpt" and "bios" not in {p.type for p in disk.parts}:
+            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {disk.name!r}")
+    # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
+    if match := re.search(r"""["'\\$`;&|<>{}#]""", cmdline):
+        die(f"{where}: cmdline has a {match[0]}, which GRUB does not pass on")
 
 
 def choice(where: str, name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -12,13 +12,17 @@ takes the rest of its disk.
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 MIB = 1024**2
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")  # GPT has room for 36 characters
+MOUNT = re.compile(r"/|(/(?!\.\.?(/|$))[^/]+)+")  # absolute, without // . .. and a slash at its end
 UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
 TABLES = ("gpt", "msdos")
+MAX_PARTS = {"gpt": 128, "msdos": 4}
+MSDOS_END = 2**32 * 512  # its sector numbers have 32 bits
 FILE_SYSTEMS = ("ext4",)
 MATCHES = ("serial", "wwn", "size")
 # Partition types by table, as sfdisk(8) takes them: UEFI specification 2.10, table 5.7, and
@@ -106,21 +110,29 @@ def parse_keep(text: str) -> tuple[Kept, ...]:
         if words[0] != "disk":
             raise ValueError(f"keep: {line!r}: expected `disk NAME ...`")
         match = take_match(line, options)
-        try:
-            part = int(options.pop("part", "0"))
-        except ValueError:
-            raise ValueError(f"keep: {line!r}: part is not a number") from None
-        kept.append(Kept(words[1], match, part, options.pop("mount", "")))
+        part = options.pop("part", "0")
+        if not re.fullmatch(r"[0-9]{1,3}", part):
+            raise ValueError(f"keep: {line!r}: part is not a number")
+        kept.append(Kept(words[1], match, int(part), options.pop("mount", "")))
         refuse_rest(line, options)
+        if kept[-1].mount and not MOUNT.fullmatch(kept[-1].mount):
+            raise ValueError(f"keep: {line!r}: a mount is an absolute path")
+    refuse_twice("keep", "mount", [k.mount for k in kept if k.mount])
+    refuse_twice("keep", "disk", [k.name for k in kept])
     return tuple(kept)
 
 
 def statements(text: str) -> Iterator[tuple[str, list[str], dict[str, str]]]:
     for line in filter(None, (line.strip() for line in text.splitlines())):
         words = [word for word in line.split() if "=" not in word]
-        options = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        pairs = [word.split("=", 1) for word in line.split() if "=" in word]
+        options = {key: value for key, value in pairs}
         if len(words) != 2:
             raise ValueError(f"{line!r}: expected a keyword and one name before the options")
+        if not NAME.fullmatch(words[1]):
+            raise ValueError(f"{line!r}: a name has up to 36 letters, digits, dots, _ and -")
+        if len(options) != len(pairs):
+            raise ValueError(f"{line!r}: an option stands there twice")
         yield line, words, options
 
 
@@ -129,23 +141,23 @@ def parse_disk(line: str, name: str, options: dict[str, str]) -> Disk:
         name,
         take_match(line, options),
         table=one_of(line, options.pop("table", "gpt"), TABLES),
-        image=size(options.pop("image", "8G")),
+        image=length(line, options.pop("image", "8G")),
     )
     refuse_rest(line, options)
     return disk
 
 
 def parse_part(line: str, name: str, options: dict[str, str], disk: Disk) -> Part:
-    length = options.pop("size", "")
+    wanted = options.pop("size", "")
     part = Part(
         name,
         type=one_of(line, options.pop("type", "linux"), tuple(TYPES[disk.table])),
-        size=size(length) if length else None,
+        size=length(line, wanted) if wanted else None,
         fs=one_of(line, options.pop("fs", ""), ("", *FILE_SYSTEMS)),
         mount=options.pop("mount", ""),
     )
     refuse_rest(line, options)
-    if part.mount and not (part.fs and part.mount.startswith("/")):
+    if part.mount and not (part.fs and MOUNT.fullmatch(part.mount)):
         raise ValueError(f"layout: {line!r}: a mount is an absolute path and needs a file system")
     return part
 
@@ -154,6 +166,10 @@ def take_match(line: str, options: dict[str, str]) -> dict[str, str]:
     match = {key: options.pop(key) for key in MATCHES if key in options}
     if not match:
         raise ValueError(f"{line!r}: which disk? one of {', '.join(m + '=' for m in MATCHES)}")
+    if "size" in match:
+        match["size"] = str(length(line, match["size"]))
+    if not all(match.values()):  # many disks have no serial number at all
+        raise ValueError(f"{line!r}: {', '.join(match)} must not be empty")
     return match
 
 
@@ -168,9 +184,16 @@ def one_of(line: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def length(line: str, text: str) -> int:
+    try:
+        return size(text)
+    except ValueError as error:
+        raise ValueError(f"{line!r}: {error}") from None
+
+
 def size(text: str) -> int:
     """Bytes in "512", "1M", "8G". Raises ValueError."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)", text)
+    match = re.fullmatch(r"0*([1-9][0-9]{0,18})([KMGT]?)", text)
     if not match:
         raise ValueError(f"size {text!r} is not a number with a suffix K, M, G or T")
     return int(match[1]) * UNITS[match[2]]
@@ -180,14 +203,28 @@ def check(layout: Layout) -> None:
     mounts = [part.mount for _, _, part in layout.mounts()]
     if layout.disks and mounts.count("/") != 1:
         raise ValueError(f"layout: {mounts.count('/')} partitions are mounted at /, not one")
-    for kind, names in (("mount", mounts), ("disk", [d.name for d in layout.disks])):
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"layout: {kind} {name!r} stands there twice")
+    refuse_twice("layout", "mount", mounts)
+    refuse_twice("layout", "disk", [d.name for d in layout.disks])
+    refuse_twice(
+        "layout", "match", [" ".join(map("=".join, d.match.items())) for d in layout.disks]
+    )
     for disk in layout.disks:
+        refuse_twice(f"layout: disk {disk.name!r}", "part", [part.name for part in disk.parts])
+        if len(disk.parts) > MAX_PARTS[disk.table]:
+            most = f"at most {MAX_PARTS[disk.table]} partitions"
+            raise ValueError(f"layout: disk {disk.name!r}: {most} with table={disk.table}")
         if sum(part.size is None for part in disk.parts) > 1:
             raise ValueError(f"layout: disk {disk.name!r}: two partitions without a size")
-        extents(disk, disk.image)
+        try:
+            extents(disk, disk.image)
+        except ValueError as error:
+            raise ValueError(f"{error}, its image=") from None
+
+
+def refuse_twice(where: str, kind: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{where}: {kind} {name!r} stands there twice")
 
 
 def extents(disk: Disk, capacity: int) -> list[Extent]:
@@ -204,6 +241,8 @@ def extents(disk: Disk, capacity: int) -> list[Extent]:
     for length in lengths:
         found.append(Extent(start, rest if length is None else length))
         start += found[-1].size
+    if disk.table == "msdos" and start > MSDOS_END:
+        raise ValueError(f"layout: disk {disk.name!r}: table=gpt is needed beyond 2T")
     return found
 
 

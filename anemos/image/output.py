@@ -7,9 +7,8 @@ from pathlib import Path
 from anemos.image import bootloader, layout, tree
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Disk, Part
+from anemos.log import die
 from anemos.run import run
-
-BLOCK = "1048576"
 
 
 def write(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
@@ -19,13 +18,16 @@ def write(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
 
 def directory(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
     target = out / imgbuild.name
-    shutil.move(root, target)
+    if target.exists():
+        die(f"{target} exists", hint="remove it, or build with another --output")
+    # No move: across file systems that reads device nodes, and forgets owners.
+    run(["cp", "--archive", "--no-target-directory", root, target])
     return [target]
 
 
 def tar(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
     target = out / ".".join([imgbuild.name, "tar", *imgbuild.format_options])
-    options = ["--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
+    options = ["--force-local", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
     run(
         ["tar", "--create", "--auto-compress", *options, "--file", target, "--directory", root, "."]
     )
@@ -35,7 +37,7 @@ def tar(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
 def squashfs(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
     target = out / f"{imgbuild.name}.squashfs"
     compression = imgbuild.format_options or ("zstd",)
-    options = ["-noappend", "-quiet", "-no-progress", "-b", BLOCK, "-comp", *compression]
+    options = ["-noappend", "-quiet", "-no-progress", "-comp", *compression]
     run(["mksquashfs", root, target, *options, "-all-time", "0", "-mkfs-time", "0"])
     return [target]
 
@@ -46,6 +48,9 @@ def disk(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
     tree.write(root, "etc/fstab", layout.fstab(imgbuild.layout, seed, {}))
     for each in imgbuild.layout.disks:
         partition(each, files[each.name], seed)
+        for number, part in enumerate(each.parts, 1):
+            if part.fs and not part.mount:
+                make_fs(each, number, part, files[each.name], seed)
     if imgbuild.bootloader:
         bootloader.install(imgbuild, root, files, seed)
     # Children before parents: what lies below a mount point moves out of the parent's tree.
@@ -62,16 +67,28 @@ def partition(each: Disk, file: Path, seed: str) -> None:
     run(["sfdisk", "--quiet", file], data=script.encode())
 
 
-def fill(each: Disk, number: int, part: Part, file: Path, root: Path, seed: str) -> None:
-    """Make the file system of a partition in its place in FILE, with what ROOT has at its mount."""
-    source = tree.inside(root, part.mount.lstrip("/")) if part.mount != "/" else root
-    source.mkdir(parents=True, exist_ok=True)
+def make_fs(each: Disk, number: int, part: Part, file: Path, seed: str, *source: Path) -> int:
+    """Make the file system of a partition in its place in FILE; where that starts, in bytes."""
     extent = layout.extents(each, each.image)[number - 1]
     uuid = layout.fs_uuid(each, part, seed)
-    run(
-        ["mkfs.ext4", "-q", "-F", "-U", uuid, "-E", f"offset={extent.start},hash_seed={uuid}"]
-        + ["-d", source, file, f"{extent.size // 1024}k"]
-    )
+    options = ["-q", "-F", "-U", uuid, "-E", f"offset={extent.start},hash_seed={uuid}"]
+    content: list[str | Path] = ["-d", *source] if source else []
+    run(["mkfs.ext4", *options, *content, file, f"{extent.size // 1024}k"])
+    return extent.start
+
+
+def fill(each: Disk, number: int, part: Part, file: Path, root: Path, seed: str) -> None:
+    """Make the file system of a partition, with what ROOT has at its mount point."""
+    source = root if part.mount == "/" else tree.inside(root, part.mount.lstrip("/"))
+    if source.is_symlink():
+        die(f"layout: {part.mount} is a symbolic link in the image")
+    tree.directories(root, source)
+    start = make_fs(each, number, part, file, seed, source)
+    # mkfs.ext4 -d does not do this for the topmost directory.
+    top = source.stat()
+    fields = {"mode": f"0{top.st_mode:o}", "uid": top.st_uid, "gid": top.st_gid}
+    script = "".join(f"set_inode_field <2> {name} {value}\n" for name, value in fields.items())
+    run(["debugfs", "-w", "-f", "-", f"{file}?offset={start}"], data=script.encode())
     if source != root:
         shutil.rmtree(source)
         source.mkdir()

@@ -9,8 +9,8 @@ PLACEHOLDER = re.compile(r"\{\{ *([A-Za-z_][A-Za-z0-9_]*) *\}\}")
 
 def render(text: str, values: Mapping[str, str]) -> str:
     """TEXT with its placeholders replaced. Raises ValueError: "line 3: undefined name 'x'"."""
-    lines = text.splitlines(keepends=True)
-    return "".join(_render_line(number, line, values) for number, line in enumerate(lines, 1))
+    lines = enumerate(text.split("\n"), 1)  # splitlines() has more line ends than editors have
+    return "\n".join(_render_line(number, line, values) for number, line in lines)
 
 
 def _render_line(number: int, line: str, values: Mapping[str, str]) -> str:

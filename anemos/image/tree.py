@@ -19,7 +19,7 @@ def inside(root: Path, path: str | os.PathLike[str]) -> Path:
     done, todo, links = root, [*Path(path).parts], 0
     while todo:
         part = todo.pop(0)
-        if part == os.sep:
+        if part.startswith(os.sep):  # "//" is a root of its own to pathlib
             done = root
         elif part == "..":
             done = done.parent if done != root else root
@@ -59,11 +59,23 @@ def copy(source: Path, root: Path, path: str, mode: int | None = None) -> Path:
 def place(root: Path, path: str) -> Path:
     """PATH below ROOT, its parents made, whatever file was there removed."""
     target = inside(root, path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    directories(root, target.parent)
     if target.is_dir() and not target.is_symlink():
         die(f"/{path}: is a directory in the image, a file among the inputs")
     target.unlink(missing_ok=True)
     return target
+
+
+def directories(root: Path, directory: Path) -> None:
+    """Make DIRECTORY and its parents below ROOT, mode 0755 whatever the umask is."""
+    for parent in [*reversed(directory.parents), directory]:
+        if parent.is_relative_to(root) and not parent.is_dir():
+            try:
+                parent.mkdir()
+            except FileExistsError:
+                where = parent.relative_to(root)
+                die(f"/{where}: is a file in the image, a directory among the inputs")
+            parent.chmod(0o755)
 
 
 def inputs(directory: Path) -> Iterator[tuple[str, Path]]:
@@ -71,11 +83,16 @@ def inputs(directory: Path) -> Iterator[tuple[str, Path]]:
 
     Regular files and symbolic links count, directories are implied. Raises Failure for the rest.
     """
-    for parent, directories, files in os.walk(directory):
-        directories.sort()
-        links = [name for name in directories if (Path(parent) / name).is_symlink()]
+    for parent, below, files in os.walk(directory, onerror=unreadable):
+        below.sort()
+        links = [name for name in below if (Path(parent) / name).is_symlink()]
         for name in sorted(files + links):
             file = Path(parent) / name
             if not file.is_symlink() and not file.is_file():
                 die(f"{file}: neither a regular file nor a symbolic link")
             yield os.fspath(file.relative_to(directory)), file
+
+
+def unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # no input directory: no inputs
+        die(f"{error.filename}: {error.strerror}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed, run
 
-
 _tried: set[str] = set()
 
 

@@ -35,23 +35,26 @@ def commands(name: str, interface: dict[str, Any]) -> list[list[str]]:
     """The argv lists that give the interface NAME its MTU, addresses and routes. Pure."""
     return [
         ["ip", "link", "set", name, "mtu", str(interface["mtu"]), "up"],
-        *(["ip", "address", "add", *address_words(a), "dev", name] for a in interface["addresses"]),
+        # "replace": a router's advertisement may have been quicker.
+        *(
+            ["ip", "address", "replace", *address_words(address), "dev", name]
+            for address in interface["addresses"]
+        ),
         # Routes without a gateway first: they make the gateways of the others reachable.
         *(
-            ["ip", *family(route), "route", "replace", *route_words(route), "dev", name]
+            ["ip", route["family"], "route", "replace", *route_words(route), "dev", name]
             for route in sorted(interface["routes"], key=lambda route: "gateway" in route)
         ),
     ]
 
 
 def address_words(address: dict[str, Any]) -> list[str]:
+    """`LOCAL/LENGTH`, or where the other end has an address: `LOCAL peer ADDRESS/LENGTH`."""
+    local, far = address["local"], address.get("address")
+    own = [local, "peer", far] if far else [local]
     # Without duplicate address detection (RFC 4862) an address works at once; it did before.
     nodad = ["nodad"] if address["family"] == "inet6" else []
-    return [f"{address['local']}/{address['prefixlen']}", *nodad]
-
-
-def family(route: dict[str, Any]) -> list[str]:
-    return ["-6"] if ":" in route.get("gateway", route["dst"]) else ["-4"]
+    return [*own[:-1], f"{own[-1]}/{address['prefixlen']}", *nodad]
 
 
 def route_words(route: dict[str, Any]) -> list[str]:

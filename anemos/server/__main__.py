@@ -9,10 +9,10 @@ from anemos.log import Failure
 from anemos.server import kexec, staging
 
 
-def ssh_port() -> int:
-    """The port that the operator came in by (sshd(8), SSH_CONNECTION)."""
-    words = os.environ.get("SSH_CONNECTION", "").split()
-    return int(words[3]) if len(words) == 4 else 22
+def came_in_by() -> tuple[str, int]:
+    """This machine's address and port that the operator came in by (ssh(1), SSH_CONNECTION)."""
+    _, _, address, port = os.environ["SSH_CONNECTION"].split()
+    return address, int(port)
 
 
 def main(command: str, *words: str) -> None:
@@ -21,7 +21,7 @@ def main(command: str, *words: str) -> None:
             print(json.dumps(staging.fingerprints(json.loads(keep))))
         case "build-initramfs", [base, payload, layer]:
             image = staging.HOST / base.lstrip("/")
-            print(json.dumps(staging.build(image, payload, layer, ssh_port())))
+            print(json.dumps(staging.build(image, payload, layer, *came_in_by())))
         case "load", []:
             kexec.load()
         case _:

@@ -20,7 +20,8 @@ for container in /run/.containerenv /.dockerenv /run/host/container-manager /pro
     [ ! -e "$container" ] || fact container "$container"
 done
 for module in loop squashfs; do
-    if [ -d "/sys/module/$module" ] || modprobe -n -q "$module" 2>/dev/null; then
+    if [ -d "/sys/module/$module" ] || grep -q -w "$module" /proc/filesystems ||
+        modprobe -n -q "$module" 2>/dev/null; then
         fact module "$module"
     fi
 done
@@ -28,9 +29,11 @@ done
 # Disks: name, size in sectors of 512 bytes, serial, WWN, model, separated by |.
 for disk in /sys/block/*; do
     case ${disk##*/} in loop* | ram* | zram* | dm-* | md* | sr* | fd* | nbd*) continue ;; esac
+    # One of several paths to an NVMe disk, which is there itself, too.
+    [ "$(first "$disk/hidden")" != 1 ] || continue
     serial=$(first "$disk/serial" "$disk/device/serial" | tr -d '\0')
     [ -n "$serial" ] || serial=$(tail -c +5 "$disk/device/vpd_pg80" 2>/dev/null | tr -d '\0')
-    serial=$(echo "$serial" | sed 's/^ *//; s/ *$//')
+    serial=$(printf '%s\n' "$serial" | sed 's/^ *//; s/ *$//')
     wwn=$(first "$disk/wwid" "$disk/device/wwid" | sed 's/^ *//; s/ *$//')
     model=$(first "$disk/device/model" | sed 's/ *$//')
     fact disk "${disk##*/}|$(cat "$disk/size")|$serial|$wwn|$model"

@@ -20,10 +20,14 @@ HOST = Path("/host")  # the old system's root, see enter.sh
 STAGE = Path("/run/anemos")
 BASE_INITRD = Path("/boot/initrd")
 INITRAMFS = STAGE / "initramfs"
+NO_DNS = 'host.toml: build_on = "workstation"'
 
 
-def build(base: Path, payload: str, layer: str, ssh_port: int) -> dict[str, Any]:
-    """Write the initramfs; PAYLOAD and LAYER are the SHA-256 that the staged files must have."""
+def build(base: Path, payload: str, layer: str, address: str, port: int) -> dict[str, Any]:
+    """Write the initramfs; PAYLOAD and LAYER are the SHA-256 that the staged files must have.
+
+    ADDRESS and PORT are where its sshd is going to be looked for. Raises Failure.
+    """
     check(STAGE / "payload", payload)
     if layer:
         check(STAGE / "layer", layer)
@@ -34,10 +38,12 @@ def build(base: Path, payload: str, layer: str, ssh_port: int) -> dict[str, Any]
         "base": base.stem.removeprefix("base-"),
         "payload": payload,
         "layer": layer,
-        "ssh_port": ssh_port,
-        "network": network.capture(HOST / "etc/resolv.conf"),
+        "ssh_port": port,
+        "network": network.capture(HOST, address),
         "kept": fingerprints(manifest["keep"]),
     }
+    if not layer and not boot["network"]["dns"]:
+        die("no name server that the initramfs could ask for packages", hint=NO_DNS)
     assemble(boot, base)
     return boot
 
@@ -78,11 +84,18 @@ def assemble(boot: dict[str, Any], base: Path) -> None:
 
 
 def ssh_entries(host: Path) -> list[Entry]:
-    """The old system's host keys, and who may log in to it as root."""
+    """The old system's host keys, and who may log in to it as root.
+
+    Raises Failure without them: nobody could log in to the initramfs.
+    """
     keys = sorted((host / "etc/ssh").glob("ssh_host_*_key*"))
     allowed = host / "root/.ssh/authorized_keys"
+    if not keys:
+        die("no host key in /etc/ssh: the initramfs could not prove what it is")
+    if not allowed.is_file() or not allowed.read_bytes().strip():
+        die("/root/.ssh/authorized_keys lists nobody: nobody could log in to the initramfs")
     return [
         Entry("anemos/ssh", None, 0o700),
         *(Entry(f"anemos/ssh/{key.name}", key) for key in keys),
-        *([Entry("anemos/ssh/authorized_keys", allowed)] if allowed.is_file() else []),
+        Entry("anemos/ssh/authorized_keys", allowed),
     ]

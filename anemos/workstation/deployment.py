@@ -1,6 +1,7 @@
 """The chain of all phases, and the demonstration of it."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,7 @@ def confirm(host: Host, yes: str) -> None:
     if not os.isatty(0):
         die(f"not confirmed: the system disks of {host.name} are to be erased", hint="--yes NAME")
     log.info(f"This erases the system disks of {host.name}. Type its name to go on:")
-    if input().strip() != host.name:
+    if sys.stdin.readline().strip() != host.name:  # at its end, too, unlike input()
         die("not confirmed; nothing was done")
 
 

@@ -24,7 +24,7 @@ class Facts:
     boot_id: str
     memory_total: int  # bytes
     memory_available: int  # bytes
-    kexec_disabled: bool
+    kexec: bool  # the kernel has it, and nobody has disabled it
     lockdown: str  # the kernel's words, "[none] integrity confidentiality"
     efi: bool
     container: str
@@ -59,8 +59,12 @@ def identify(remote: Remote) -> Identity:
     answered = time.time()
     files = ["/proc/sys/kernel/random/boot_id", BOOT, STAMP]
     lines = remote.sh(["sh", "-c", 'cat "$@" 2>/dev/null || :', "cat", *files]).splitlines()
-    stamp = json.loads(lines[1]) if len(lines) > 1 else {}
-    return Identity(lines[0], "ssh_port" in stamp, stamp.get("deployment", ""), answered)
+    try:
+        boot_id, *rest = lines
+        stamp = json.loads("".join(rest) or "{}")
+    except ValueError:
+        die(f"{remote.endpoint}: cannot tell which system this is: {lines}", status=FAILED)
+    return Identity(boot_id, "ssh_port" in stamp, stamp.get("deployment", ""), answered)
 
 
 def gather(remote: Remote, base_hash: str = "") -> Facts:
@@ -70,10 +74,17 @@ def gather(remote: Remote, base_hash: str = "") -> Facts:
 
 def parse(text: str) -> Facts:
     """TEXT: `key=value` lines; the last says that they are complete. Raises Failure."""
-    pairs = [line.split("=", 1) for line in text.splitlines() if "=" in line]
+    try:
+        return interpret([line.split("=", 1) for line in text.splitlines() if "=" in line])
+    except (KeyError, ValueError) as error:  # a key is not there; a value is not what it should be
+        die(f"the facts of the server make no sense: {error}", status=FAILED)
+
+
+def interpret(pairs: list[list[str]]) -> Facts:
+    """Raises KeyError, ValueError."""
     one = dict(pairs)
     if "end" not in one:
-        die("the facts of the server are not complete", status=FAILED)
+        raise ValueError("they are not complete")
 
     def every(key: str) -> tuple[str, ...]:
         return tuple(value for name, value in pairs if name == key)
@@ -87,7 +98,7 @@ def parse(text: str) -> Facts:
         boot_id=one["boot_id"],
         memory_total=int(one["memory_total_kib"]) * 1024,
         memory_available=int(one["memory_available_kib"]) * 1024,
-        kexec_disabled=one["kexec_disabled"] == "1",
+        kexec=one["kexec_disabled"] == "0",
         lockdown=one["lockdown"],
         efi=one["efi"] == "yes",
         container=one.get("container", ""),

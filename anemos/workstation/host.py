@@ -5,7 +5,7 @@ host.toml, all but address and host_key optional:
     address = "mx.example.org"
     host_key = "ssh-ed25519 AAAA..."   # pinned: the contents of an ssh_host_*_key.pub
     port = 22
-    user = "root"                      # another one needs sudo without a password
+    user = "root"                      # nobody else can log in to the initramfs
     identity = "~/.ssh/id_ed25519"     # without it: the agent's keys and ssh's default ones
     build_on = "workstation"           # where the package layer is made; or "initramfs"
     ports = [22, 443]                  # that must listen afterwards
@@ -36,7 +36,12 @@ from anemos.workstation import places
 BUILD_ON = ("workstation", "initramfs")
 INTERNAL = ("name", "directory", "timeouts", "vm")  # not plain values of host.toml
 REQUIRED = ("stock",)
-EXPECTED: dict[Any, str] = {str: "a string", int: "a number", list[int]: "a list of numbers"}
+MAX_PORT = 65535
+EXPECTED: dict[Any, str] = {
+    str: "a string",
+    int: "a number above 0",
+    list[int]: "a list of numbers above 0",
+}
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,16 @@ def load(name: str) -> Host:
     hint = f"known: {', '.join(known())}"
     if not name:
         die("which host? --host NAME", hint=hint)
-    directory = places.HOSTS / name
-    if Path(name).name != name or not directory.is_dir():
+    # Not `HOSTS / name`: a name like ../x would leave it.
+    directory = next((each for each in places.HOSTS.glob("*/") if each.name == name), None)
+    if directory is None:
         die(f"unknown host {name!r}: no such directory in hosts/", hint=hint)
     file = directory / "host.toml"
     if not file.is_file():
         die(f"hosts/{name}/host.toml is missing", hint=hint)
     try:
         given = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # unreadable, not UTF-8, not TOML
         die(f"hosts/{name}/host.toml: {error}")
     return interpret(name, directory, given)
 
@@ -102,7 +108,7 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     """Check what host.toml says. Pure but for the name of the file in messages."""
     where = f"hosts/{name}/host.toml"
     tables: dict[str, Any] = {
-        key: kind(**checked(where, kind, given.pop(key)))
+        key: kind(**checked(f"{where}, [{key}]", kind, given.pop(key)))
         for key, kind in {"timeouts": Timeouts, "vm": VmSettings}.items()
         if key in given
     }
@@ -111,6 +117,11 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
     if host.vm is None and not (host.address and host.host_key):
         die(f"{where}: needs address and host_key", hint="or [vm], for a local VM")
+    if host.user != "root":
+        die(f"{where}: user is {host.user!r}", hint="only root can log in to the initramfs")
+    for port in (host.port, *host.ports, *(host.vm.forward if host.vm else ())):
+        if port > MAX_PORT:
+            die(f"{where}: {port} is not the number of a port")
     return host
 
 
@@ -134,5 +145,5 @@ def checked(where: str, kind: type, given: Any) -> dict[str, Any]:
 
 def fits(value: Any, kind: Any) -> bool:
     if kind == list[int]:
-        return isinstance(value, list) and all(type(each) is int for each in value)
-    return type(value) is kind
+        return isinstance(value, list) and all(fits(each, int) for each in value)
+    return type(value) is kind and (kind is not int or value > 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from anemos.image import definition, template, tree
 from anemos.image.imgbuild import Imgbuild
+from anemos.log import die
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ def write(
 
     Raises Failure for input files that cannot be used and templates that name unknown values.
     """
-    members = list(collect(spec, values, secrets))
+    try:
+        members = list(collect(spec, values, secrets))
+    except OSError as error:
+        die(f"{error.filename}: {error.strerror}")
     manifest = {
         "deployment": deployment,
         "host": spec.directory.name,

@@ -18,6 +18,7 @@ from anemos import log
 from anemos.digest import sha256
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
+from anemos.run import CommandFailed
 from anemos.workstation import facts, images, payload, places, plan, secrets, stock, vm
 from anemos.workstation.facts import Facts, Identity
 from anemos.workstation.gpg import Keyring
@@ -28,6 +29,8 @@ from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, Unreachable
 SERVER = places.ROOT / "anemos/server"
 STAGE = "/run/anemos"
 POLL_S = 0.5
+# What a system on its way down or up may answer with; a command may be killed with everything else.
+GONE = (Unreachable, ConnectionLost, CommandFailed)
 Ready = Callable[[Identity], bool]
 
 
@@ -67,11 +70,11 @@ def endpoint(host: Host) -> Endpoint:
     """Where HOST answers, and the key that it is pinned to, in all of its systems."""
     if host.vm is None:
         return Endpoint(host.address, host.port, host.user, host.host_key, host.identity_file)
-    key = stock.host_key(host.name, host.vm.stock)
-    port = vm.of(host).port(22)
-    if not port:
+    machine = vm.of(host)
+    if not machine.pid:
         die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
-    return Endpoint("127.0.0.1", port, "root", key, stock.operator_key(host.name))
+    key = stock.host_key(host.name, host.vm.stock)
+    return Endpoint("127.0.0.1", machine.port(22), "root", key, stock.operator_key(host.name))
 
 
 def payload_file(host: Host) -> Path:
@@ -217,7 +220,9 @@ def kexec(host: Host) -> dict[str, Any]:
     with connect(where) as remote:
         state.old_boot_id = facts.identify(remote).boot_id
         enter(remote, state.remote_base, "load")
-        script(remote, "jump.sh", state.remote_base)
+        state.save()
+        with suppress(ConnectionLost):  # it may be that quick
+            script(remote, "jump.sh", state.remote_base)
     state.last_answer = time.time()
     state.save()
     with log.step("Waiting for the old system to end"):
@@ -238,7 +243,7 @@ def await_end(host: Host, where: Endpoint, state: State) -> None:
         try:
             with connect(where, status=FAILED) as remote:
                 seen = facts.identify(remote)
-        except (Unreachable, ConnectionLost):
+        except GONE:
             return
         if seen.boot_id != state.old_boot_id:
             return
@@ -255,7 +260,7 @@ def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: st
     """Wait for a system that READY accepts. Raises Failure (status 1) at the end."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
-        with suppress(Unreachable, ConnectionLost), connect(where, status=FAILED) as remote:
+        with suppress(*GONE), connect(where, status=FAILED) as remote:
             seen = facts.identify(remote)
             if ready(seen):
                 return seen

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 
 from anemos.log import FAILED, die
 
@@ -21,17 +23,23 @@ def cache() -> Path:
 
 def state(name: str) -> Path:
     """Throw-away keys and VM disks of the host or VM NAME."""
-    return _private(_base("XDG_STATE_HOME", ".local/state") / "anemos" / CLONE / name)
+    return _private(_states() / name)
 
 
 def memory(name: str) -> Path:
     """A directory of ours on a tmpfs, for the host NAME. Raises Failure when it is not ours."""
-    top = SHARED_MEMORY / f"anemos-{os.geteuid()}-{CLONE}"
-    top.mkdir(mode=0o700, exist_ok=True)
+    owner = hashlib.sha256(os.fsencode(_states())).hexdigest()[:8]
+    top = SHARED_MEMORY / f"anemos-{os.geteuid()}-{owner}"
+    with suppress(FileExistsError):
+        top.mkdir(mode=0o700)
     seen = top.lstat()
-    if top.is_symlink() or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
+    if not S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
         die(f"{top}: belongs to somebody else, or others may read it", status=FAILED)
     return _private(top / name)
+
+
+def _states() -> Path:
+    return _base("XDG_STATE_HOME", ".local/state") / "anemos" / CLONE
 
 
 def _base(variable: str, default: str) -> Path:

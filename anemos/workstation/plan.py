@@ -61,11 +61,11 @@ def _system(facts: Facts) -> Iterator[str]:
         yield f"the machine is {facts.machine}; the base image is for x86_64"
     if facts.container:
         yield f"this is a container ({facts.container}): its kernel is not its own"
-    if facts.kexec_disabled:
-        yield "kexec is disabled until the next boot (/proc/sys/kernel/kexec_load_disabled)"
+    if not facts.kexec:
+        yield "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled"
     if re.search(r"\[(integrity|confidentiality)\]", facts.lockdown) and not facts.efi:
         yield f"the kernel is locked down: {facts.lockdown}"
-    for module in {"loop", "squashfs"} - set(facts.modules):
+    for module in sorted({"loop", "squashfs"} - set(facts.modules)):
         yield f"the kernel has no {module}"
     if facts.place != "system":
         yield f"this is the initramfs of deployment {facts.deployment}, not a running system"
@@ -142,7 +142,7 @@ def _disk(device: Device, facts: Facts) -> str:
     holds = [
         f"{point} ({kind})"
         for node, point, kind in mounts
-        if node.startswith(f"/dev/{device.name}")
+        if re.fullmatch(rf"/dev/{device.name}(p?\d+)?", node)
     ]
     model = facts.models.get(device.name)
     return (

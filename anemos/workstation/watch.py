@@ -6,10 +6,10 @@ from time import monotonic, sleep
 from typing import Any
 
 from anemos import log
-from anemos.log import FAILED, IN_INITRAMFS, die
+from anemos.log import FAILED, IN_INITRAMFS, Failure, die
 from anemos.workstation import facts, phases
 from anemos.workstation.host import Host
-from anemos.workstation.ssh import ConnectionLost, Remote, Unreachable, connect
+from anemos.workstation.ssh import Remote, connect
 
 EVENTS = "/run/anemos/events"
 
@@ -26,13 +26,16 @@ class Watch:
         self.seen = 0
         self.passed = False  # the point of no return
         self.last: dict[str, Any] = {}
+        self.then = ""  # the deployment of the system that came after it
 
     def follow(self) -> None:
         """Read events until the stream or the initramfs ends."""
         end = monotonic() + self.host.timeouts.install
         while monotonic() < end:
-            with suppress(Unreachable, ConnectionLost, Ended), self.connected() as remote:
-                if not facts.identify(remote).in_initramfs:
+            with suppress(*phases.GONE, Ended), self.connected() as remote:
+                seen = facts.identify(remote)
+                if not seen.in_initramfs:
+                    self.then = seen.deployment
                     return
                 tail = ["tail", "-n", f"+{self.seen + 1}", "-f", EVENTS]
                 remote.sh(tail, timeout=self.host.timeouts.install, log=self.hear)
@@ -45,8 +48,11 @@ class Watch:
         return connect(phases.endpoint(self.host), status=self.status)
 
     def hear(self, line: str) -> None:
+        try:
+            self.last = json.loads(line)
+        except ValueError:  # cut off with the connection: it is asked for again
+            return
         self.seen += 1
-        self.last = json.loads(line)
         event = self.last["event"]
         self.passed = self.passed or event == "point-of-no-return"
         if event == "log":
@@ -66,9 +72,15 @@ def watch(host: Host) -> dict[str, Any]:
     initramfs.
     """
     watching = Watch(host)
-    watching.follow()
+    deployment = phases.load_state(host, "deployment", "pack").deployment
+    try:
+        watching.follow()
+    except Failure as failure:
+        die(failure.message, hint=failure.hint, status=watching.status)
     if watching.last.get("event") == "failed":
         failed(host, watching)
+    if watching.last.get("event") != "done" and watching.then != deployment:
+        die(f"{host.name} runs the old system: the installation did not end", status=FAILED)
     return {"host": host.name, "events": watching.seen}
 
 

@@ -1,0 +1,389 @@
+"""The definition layer on a tiny root file system; provision() in a real chroot."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from anemos import log
+from anemos.image import chroot, definition, imgbuild
+from anemos.image.imgbuild import Imgbuild
+from anemos.log import BAD_INPUT, FAILED, Failure
+from anemos.run import CommandFailed, run
+from tests import tiny
+
+pytestmark = pytest.mark.real("run")
+
+PATCH = """\
+--- a/etc/conf
++++ b/etc/conf
+@@ -1,3 +1,3 @@
+ one
+-two
++TWO
+ three
+"""
+Input = Callable[..., Path]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = tmp_path / "image"
+    (made / "etc").mkdir(parents=True)
+    (made / "etc/conf").write_text("one\ntwo\nthree\n")
+    return made
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Input:
+    """Makes a file in one of several input directories."""
+
+    def make(path: str, text: str, directory: str = "files", mode: int = 0o644) -> Path:
+        file = tmp_path / directory / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+        return tmp_path / directory
+
+    return make
+
+
+def spec(directory: Path, text: str = "") -> Imgbuild:
+    (directory / "IMGBUILD").write_text(f"target=debian\n{text}")
+    return imgbuild.load(directory)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def test_files(tmp_path: Path, root: Path, put: Input) -> None:
+    put("etc/conf", "first")
+    put("etc/twice", "first", mode=0o600)
+    put("a dir/-n", "", mode=0o755)
+    put("etc/twice", "second", "later", 0o640)
+    files = put("srv/link.makeimg", "no suffix of ours")
+    (files / "etc/link").symlink_to("/nowhere")
+    definition.apply(spec(tmp_path), root, [files, tmp_path / "later"])
+    assert (root / "etc/conf").read_text() == "first"
+    assert (root / "etc/twice").read_text() == "second"
+    assert (root / "etc/link").readlink() == Path("/nowhere")
+    assert (root / "srv/link.makeimg").is_file()
+    assert [mode(root / path) for path in ("etc/twice", "a dir/-n", "a dir")] == [
+        0o640,
+        0o755,
+        0o755,
+    ]
+
+
+@pytest.mark.root
+def test_owner_is_root(tmp_path: Path, root: Path, put: Input) -> None:
+    os.chown(put("etc/x", "") / "etc/x", 1234, 1234)
+    definition.apply(spec(tmp_path), root, [tmp_path / "files"])
+    assert ((root / "etc/x").stat().st_uid, (root / "etc/x").stat().st_gid) == (0, 0)
+
+
+def test_patch(tmp_path: Path, root: Path, put: Input) -> None:
+    (root / "etc/conf").chmod(0o640)
+    definition.apply(spec(tmp_path), root, [put("etc/conf.makeimg.patch", PATCH)])
+    assert (root / "etc/conf").read_text() == "one\nTWO\nthree\n"
+    assert mode(root / "etc/conf") == 0o640
+    assert os.listdir(root / "etc") == ["conf"]
+
+
+@pytest.mark.root
+def test_patch_keeps_the_owner(tmp_path: Path, root: Path, put: Input) -> None:
+    os.chown(root / "etc/conf", 5, 6)
+    definition.apply(spec(tmp_path), root, [put("etc/conf.makeimg.patch", PATCH)])
+    assert ((root / "etc/conf").stat().st_uid, (root / "etc/conf").stat().st_gid) == (5, 6)
+
+
+def test_patch_for_a_file_of_the_definition(tmp_path: Path, root: Path, put: Input) -> None:
+    """Patches come after files, whichever input directory they are in."""
+    first = put("etc/mine.makeimg.patch", PATCH)
+    later = put("etc/mine", "zero\none\ntwo\nthree\n", "later")
+    definition.apply(spec(tmp_path), root, [first, later])
+    assert (root / "etc/mine").read_text() == "zero\none\nTWO\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("etc/lost", PATCH, "the image has no file /etc/lost to patch"),
+        ("etc", PATCH, "the image has no file /etc to patch"),
+        ("etc/conf", PATCH.replace("two", "zwei"), "does not apply to /etc/conf\npatching file"),
+        ("etc/conf", "garbage\n", "does not apply to /etc/conf\n"),
+        ("etc/done", PATCH, "does not apply to /etc/done\n"),
+        ("etc/link", PATCH, "does not apply to /etc/link\nFile "),
+    ],
+)
+def test_patch_that_does_not_fit(
+    tmp_path: Path, root: Path, put: Input, path: str, text: str, message: str
+) -> None:
+    (root / "etc/done").write_text("one\nTWO\nthree\n")
+    (root / "etc/link").symlink_to("conf")
+    files = put(f"{path}.makeimg.patch", text)
+    with pytest.raises(Failure) as caught:
+        definition.apply(spec(tmp_path), root, [files])
+    assert caught.value.status == BAD_INPUT
+    assert str(caught.value).startswith(f"{files}/{path}.makeimg.patch: {message}")
+    assert (root / "etc/conf").read_text() == "one\ntwo\nthree\n"
+
+
+def test_template(tmp_path: Path, root: Path, put: Input) -> None:
+    put("etc/motd.makeimg.template", "{{ host }}: grün\r\n", mode=0o4750)
+    files = put("etc/conf.makeimg.template", "{{ host }}")
+    definition.apply(spec(tmp_path), root, [files], values={"host": "mx"})
+    assert (root / "etc/motd").read_bytes() == "mx: grün\r\n".encode()
+    assert (root / "etc/conf").read_text() == "mx"
+    assert mode(root / "etc/motd") == 0o4750
+    assert not list(root.rglob("*.makeimg.*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\n{{ lost }}\n", "line 2: undefined name 'lost'"),
+        (b"\xff", "'utf-8' codec can't decode byte 0xff"),
+        (None, "[Errno 2] No such file"),
+    ],
+)
+def test_bad_template(tmp_path: Path, root: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "files/x.makeimg.template"
+    file.parent.mkdir()
+    if content is None:
+        file.symlink_to("nowhere")
+    else:
+        file.write_bytes(content)
+    with pytest.raises(Failure) as caught:
+        definition.apply(spec(tmp_path), root, [file.parent])
+    assert str(caught.value).startswith(f"{file}: {message}")
+    assert not (root / "x").exists()
+
+
+def test_secrets(tmp_path: Path, root: Path, put: Input) -> None:
+    """Mode 0600, whatever the revealed files have, over files of the same name."""
+    secrets = put("etc/ssl/key", "secret", "secrets", 0o666)
+    put("etc/x.makeimg.patch", "a secret of that name", "secrets")
+    files = put("etc/ssl/key", "dummy")
+    definition.apply(spec(tmp_path), root, [files], secrets=secrets)
+    assert (root / "etc/ssl/key").read_text() == "secret"
+    assert (root / "etc/x.makeimg.patch").is_file()
+    assert {mode(root / "etc/ssl/key"), mode(root / "etc/x.makeimg.patch")} == {0o600}
+    assert (root / "etc/ssl/key").stat().st_uid == os.geteuid()
+
+
+# From here on: commands in the image.
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return tiny.make(tmp_path / "image")
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+    monkeypatch.setattr(log, "sink", found.append)
+    return found
+
+
+def mounts() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text().splitlines()
+
+
+@pytest.fixture
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """No mount, no process that works in the image, no file of a visitor."""
+    before = mounts()
+    yield
+    assert mounts() == before
+    for process in Path("/proc").glob("[0-9]*/root"):
+        try:
+            assert not os.readlink(process).startswith(str(tmp_path))
+        except OSError:  # a process that has ended
+            continue
+    assert not list(tmp_path.rglob("*.anemos-aside"))
+    assert not list(tmp_path.rglob("policy-rc.d"))
+
+
+def provision(tmp_path: Path, image: Path, body: str) -> None:
+    text = f"greeting=hello\nprovision() {{\n{body}\n}}\n"
+    definition.apply(spec(tmp_path, text), image, [])
+
+
+inside = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
+
+
+def marked(function: Callable[..., None]) -> Callable[..., None]:
+    for mark in inside:
+        function = mark(function)
+    return function
+
+
+@marked
+def test_provision(tmp_path: Path, image: Path, lines: list[str]) -> None:
+    provision(tmp_path, image, 'echo "$greeting"; echo two >&2; chown 5:6 /tmp; : > "/a b"')
+    assert lines[:3] == ["Running provision() ...", "  hello", "  two"]
+    assert ((image / "tmp").stat().st_uid, (image / "tmp").stat().st_gid) == (5, 6)
+    assert (image / "a b").is_file()
+
+
+@marked
+def test_what_provision_finds(
+    tmp_path: Path, image: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "of the caller")
+    provision(
+        tmp_path,
+        image,
+        """
+        for number in /proc/[0-9]*; do echo "process ${number#/proc/}"; done
+        for node in /dev/*; do echo "node $node"; done
+        [ -c /dev/null ] && echo nothing > /dev/null && [ -z "$(cat /dev/null)" ]
+        [ -e /dev/fd/1 ] && [ -e /dev/ptmx ] && : > /dev/shm/x
+        [ -d /sys/kernel ]
+        [ -x /usr/sbin/policy-rc.d ] && { policy-rc.d || echo "policy $?"; }
+        cat /etc/resolv.conf > /tmp/resolver
+        read -r line || echo "no input"
+        echo "$HOME $PATH ${SECRET:-clean}"
+        """,
+    )
+    seen = [line.strip() for line in lines]
+    assert [line for line in seen if line.startswith("process")] == ["process 1"]
+    nodes = ("fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout")
+    nodes += ("tty", "urandom", "zero")
+    assert [line[10:] for line in seen if line.startswith("node")] == list(nodes)
+    assert "policy 101" in seen
+    assert "no input" in seen
+    assert seen[-2] == "/root /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin clean"
+    resolver = Path("/etc/resolv.conf")
+    if resolver.exists():
+        assert (image / "tmp/resolver").read_bytes() == resolver.read_bytes()
+
+
+@marked
+def test_isolation(tmp_path: Path, image: Path) -> None:
+    """Nothing below / of a command is the host's and writable, but nodes and what we gave it."""
+    provision(tmp_path, image, "cat /proc/self/mountinfo > /mountinfo")
+    found = {}
+    for line in (image / "mountinfo").read_text().splitlines():
+        point, options = line.split()[4:6]
+        assert "shared:" not in line
+        found[point] = (line.split(" - ")[1].split()[0], options.split(",")[0])
+    nodes = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")}
+    assert nodes <= found.keys()
+    assert {point: kind for point, kind in found.items() if point not in nodes} == {
+        "/proc": ("proc", "rw"),
+        "/sys": ("sysfs", "ro"),
+        "/dev": ("tmpfs", "rw"),
+        "/dev/pts": ("devpts", "rw"),
+        "/dev/shm": ("tmpfs", "rw"),
+        "/run": ("tmpfs", "rw"),
+        "/run/anemos": (found["/run/anemos"][0], "rw"),
+    }
+
+
+@marked
+def test_provision_that_removes_everything(tmp_path: Path, image: Path) -> None:
+    """Only the image is gone. (What can be reached is in test_isolation.)"""
+    shared = tmp_path / "given/shared"
+    shared.mkdir(parents=True)
+    (shared / "x").touch()
+    (shared.parent / "neighbour").touch()
+    host = {place: sorted(os.listdir(place)) for place in ("/dev", "/sys", "/sys/kernel", "/etc")}
+    with pytest.raises(CommandFailed):  # what is mounted cannot be removed
+        chroot.call(image, ["rm", "-rf", "--no-preserve-root", "/"], shared=shared)
+    assert not (image / "etc").exists()
+    assert not (image / "usr/bin").exists()
+    assert sorted(path.name for path in shared.parent.iterdir()) == ["neighbour", "shared"]
+    assert {place: sorted(os.listdir(place)) for place in host} == host
+    assert Path("/dev/null").is_char_device()
+
+
+@marked
+@pytest.mark.parametrize(
+    ("body", "status", "last"),
+    [
+        ("echo why >&2; (exit 7)\necho never", 7, "why"),
+        ("nonexistent-program", 127, "nonexistent-program: not found"),
+        ("ls /nonexistent | cat; ls /nonexistent", 2, "No such file or directory"),
+        ("exit 3", 3, None),
+        ("kill -9 $$ || exit 9; exit 9", 9, None),  # PID 1 of its namespace is out of reach
+        ("echo $undefined; set -u; echo $undefined", 2, "undefined: parameter not set"),
+    ],
+)
+def test_provision_that_fails(
+    tmp_path: Path, image: Path, lines: list[str], body: str, status: int, last: str | None
+) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        provision(tmp_path, image, body)
+    assert caught.value.returncode == status
+    assert caught.value.status == FAILED
+    message = str(caught.value).splitlines()
+    assert message[0] == (
+        f"sh -c 'set -e; . /run/anemos/IMGBUILD; provision': exit status {status}"
+    )
+    assert not any("never" in line for line in lines)
+    if last:
+        assert message[-1].endswith(last)
+        assert lines[-2].endswith(last)
+
+
+@marked
+def test_daemons_end_with_provision(tmp_path: Path, image: Path) -> None:
+    """Also one that closed its output, and one that did not."""
+    body = "sleep 1000 & (sleep 1000 >/dev/null 2>&1 </dev/null &); echo $! > /pid"
+    provision(tmp_path, image, body)
+    assert (image / "pid").is_file()
+
+
+@marked
+def test_deadline(tmp_path: Path, image: Path) -> None:
+    with pytest.raises(Failure, match="no end after 1 s"):
+        chroot.call(image, ["sleep", "1000"], shared=tmp_path, timeout=1)
+
+
+@marked
+@pytest.mark.parametrize(
+    ("before", "body", "after"),
+    [
+        (None, ":", None),
+        ("old", ":", "old"),
+        ("-> ../run/resolv.conf", ":", "-> ../run/resolv.conf"),
+        ("old", "echo new > /etc/resolv.conf", "new"),
+        ("old", "ln -sf /run/resolv.conf /etc/resolv.conf", "-> /run/resolv.conf"),
+        (None, "echo new > /etc/resolv.conf", "new"),
+        ("-> /run/x", "rm /etc/resolv.conf; echo new > /etc/resolv.conf", "new"),
+        ("old", "exit 1", "old"),
+    ],
+)
+def test_resolver_of_the_image(
+    tmp_path: Path, image: Path, before: str | None, body: str, after: str | None
+) -> None:
+    file = image / "etc/resolv.conf"
+    if before is not None and before.startswith("-> "):
+        file.symlink_to(before[3:])
+    elif before is not None:
+        file.write_text(f"{before}\n")
+    try:
+        provision(tmp_path, image, body)
+    except CommandFailed:
+        assert body == "exit 1"
+    if file.is_symlink():
+        assert f"-> {file.readlink()}" == after
+    else:
+        assert (file.read_text().strip() if file.exists() else None) == after
+
+
+@pytest.mark.root
+def test_hard_links_and_the_shared_directory(tmp_path: Path, image: Path) -> None:
+    """What commands write to /run/anemos is there afterwards; the rest of /run is not."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    chroot.call(image, ["sh", "-c", "echo 1 > /run/anemos/x; : > /run/y"], shared=shared)
+    assert (shared / "x").read_text() == "1\n"
+    assert not list((image / "run").iterdir())
+    assert run(["find", image / "dev", image / "proc", image / "sys"]).count("\n") == 3

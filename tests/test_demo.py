@@ -1,0 +1,243 @@
+"""The whole pipeline, for real: a stock server becomes hosts/demo, twice. Seen from outside, too."""
+
+import hashlib
+import json
+import os
+import ssl
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MIB = 2**20
+PARTITION = 1 * MIB  # where the data disk's file system starts
+
+
+pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh", "gpg")]
+
+
+@dataclass
+class Run:
+    """One `demo --json`, and what was seen of the data disk's raw bytes meanwhile."""
+
+    report: dict[str, Any]
+    log: list[str]
+    raw: dict[str, str] = field(default_factory=dict)  # at which line -> SHA-256
+
+
+@dataclass
+class Demo:
+    state: Path
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def directory(self) -> Path:
+        (found,) = self.state.glob("anemos/*/demo")
+        return found
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "vm" / "stock-data.img"
+
+    def port(self, guest: int) -> int:
+        return int((self.directory / "vm" / f"port-{guest}").read_text())
+
+    def inv(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "invoke", *words],
+            cwd=ROOT,
+            env={**os.environ, "XDG_STATE_HOME": os.fspath(self.state)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def deploy(self) -> None:
+        with self.inv("demo", "--json") as process:
+            assert process.stderr and process.stdout
+            log, raw = [], {}
+            for line in process.stderr:
+                log.append(line.rstrip("\n"))
+                for moment in ("POINT OF NO RETURN", "Rebooting into the new system"):
+                    if moment in line:
+                        raw[moment] = sha256(self.disk)
+            printed = process.stdout.read()
+        assert process.returncode == 0, "\n".join(log)
+        self.runs.append(Run(json.loads(printed), log, raw))
+
+    def ssh(self, *words: str) -> str:
+        """OpenSSH's own client, which knows nothing but the key that the stock server had."""
+        known = self.directory / "known"
+        public = self.secret("stock", "host_key")
+        known.write_text(f"[127.0.0.1]:{self.port(22)} {public}")
+        options = ["-F", "none", "-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes"]
+        options += ["-o", "StrictHostKeyChecking=yes", "-i", f"{self.directory}/id_ed25519"]
+        argv = ["ssh", *options, "-p", str(self.port(22)), "root@127.0.0.1", *words]
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    def secret(self, host: str, path: str) -> str:
+        file = self.directory / "secrets" / host / f"{path}.gpg"
+        argv = ["gpg", "--homedir", f"{self.directory}/gnupg", "--batch", "--quiet", "--decrypt"]
+        return subprocess.run([*argv, file], check=True, capture_output=True, text=True).stdout
+
+    def kept_file(self, path: str) -> bytes:
+        """A file on the data disk, read from the raw image."""
+        image = f"{self.disk}?offset={PARTITION}"
+        argv = ["debugfs", "-R", f"cat {path}", image]
+        return subprocess.run(argv, check=True, capture_output=True).stdout
+
+    def ends(self) -> tuple[bytes, bytes]:
+        """The raw bytes of the data disk's two partition tables."""
+        with self.disk.open("rb") as file:
+            head = file.read(PARTITION)
+            file.seek(-MIB, os.SEEK_END)
+            return head, file.read()
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    machine = Demo(tmp_path_factory.mktemp("state"))
+    try:
+        machine.deploy()
+        machine.deploy()
+        yield machine
+    finally:
+        stop = machine.inv("demo", "--stop")
+        stop.communicate()
+        subprocess.run(
+            ["gpgconf", "--homedir", machine.directory / "gnupg", "--kill", "all"], check=False
+        )
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_report(demo: Demo, number: int) -> None:
+    report = demo.runs[number].report
+
+    assert report["host"] == "demo"
+    assert report["verified"] is True
+    assert report["boot_id"]["old"] != report["boot_id"]["new"]
+    assert report["downtime_s"] > 0
+    assert report["kept_disks"] == [{"serial": "demo-data", "unchanged": True}]
+    assert all(check["passed"] for check in report["checks"])
+    assert [phase["name"] for phase in report["phases"]] == [
+        "plan",
+        "reveal-secrets",
+        "pack",
+        "upload",
+        "build-initramfs",
+        "kexec",
+        "in RAM",
+        "verify",
+    ]
+    assert report["bytes_sent"]["layer"] > 50 * MIB
+    assert 0 < report["bytes_sent"]["payload"] < MIB
+
+
+def test_base_image_is_sent_once(demo: Demo) -> None:
+    first, second = (run.report["bytes_sent"]["base"] for run in demo.runs)
+
+    assert 0 < first <= 64 * MIB
+    assert second == 0
+
+
+def test_deployments_follow_each_other(demo: Demo) -> None:
+    first, second = (run.report for run in demo.runs)
+
+    assert first["deployment"] != second["deployment"]
+    assert first["boot_id"]["new"] == second["boot_id"]["old"]
+
+
+def test_ssh_from_outside(demo: Demo) -> None:
+    """The stock server's host key answers; the system says what the report says."""
+    report = demo.runs[-1].report
+    words = ["cat", "/proc/sys/kernel/random/boot_id", "/etc/anemos/deployment.json"]
+    boot_id, stamp = demo.ssh(*words).splitlines()
+
+    assert boot_id == report["boot_id"]["new"]
+    assert json.loads(stamp)["deployment"] == report["deployment"]
+    assert demo.ssh("uname", "-r").strip() == report["kernel"]
+
+
+def test_new_system(demo: Demo) -> None:
+    """It is the described one: packages, patch, modes, fstab, log of its birth, base image."""
+    says = demo.ssh(
+        "hostname; sshd -T | grep ^passwordauthentication;"
+        " stat -c '%a %U %n' /etc/ssl/private/demo.key /var/log/anemos.log;"
+        " findmnt -n -o SOURCE,FSTYPE /home; grep -c ' / ' /etc/fstab; ls /var/lib/anemos;"
+        " dpkg-query -W -f '${Status}\\n' nginx-light; ls -d /home/alice;"
+        " grep -c UUID= /proc/cmdline"
+    ).splitlines()
+
+    assert says[:2] == ["demo", "passwordauthentication no"]
+    assert says[2] == "640 root /etc/ssl/private/demo.key"
+    assert says[3] == "400 root /var/log/anemos.log"
+    assert says[4].split()[1] == "ext4"
+    assert says[5] == "1"
+    assert says[6].startswith("base-")
+    assert says[7] == "install ok installed"
+    assert says[8:] == ["/home/alice", "1"]
+
+
+def test_https(demo: Demo) -> None:
+    """The page, over TLS with the certificate from the secrets and no other, shows the id."""
+    context = ssl.create_default_context(cadata=demo.secret("demo", "etc/ssl/demo.crt"))
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
+    with opener.open(f"https://127.0.0.1:{demo.port(443)}/", timeout=60) as answer:
+        page = answer.read().decode()
+
+    assert f"<code>{demo.runs[-1].report['deployment']}</code>" in page
+
+
+def test_old_system_is_gone(demo: Demo) -> None:
+    assert demo.ssh("grep", "-c", "stock", "/etc/hostname", "||", "true").strip() == "0"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_kept_disk_is_out_of_reach(demo: Demo, number: int) -> None:
+    """Between the point of no return and the reboot, not one raw byte of the data disk changes."""
+    raw = demo.runs[number].raw
+
+    assert len(raw) == 2
+    assert len(set(raw.values())) == 1
+
+
+def test_kept_files(demo: Demo) -> None:
+    """What the stock server had put into /home is there, seen from inside and on the raw disk."""
+    inside = demo.ssh("sha256sum", "/home/alice/kept.txt", "/home/alice/mail.mbox").split()[::2]
+    outside = [demo.kept_file("/alice/kept.txt"), demo.kept_file("/alice/mail.mbox")]
+
+    assert outside[0] == b"a kept file\n"
+    assert len(outside[1]) == 8 * MIB
+    assert inside == [hashlib.sha256(data).hexdigest() for data in outside]
+
+
+def test_log_names_the_point_of_no_return(demo: Demo) -> None:
+    lines = demo.ssh("cat", "/var/log/anemos.log").splitlines()
+    moment = next(n for n, line in enumerate(lines) if "POINT OF NO RETURN" in line)
+
+    assert any("taken from the kernel" in line for line in lines[:moment])
+    assert any("Package layer" in line for line in lines[moment:])
+
+
+def test_nothing_stays_in_memory(demo: Demo) -> None:
+    """No revealed secret is left on the workstation: neither private key nor payload."""
+    secret = demo.secret("demo", "etc/ssl/private/demo.key").encode()
+    left = [
+        file
+        for file in Path("/dev/shm").glob("anemos-*/demo/**/*")
+        if file.is_file() and secret in file.read_bytes()
+    ]
+
+    assert left == []

@@ -1,0 +1,293 @@
+"""Disks: found in trees like sysfs, named by what they are, recognised again."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from anemos import disks
+from anemos.disks import Device, Fingerprint
+from anemos.log import Failure
+from anemos.run import run
+from anemos.workstation import facts
+
+MIB = 2**20
+SECTORS = MIB // disks.SECTOR
+Tree = Callable[[str, Mapping[str, bytes | str]], Path]
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Tree:
+    """Makes a disk like /sys/block/NAME out of its attributes: relative path -> content."""
+
+    def add(name: str, attributes: Mapping[str, bytes | str]) -> Path:
+        entry = tmp_path / "block" / name
+        for path, data in ({"size": f"{2048 * SECTORS}\n"} | attributes).items():
+            (entry / path).parent.mkdir(parents=True, exist_ok=True)
+            (entry / path).write_bytes(data.encode() if isinstance(data, str) else data)
+        return entry
+
+    (tmp_path / "block").mkdir()
+    return add
+
+
+def vpd_pg80(serial: bytes) -> bytes:
+    """SPC-4, 7.8.17: a head of four bytes, the last two of them the length."""
+    return b"\x00\x80" + len(serial).to_bytes(2, "big") + serial
+
+
+# attributes -> (serial, WWN)
+DISKS: dict[str, tuple[Mapping[str, bytes | str], tuple[str, str]]] = {
+    "vda": ({"serial": "demo-system\n"}, ("demo-system", "")),
+    "vdb": ({"serial": "demo-data-of-20-char"}, ("demo-data-of-20-char", "")),
+    "vdc": ({"serial": ""}, ("", "")),
+    "vdd": ({}, ("", "")),
+    "sda": (
+        {
+            "device/vpd_pg80": vpd_pg80(b"     S3Z8NB0K"),
+            "device/wwid": "naa.5002538e40a1b2c3\n",
+            "device/model": "Samsung SSD 860 \n",
+        },
+        ("S3Z8NB0K", "naa.5002538e40a1b2c3"),
+    ),
+    "sdb": (
+        {"device/vpd_pg80": vpd_pg80(b"drive-scsi1\0\0"), "device/wwid": "t10.QEMU  HARDDISK 1 \n"},
+        ("drive-scsi1", "t10.QEMU  HARDDISK 1"),
+    ),
+    "sdc": ({"device/vpd_pg80": vpd_pg80(b"")}, ("", "")),
+    "sdd": ({"device/vpd_pg80": vpd_pg80(rb"back\tslash\c")}, (r"back\tslash\c", "")),
+    "nvme0n1": (
+        {
+            "device/serial": "S64GNE0R700123      \n",
+            "device/model": "SAMSUNG MZQL21T9HCJR-00A07\n",
+            "wwid": "eui.36344730527001230025384e00000001\n",
+        },
+        ("S64GNE0R700123", "eui.36344730527001230025384e00000001"),
+    ),
+    "mmcblk0": ({"device/serial": "0x5f3a21bc\n"}, ("0x5f3a21bc", "")),
+}
+NO_DISKS = ["loop0", "ram0", "zram0", "dm-0", "md127", "sr0", "fd0", "nbd0"]
+
+
+@pytest.fixture
+def block(sysfs: Tree, tmp_path: Path) -> Path:
+    for name, (attributes, _) in DISKS.items():
+        sysfs(name, attributes)
+    for name in NO_DISKS:
+        sysfs(name, {"serial": "no"})
+    # One path of two to an NVMe disk; the kernel hides its node, but shows it here.
+    sysfs("nvme0c0n1", {"hidden": "1\n"} | DISKS["nvme0n1"][0])
+    (tmp_path / "block/nvme0n1/hidden").write_text("0\n")
+    # Attributes that exist and cannot be read, as EINVAL and ENXIO of real ones.
+    (tmp_path / "block/vdd/serial").mkdir()
+    (tmp_path / "block/vdd/device/wwid").mkdir(parents=True)
+    return tmp_path / "block"
+
+
+def test_devices(block: Path) -> None:
+    found = {device.name: device for device in disks.devices(block)}
+
+    assert {name: (each.serial, each.wwn) for name, each in found.items()} == {
+        name: names for name, (_, names) in DISKS.items()
+    }
+    assert {device.size for device in found.values()} == {2048 * MIB}
+    assert list(found) == sorted(found)
+
+
+@pytest.mark.real("run")
+def test_the_shell_finds_the_same(block: Path) -> None:
+    """The plan believes facts.sh, the initramfs believes us: the same disk, or none at all."""
+    text = facts.SCRIPT.read_text().replace("/sys/block/", f"{block}/")
+
+    seen = facts.parse(run(["sh", "-c", text, "facts", ""]))
+
+    assert sorted(seen.disks, key=lambda each: each.name) == disks.devices(block)
+    assert seen.models["sda"] == "Samsung SSD 860"
+    assert seen.models["nvme0n1"] == "SAMSUNG MZQL21T9HCJR-00A07"
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "first"),
+    [
+        ("sda", "/dev/sda", "/dev/sda1"),
+        ("vdaa", "/dev/vdaa", "/dev/vdaa1"),
+        ("nvme0n1", "/dev/nvme0n1", "/dev/nvme0n1p1"),
+        ("mmcblk0", "/dev/mmcblk0", "/dev/mmcblk0p1"),
+        ("loop7", "/dev/loop7", "/dev/loop7p1"),
+    ],
+)
+def test_nodes(name: str, whole: str, first: str) -> None:
+    device = Device(name, "", "", MIB)
+
+    assert (str(device.path), str(device.part(0)), str(device.part(1))) == (whole, whole, first)
+
+
+ONE = Device("sda", "A", "naa.1", 1000)
+TWO = Device("sdb", "B", "naa.2", 1000)
+BARE = Device("sdc", "", "", 2000)
+
+
+@pytest.mark.parametrize(
+    ("match", "expected"),
+    [
+        ({"serial": "A"}, ONE),
+        ({"wwn": "naa.2"}, TWO),
+        ({"size": "2000"}, BARE),
+        ({"serial": "B", "size": "1000"}, TWO),
+    ],
+)
+def test_resolve(match: dict[str, str], expected: Device) -> None:
+    assert disks.resolve("system", match, [ONE, TWO, BARE]) is expected
+
+
+@pytest.mark.parametrize(
+    ("match", "message", "hint"),
+    [
+        ({"serial": "C"}, "no disks match serial=C", "seen: sda (serial A, 0.0 GB); sdb"),
+        ({"serial": "a"}, "no disks match serial=a", "sdc (serial -, 0.0 GB)"),
+        ({"serial": "A", "wwn": "naa.2"}, "no disks match serial=A wwn=naa.2", "seen: sda"),
+        ({"size": "1000"}, "2 disks match size=1000", "(serial A, 0.0 GB); sdb (serial B, 0.0 GB)"),
+    ],
+)
+def test_resolve_none_or_several(match: dict[str, str], message: str, hint: str) -> None:
+    with pytest.raises(Failure) as caught:
+        disks.resolve("system", match, [ONE, TWO, BARE])
+
+    assert caught.value.message == f"disk 'system': {message}"
+    assert hint in caught.value.hint
+
+
+def test_resolve_among_nothing() -> None:
+    with pytest.raises(Failure, match="no disks match"):
+        disks.resolve("system", {"serial": "A"}, [])
+
+
+@pytest.mark.parametrize(
+    ("node", "number"), [("/dev/vda1", 1), ("/dev/sdb12", 12), ("/dev/nvme1n1p3", 3)]
+)
+def test_partitions_without_names_of_this_kernel(node: str, number: int) -> None:
+    part = {"node": node, "start": 2048, "size": 4096, "type": "L", "uuid": "u", "bootable": True}
+
+    assert disks.portable(part) == {
+        "number": number,
+        "start": 2048,
+        "size": 4096,
+        "type": "L",
+        "uuid": "u",
+        "bootable": True,
+    }
+
+
+def test_filesystem_of_a_fingerprint() -> None:
+    known = Fingerprint("data", "S", 1, "d", ((0, "", ""), (1, "uuid-1", "ext4")))
+
+    assert known.filesystem(1) == ("uuid-1", "ext4")
+    with pytest.raises(Failure, match="kept disk 'data': no file system on it"):
+        known.filesystem(0)
+    with pytest.raises(Failure, match="kept disk 'data': no file system on partition 2"):
+        known.filesystem(2)
+
+
+# A real block device.
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Device]:
+    file = tmp_path / "disk"
+    with file.open("wb") as stream:
+        os.truncate(stream.fileno(), 64 * MIB)
+    loop = run(["losetup", "--show", "--find", file]).strip()
+    yield Device(Path(loop).name, "S", "", 64 * MIB)
+    run(["losetup", "--detach", loop])
+
+
+def mkfs(disk: Device, *options: str) -> None:
+    run(["mkfs.ext4", "-q", "-F", *options, disk.path])
+
+
+def taken(disk: Device) -> Fingerprint:
+    return disks.fingerprint("data", disk)
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_fingerprint_of_an_empty_disk(disk: Device) -> None:
+    assert taken(disk).filesystems == ((0, "", ""),)
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_fingerprint_of_a_file_system(disk: Device, tmp_path: Path) -> None:
+    """Equal whatever is written to the file system, different for another one."""
+    uuid = "0b2b1ad5-7d4a-4f36-9d1c-0c7d3f3f3a11"
+    mkfs(disk, "-U", uuid, "-L", "data")
+    first = taken(disk)
+    assert first.filesystem(0) == (uuid, "ext4")
+
+    point = tmp_path / "mounted"
+    point.mkdir()
+    run(["mount", disk.path, point])
+    (point / "file").write_bytes(bytes(MIB))
+    busy = taken(disk)
+    run(["umount", point])
+
+    assert busy == first == taken(disk)
+
+    run(["tune2fs", "-L", "other", disk.path])
+    assert taken(disk).digest != first.digest
+    mkfs(disk)
+    assert taken(disk).filesystems != first.filesystems
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_fingerprint_of_a_table(disk: Device) -> None:
+    def write(script: str) -> Fingerprint:
+        run(
+            ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk.path],
+            data=script.encode(),
+        )
+        return taken(disk)
+
+    table = "label: gpt\nsize=10M, uuid={0}, name=home\nsize=+, uuid={1}\n"
+    first = write(table.format(*UUIDS))
+
+    assert [number for number, *_ in first.filesystems] == [0, 1, 2]
+    assert write(table.format(*UUIDS)) == first
+    seen = {first.digest}
+    for changed in (
+        table.format(*reversed(UUIDS)),
+        table.format(*UUIDS).replace("10M", "11M"),
+        table.format(*UUIDS).replace("home", "srv"),
+        table.format(*UUIDS).replace("name=home", "name=home, attrs=RequiredPartition"),
+        "label: dos\nsize=10M\nsize=+, bootable\n",
+    ):
+        seen.add(write(changed).digest)
+    assert len(seen) == 6
+
+
+UUIDS = ("5DD31F8F-7B7E-4B0E-8A0F-0D6D7A7C1B01", "5DD31F8F-7B7E-4B0E-8A0F-0D6D7A7C1B02")
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_fingerprint_of_another_disk_with_the_same_content(disk: Device) -> None:
+    mkfs(disk)
+
+    assert taken(replace(disk, serial="T")).digest != taken(disk).digest
+    assert taken(replace(disk, size=1)).digest != taken(disk).digest
+    assert taken(replace(disk, wwn="known to one kernel alone")) == taken(disk)
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_fingerprint_survives_json(disk: Device) -> None:
+    """It is compared after it went over SSH: equal as JSON."""
+    mkfs(disk)
+    here = asdict(taken(disk))
+
+    assert json.loads(json.dumps(here)) == json.loads(json.dumps(asdict(taken(disk))))
+    assert here["digest"] in json.dumps(here)

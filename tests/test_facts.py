@@ -1,0 +1,282 @@
+"""What servers say about themselves: the real script here, and captured answers of others."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos.disks import Device
+from anemos.log import FAILED, Failure
+from anemos.run import run
+from anemos.workstation import facts
+from anemos.workstation.facts import Facts, Identity
+
+DATA = Path(__file__).parent / "data"
+
+
+def captured(name: str) -> str:
+    return (DATA / f"facts-{name}").read_text()
+
+
+def test_virtio() -> None:
+    assert facts.parse(captured("virtio")) == Facts(
+        user="0",
+        name="demo",
+        machine="x86_64",
+        kernel="6.1.0-28-cloud-amd64",
+        boot_id="0c5b0b9e-2f5e-4b57-9a3b-4f1ad2b1c7de",
+        memory_total=1001432 * 1024,
+        memory_available=861204 * 1024,
+        kexec=True,
+        lockdown="[none] integrity confidentiality",
+        efi=False,
+        container="",
+        modules=("loop", "squashfs"),
+        disks=(
+            Device("vda", "demo-system", "", 6 * 2**30),
+            Device("vdb", "demo-data", "", 2**30),
+        ),
+        models={"vda": "", "vdb": ""},
+        mounts=("/dev/vda2 / ext4", "/dev/vdb1 /home ext4"),
+        addresses=(
+            "eth0    inet 10.0.2.15/24 brd 10.0.2.255 scope global dynamic eth0",
+            "eth0    inet6 fec0::5054:ff:fea2:e005/64 scope global dynamic mngtmpaddr",
+        ),
+        routes=(
+            "default via 10.0.2.2 dev eth0",
+            "default via fe80::2 dev eth0 proto ra metric 1024 expires 1793sec hoplimit 64"
+            " pref medium",
+        ),
+        listening=(22,),
+        base="",
+        place="system",
+        stamp={},
+    )
+
+
+def test_scsi_and_nvme() -> None:
+    found = facts.parse(captured("scsi-nvme"))
+
+    assert [(each.name, each.serial, each.wwn) for each in found.disks] == [
+        ("nvme0n1", "S64GNE0R700123", "eui.36344730527001230025384e00000001"),
+        ("nvme1n1", "S64GNE0R700124", "eui.36344730527001240025384e00000001"),
+        ("sda", "ZL2AXYZ1", "naa.5000c500c3d4e5f6"),
+        ("sdb", "", ""),
+    ]
+    assert found.disks[2].size == 23437770752 * 512
+    assert found.models["sda"] == "ST12000NM0008-2H"
+    assert found.listening == (22, 25, 443, 50000)
+    assert found.deployment == "20250101T120000Z-a1b2c3"
+    assert found.base.endswith(".squashfs")
+    assert found.mounts[-1] == r"/dev/sda1 /srv/a\040b=c xfs"
+    assert found.efi
+
+
+def test_ipv6_only() -> None:
+    found = facts.parse(captured("ipv6"))
+
+    assert found.addresses == ("eth0    inet6 2001:db8:a:b::10/64 scope global",)
+    assert found.disks[0].wwn == "0QEMU    QEMU HARDDISK   drive-scsi0"
+    assert (found.stamp, found.deployment, found.lockdown) == ({}, "", "")
+
+
+def test_initramfs() -> None:
+    found = facts.parse(captured("initramfs"))
+
+    assert (found.place, found.deployment) == ("initramfs", "20250101T120000Z-a1b2c3")
+
+
+def test_banner_and_noise_do_not_matter() -> None:
+    noise = "Welcome to mx!\n\nPATH=/bin\nWARNING: nothing works = true\n"
+
+    assert facts.parse(noise + captured("virtio")) == facts.parse(captured("virtio"))
+
+
+@pytest.mark.parametrize("name", ["virtio", "scsi-nvme", "ipv6", "initramfs"])
+def test_truncated_anywhere(name: str) -> None:
+    lines = captured(name).splitlines(keepends=True)
+    for count in range(len(lines)):
+        with pytest.raises(Failure, match="they are not complete") as caught:
+            facts.parse("".join(lines[:count]))
+        assert caught.value.status == FAILED
+
+
+@pytest.mark.parametrize("key", ["user", "machine", "boot_id", "memory_total_kib", "place", "stamp"])
+def test_missing_fact(key: str) -> None:
+    lines = [line for line in captured("virtio").splitlines() if not line.startswith(f"{key}=")]
+
+    with pytest.raises(Failure, match=f"the facts of the server make no sense: '{key}'"):
+        facts.parse("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("memory_total_kib=1001432", "memory_total_kib="),
+        ("memory_available_kib=861204", "memory_available_kib=861204 kB"),
+        ("disk=vda|12582912|demo-system||", "disk=vda|12582912"),
+        ("disk=vda|12582912|demo-system||", "disk=vda||demo-system||"),
+        ("listen=0016", "listen=port"),
+        ("stamp=", "stamp={"),
+    ],
+)
+def test_garbage(old: str, new: str) -> None:
+    assert old in captured("virtio")
+
+    with pytest.raises(Failure, match="the facts of the server make no sense") as caught:
+        facts.parse(captured("virtio").replace(old, new))
+
+    assert caught.value.status == FAILED
+
+
+def test_garbage_alone() -> None:
+    for text in ("", "\n", "sh: not found\n", "\x00\ufffd" * 50):
+        with pytest.raises(Failure, match="they are not complete"):
+            facts.parse(text)
+
+
+# "0": it may be loaded. No such file: a kernel without kexec.
+@pytest.mark.parametrize(("value", "expected"), [("0", True), ("1", False), ("", False)])
+def test_kexec(value: str, expected: bool) -> None:
+    text = captured("virtio").replace("kexec_disabled=0", f"kexec_disabled={value}")
+
+    assert facts.parse(text).kexec is expected
+
+
+# The real script.
+
+
+def shell(name: str) -> list[str]:
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not here")
+    return [name, "sh"] if name == "busybox" else [name]
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize("name", ["sh", "dash", "bash", "busybox"])
+def test_this_machine(name: str) -> None:
+    text = run([*shell(name), "-c", facts.SCRIPT.read_text(), "facts", ""])
+    found = facts.parse(text)
+
+    assert text.endswith("\nend=end\n")
+    assert (found.user, found.kernel) == (str(os.geteuid()), os.uname().release)
+    assert (found.name, found.machine) == (os.uname().nodename, os.uname().machine)
+    assert found.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert 0 < found.memory_available <= found.memory_total
+    assert (found.place, found.base, found.stamp) == ("system", "", {})
+    assert {each.size % 512 for each in found.disks} <= {0}
+    assert all(len(line.split()) == 3 for line in found.mounts)
+
+
+@pytest.mark.real("run")
+def test_it_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    said = run(["sh", "-c", 'sh -c "$1" facts "" 2>&1 >/dev/null', "sh", facts.SCRIPT.read_text()])
+
+    assert said == ""
+
+
+@pytest.mark.real("run")
+def test_listening_port(unused_port: int) -> None:
+    assert unused_port in facts.parse(here()).listening
+
+
+@pytest.fixture
+def unused_port() -> Any:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock.getsockname()[1]
+
+
+def here(**replace: str) -> str:
+    """The script's answer here, with other paths in it."""
+    text = facts.SCRIPT.read_text()
+    base_hash = replace.pop("base_hash", "")
+    for old, new in replace.items():
+        text = text.replace(PATHS[old], new)
+    return run(["sh", "-c", text, "facts", base_hash])
+
+
+PATHS = {
+    "base": "/var/lib/anemos/",
+    "staged": "/run/anemos/base",
+    "boot": "/run/anemos/boot.json",
+    "stamp": "/etc/anemos/deployment.json",
+}
+
+
+@pytest.mark.real("run")
+def test_base_image_counts_only_whole(tmp_path: Path) -> None:
+    content = b"squash"
+    digest = "a9e7f1f6ac5b53d7a7c6d0c4f7f0b1b6b9c1c38b9d0a9b3d1a5d7ad9e4b3c2d1"
+    import hashlib
+
+    digest = hashlib.sha256(content).hexdigest()
+    image = tmp_path / f"base-{digest}.squashfs"
+    base = f"{tmp_path}/"
+
+    assert facts.parse(here(base=base, base_hash=digest)).base == ""
+    image.write_bytes(content[:-1])
+    assert facts.parse(here(base=base, base_hash=digest)).base == ""
+    image.write_bytes(content)
+    assert facts.parse(here(base=base, base_hash=digest)).base == str(image)
+    assert facts.parse(here(base=base, base_hash="0" * 64)).base == ""
+    assert facts.parse(here(base=base)).base == ""
+
+
+@pytest.mark.real("run")
+def test_stamp_and_place(tmp_path: Path) -> None:
+    stamp, boot = tmp_path / "deployment.json", tmp_path / "boot.json"
+    paths = {"stamp": str(stamp), "boot": str(boot)}
+    stamp.write_text(json.dumps({"deployment": "new", "host": "mx = 1"}, indent=1) + "\n")
+
+    assert facts.parse(here(**paths)).stamp == {"deployment": "new", "host": "mx = 1"}
+    boot.write_text(json.dumps({"deployment": "now"}))
+    found = facts.parse(here(**paths))
+    assert (found.place, found.deployment) == ("initramfs", "now")
+
+
+# Which system it is.
+
+
+class Answer:
+    """A Remote that says TEXT."""
+
+    endpoint = "root@mx:22"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def sh(self, argv: list[str]) -> str:
+        return self.text
+
+
+def identify(text: str) -> Identity:
+    answer: Any = Answer(text)
+    return facts.identify(answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("id\n", ("id", False, "")),
+        ('id\n{"deployment": "d", "host": "mx"}\n', ("id", False, "d")),
+        ('id\n{\n "deployment": "d"\n}\n', ("id", False, "d")),
+        ('id\n{"deployment": "d", "ssh_port": 22}', ("id", True, "d")),
+    ],
+)
+def test_identify(text: str, expected: tuple[str, bool, str]) -> None:
+    found = identify(text)
+
+    assert (found.boot_id, found.in_initramfs, found.deployment) == expected
+
+
+@pytest.mark.parametrize("text", ["", "id\n{", "id\nsh: broken\n"])
+def test_identify_garbage(text: str) -> None:
+    with pytest.raises(Failure, match="root@mx:22: cannot tell which system this is") as caught:
+        identify(text)
+
+    assert caught.value.status == FAILED

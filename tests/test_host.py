@@ -1,0 +1,188 @@
+"""host.toml: what may stand there, and what is said of everything else."""
+
+from pathlib import Path
+
+import pytest
+
+from anemos.log import BAD_INPUT, Failure
+from anemos.workstation import host, places
+from anemos.workstation.host import Host, Timeouts, VmSettings
+
+MINIMAL = 'address = "mx.example.org"\nhost_key = "ssh-ed25519 AAAA"\n'
+WHERE = "hosts/mx/host.toml"
+
+
+@pytest.fixture(autouse=True)
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(places, "HOSTS", tmp_path / "hosts")
+    (tmp_path / "hosts/mx").mkdir(parents=True)
+    (tmp_path / "hosts/stock").mkdir()  # an IMGBUILD alone
+    (tmp_path / "hosts/mx/host.toml").write_text(MINIMAL)
+    (tmp_path / "hosts/.file").touch()
+    return tmp_path / "hosts"
+
+
+def load(hosts: Path, text: str | bytes) -> Host:
+    file = hosts / "mx/host.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return host.load("mx")
+
+
+def test_defaults(hosts: Path) -> None:
+    assert load(hosts, MINIMAL) == Host(
+        "mx",
+        hosts / "mx",
+        address="mx.example.org",
+        host_key="ssh-ed25519 AAAA",
+        port=22,
+        user="root",
+        identity="",
+        build_on="workstation",
+        ports=[22],
+        timeouts=Timeouts(down=180, initramfs=300, install=3600, up=600),
+        vm=None,
+    )
+
+
+def test_everything(hosts: Path) -> None:
+    found = load(
+        hosts,
+        MINIMAL
+        + """
+        port = 2222
+        user = "root"
+        identity = "~/.ssh/mx"
+        build_on = "initramfs"
+        ports = []
+        [timeouts]
+        down = 1
+        initramfs = 2
+        install = 3
+        up = 4
+        """,
+    )
+
+    assert (found.port, found.build_on, found.ports) == (2222, "initramfs", [])
+    assert found.timeouts == Timeouts(1, 2, 3, 4)
+    assert found.identity_file == Path.home() / ".ssh/mx"
+
+
+def test_no_identity(hosts: Path) -> None:
+    assert load(hosts, MINIMAL).identity_file is None
+
+
+def test_vm(hosts: Path) -> None:
+    assert load(hosts, '[vm]\nstock = "stock"\n').vm == VmSettings("stock", 1024, [])
+    found = load(hosts, '[vm]\nstock = "x"\nmemory = 512\nforward = [443, 80]\n')
+    assert found.vm == VmSettings("x", 512, [443, 80])
+    assert load(hosts, '[vm]\nstock = "stock"\n').timeouts == Timeouts()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # Not TOML.
+        ("address = \n", f"{WHERE}: Invalid value (at line 1, column 11)"),
+        (MINIMAL + "a = 1\na = 2\n", f"{WHERE}: Cannot overwrite a value (at line 4, column 6)"),
+        (MINIMAL + "[vm\n", "(at line 3, column 4)"),
+        (b"address = '\xff'\n", f"{WHERE}: 'utf-8' codec can't decode byte 0xff in position 11"),
+        # Incomplete.
+        ("", f"{WHERE}: needs address and host_key"),
+        ('address = "mx"\n', f"{WHERE}: needs address and host_key"),
+        ('host_key = "ssh-ed25519 AAAA"\n', f"{WHERE}: needs address and host_key"),
+        ('address = ""\nhost_key = "k"\n', f"{WHERE}: needs address and host_key"),
+        ("[vm]\n", f"{WHERE}, [vm]: stock is missing"),
+        # Unknown names: fields of Host that are not host.toml's, too.
+        (MINIMAL + "adress = 1\n", f"{WHERE}: unknown name 'adress'"),
+        (MINIMAL + 'name = "x"\n', f"{WHERE}: unknown name 'name'"),
+        (MINIMAL + 'directory = "/"\n', f"{WHERE}: unknown name 'directory'"),
+        (MINIMAL + "[TIMEOUTS]\n", f"{WHERE}: unknown name 'TIMEOUTS'"),
+        (MINIMAL + "[timeouts]\nreboot = 1\n", f"{WHERE}, [timeouts]: unknown name 'reboot'"),
+        ('[vm]\nstock = "s"\ncpu = 1\n', f"{WHERE}, [vm]: unknown name 'cpu'"),
+        # Wrong types.
+        (MINIMAL + "timeouts = 5\n", f"{WHERE}, [timeouts]: 5 is not a table"),
+        (MINIMAL + "vm = true\n", f"{WHERE}, [vm]: True is not a table"),
+        (MINIMAL + "[[vm]]\nstock = 's'\n", "is not a table"),
+        ("address = 1\n", f"{WHERE}: address is 1, expected a string"),
+        (MINIMAL + 'port = "22"\n', f"{WHERE}: port is '22', expected a number above 0"),
+        (MINIMAL + "port = true\n", f"{WHERE}: port is True, expected a number above 0"),
+        (MINIMAL + "port = 22.0\n", f"{WHERE}: port is 22.0, expected a number above 0"),
+        (MINIMAL + "ports = 22\n", f"{WHERE}: ports is 22, expected a list of numbers"),
+        (MINIMAL + "ports = [22, '443']\n", f"{WHERE}: ports is [22, '443'], expected a list"),
+        (MINIMAL + "ports = [true]\n", f"{WHERE}: ports is [True], expected a list of numbers"),
+        (MINIMAL + "[timeouts]\nup = false\n", f"{WHERE}, [timeouts]: up is False, expected"),
+        (MINIMAL + "[timeouts]\nup = inf\n", f"{WHERE}, [timeouts]: up is inf, expected"),
+        ("[vm]\nstock = 1\n", f"{WHERE}, [vm]: stock is 1, expected a string"),
+        ('[vm]\nstock = "s"\nmemory = "1G"\n', f"{WHERE}, [vm]: memory is '1G', expected"),
+        # Numbers that mean nothing.
+        (MINIMAL + "port = 0\n", f"{WHERE}: port is 0, expected a number above 0"),
+        (MINIMAL + "port = 65536\n", f"{WHERE}: 65536 is not the number of a port"),
+        (MINIMAL + "ports = [-1]\n", f"{WHERE}: ports is [-1], expected a list of numbers above 0"),
+        (MINIMAL + "ports = [22, 99999]\n", f"{WHERE}: 99999 is not the number of a port"),
+        (MINIMAL + "[timeouts]\ndown = 0\n", f"{WHERE}, [timeouts]: down is 0, expected"),
+        ('[vm]\nstock = "s"\nforward = [70000]\n', f"{WHERE}: 70000 is not the number of a port"),
+        # Words that mean nothing.
+        (MINIMAL + 'build_on = "server"\n', f"{WHERE}: build_on is 'server'"),
+        (MINIMAL + 'user = "admin"\n', f"{WHERE}: user is 'admin'"),
+    ],
+)
+def test_errors(hosts: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(Failure) as caught:
+        load(hosts, text)
+
+    assert message in caught.value.message
+    assert caught.value.message.startswith(WHERE)
+    assert caught.value.status == BAD_INPUT
+
+
+def test_unknown_name_lists_the_known_ones(hosts: Path) -> None:
+    with pytest.raises(Failure) as caught:
+        load(hosts, MINIMAL + "[timeouts]\nx = 1\n")
+
+    assert caught.value.hint == "known: down, initramfs, install, up"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nope", "../hosts/mx", "mx/", "mx/.", "./mx", "a/b", "/", ".", "..", "MX", " mx", "*", "m[x]"]
+    + [".file", "mx\n", "--help", "x" * 5000],
+)
+def test_unknown_host(name: str) -> None:
+    with pytest.raises(Failure) as caught:
+        host.load(name)
+
+    assert caught.value.message == f"unknown host {name!r}: no such directory in hosts/"
+    assert (caught.value.hint, caught.value.status) == ("known: mx", BAD_INPUT)
+
+
+def test_no_host_named() -> None:
+    with pytest.raises(Failure, match=r"which host\? --host NAME") as caught:
+        host.load("")
+
+    assert caught.value.hint == "known: mx"
+
+
+@pytest.mark.parametrize("name", ["stock", "mx"])
+def test_no_host_toml(hosts: Path, name: str) -> None:
+    (hosts / "mx/host.toml").unlink()
+    (hosts / "mx/host.toml").mkdir()
+
+    with pytest.raises(Failure, match=f"hosts/{name}/host.toml is missing"):
+        host.load(name)
+
+
+def test_no_hosts_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "HOSTS", tmp_path / "none")
+
+    with pytest.raises(Failure, match="unknown host 'mx'"):
+        host.load("mx")
+
+
+def test_unreadable(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+
+    with pytest.raises(Failure, match=rf"{WHERE}: .*Permission denied"):
+        host.load("mx")

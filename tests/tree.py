@@ -1,0 +1,109 @@
+"""A copy of the project with hosts of its own, and its tasks, run as a user runs them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CODE = ["anemos", "tasks.py", "invoke.yaml"]
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz1HwHReFVvD5obVsALAgJRNarH4TRpNePnAS"
+TOML = f'address = "127.0.0.1"\nport = 1\nhost_key = "{HOST_KEY}"\n'
+IMGBUILD = """\
+target=debian
+format=disk
+layout='
+disk system serial=SYSTEM
+part root fs=ext4 mount=/
+'
+keep='
+disk data serial=DATA part=1 mount=/home
+'
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    directory: Path
+    home: Path
+    memory: Path
+
+    def inv(self, *words: str, stdin: int = subprocess.DEVNULL, **variables: str) -> Done:
+        """Run `inv WORDS`. Whatever becomes of it, nobody sees a traceback."""
+        done = subprocess.run(
+            [sys.executable, "-m", "invoke", *words],
+            cwd=self.directory,
+            env=environment(self.home) | variables,
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def host(self, name: str, toml: str = TOML, imgbuild: str = IMGBUILD) -> Path:
+        """Make hosts/NAME, instead of what was there."""
+        directory = self.directory / "hosts" / name
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        (directory / "host.toml").write_text(toml)
+        (directory / "IMGBUILD").write_text(imgbuild)
+        return directory
+
+    def files(self) -> dict[str, bytes]:
+        """Everything that a task could have changed, gpg's and Python's own files aside."""
+        places = (self.directory, self.home, self.memory)
+        found = [file for place in places for file in place.rglob("*") if file.is_file()]
+        return {
+            os.fspath(file): file.read_bytes()
+            for file in found
+            if not {"__pycache__", ".gnupg"} & set(file.parts)
+        }
+
+
+def environment(home: Path) -> Mapping[str, str]:
+    return {"HOME": os.fspath(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+
+
+@contextmanager
+def copied(directory: Path) -> Iterator[Tree]:
+    """A Tree in the empty DIRECTORY, without any host."""
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copy(ROOT / name, directory)
+    (directory / "hosts").mkdir()
+    # Not below DIRECTORY: the path of gpg-agent's socket in it must be shorter than 108 bytes.
+    home = Path(tempfile.mkdtemp(prefix="anemos-home-", dir="/tmp"))
+    memory = where("memory('x').parent", directory, home)
+    try:
+        yield Tree(directory, home, memory)
+    finally:
+        subprocess.run(["gpgconf", "--kill", "all"], env=environment(home), check=True)
+        shutil.rmtree(home)
+        shutil.rmtree(memory)
+
+
+def where(place: str, directory: Path, home: Path) -> Path:
+    """What the copy's anemos.workstation.places says."""
+    program = f"from anemos.workstation import places; print(places.{place})"
+    argv = [sys.executable, "-c", program]
+    said = subprocess.check_output(argv, cwd=directory, env=environment(home), text=True)
+    return Path(said.strip())
