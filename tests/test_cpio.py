@@ -97,6 +97,6 @@ def test_too_large(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(2**32)
     stream = io.BytesIO()
-    with pytest.raises(ValueError, match="^boot/huge: 4294967296 bytes do not fit"):
+    with pytest.raises(ValueError, match=r"^boot/huge: 4294967296 bytes do not fit"):
         append(stream, [Entry("boot/huge", tmp_path / "huge")])
     assert not stream.getvalue()

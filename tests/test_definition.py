@@ -2,7 +2,10 @@
 
 import os
 import stat
+import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,7 +93,7 @@ def test_patch(tmp_path: Path, root: Path, put: Input) -> None:
     definition.apply(spec(tmp_path), root, [put("etc/conf.makeimg.patch", PATCH)])
     assert (root / "etc/conf").read_text() == "one\nTWO\nthree\n"
     assert mode(root / "etc/conf") == 0o640
-    assert os.listdir(root / "etc") == ["conf"]
+    assert list((root / "etc").iterdir()) == [root / "etc/conf"]
 
 
 @pytest.mark.root
@@ -179,11 +182,6 @@ def test_secrets(tmp_path: Path, root: Path, put: Input) -> None:
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    return tiny.make(tmp_path / "image")
-
-
-@pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     monkeypatch.setattr(log, "sink", found.append)
@@ -194,19 +192,33 @@ def mounts() -> list[str]:
     return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
+def inhabitants(directory: Path) -> list[str]:
+    """The processes whose root or working directory is below DIRECTORY."""
+    found = []
+    for link in [*Path("/proc").glob("[0-9]*/root"), *Path("/proc").glob("[0-9]*/cwd")]:
+        with suppress(OSError):  # a process that has ended
+            if link.readlink().is_relative_to(directory):
+                found.append(os.fspath(link))
+    return found
+
+
 @pytest.fixture
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     """No mount, no process that works in the image, no file of a visitor."""
     before = mounts()
     yield
     assert mounts() == before
-    for process in Path("/proc").glob("[0-9]*/root"):
-        try:
-            assert not os.readlink(process).startswith(str(tmp_path))
-        except OSError:  # a process that has ended
-            continue
+    deadline = time.monotonic() + 20  # processes that are killed take their time
+    while found := inhabitants(tmp_path):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
     assert not list(tmp_path.rglob("*.anemos-aside"))
     assert not list(tmp_path.rglob("policy-rc.d"))
+
+
+@pytest.fixture
+def image(tmp_path: Path, nothing_left: None) -> Path:
+    return tiny.make(tmp_path / "image")
 
 
 def provision(tmp_path: Path, image: Path, body: str) -> None:
@@ -214,16 +226,7 @@ def provision(tmp_path: Path, image: Path, body: str) -> None:
     definition.apply(spec(tmp_path, text), image, [])
 
 
-inside = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
-
-
-def marked(function: Callable[..., None]) -> Callable[..., None]:
-    for mark in inside:
-        function = mark(function)
-    return function
-
-
-@marked
+@pytest.mark.root
 def test_provision(tmp_path: Path, image: Path, lines: list[str]) -> None:
     provision(tmp_path, image, 'echo "$greeting"; echo two >&2; chown 5:6 /tmp; : > "/a b"')
     assert lines[:3] == ["Running provision() ...", "  hello", "  two"]
@@ -231,7 +234,7 @@ def test_provision(tmp_path: Path, image: Path, lines: list[str]) -> None:
     assert (image / "a b").is_file()
 
 
-@marked
+@pytest.mark.root
 def test_what_provision_finds(
     tmp_path: Path, image: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,9 +256,8 @@ def test_what_provision_finds(
     )
     seen = [line.strip() for line in lines]
     assert [line for line in seen if line.startswith("process")] == ["process 1"]
-    nodes = ("fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout")
-    nodes += ("tty", "urandom", "zero")
-    assert [line[10:] for line in seen if line.startswith("node")] == list(nodes)
+    nodes = "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    assert [line[10:] for line in seen if line.startswith("node")] == nodes.split()
     assert "policy 101" in seen
     assert "no input" in seen
     assert seen[-2] == "/root /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin clean"
@@ -264,7 +266,21 @@ def test_what_provision_finds(
         assert (image / "tmp/resolver").read_bytes() == resolver.read_bytes()
 
 
-@marked
+@pytest.mark.root
+def test_inhabitants(image: Path) -> None:
+    """The check of every test here sees what it is to see."""
+    chroot.call(image, ["sh", "-c", "sleep 1000 & :"], shared=image.parent)
+    assert not inhabitants(image)
+    process = subprocess.Popen(["chroot", image, "sleep", "1000"])
+    try:
+        while not inhabitants(image):
+            assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.root
 def test_isolation(tmp_path: Path, image: Path) -> None:
     """Nothing below / of a command is the host's and writable, but nodes and what we gave it."""
     provision(tmp_path, image, "cat /proc/self/mountinfo > /mountinfo")
@@ -286,24 +302,25 @@ def test_isolation(tmp_path: Path, image: Path) -> None:
     }
 
 
-@marked
+@pytest.mark.root
 def test_provision_that_removes_everything(tmp_path: Path, image: Path) -> None:
     """Only the image is gone. (What can be reached is in test_isolation.)"""
     shared = tmp_path / "given/shared"
     shared.mkdir(parents=True)
     (shared / "x").touch()
     (shared.parent / "neighbour").touch()
-    host = {place: sorted(os.listdir(place)) for place in ("/dev", "/sys", "/sys/kernel", "/etc")}
+    places = [Path(place) for place in ("/dev", "/sys", "/sys/kernel", "/etc")]
+    host = [sorted(place.iterdir()) for place in places]
     with pytest.raises(CommandFailed):  # what is mounted cannot be removed
         chroot.call(image, ["rm", "-rf", "--no-preserve-root", "/"], shared=shared)
     assert not (image / "etc").exists()
     assert not (image / "usr/bin").exists()
     assert sorted(path.name for path in shared.parent.iterdir()) == ["neighbour", "shared"]
-    assert {place: sorted(os.listdir(place)) for place in host} == host
+    assert [sorted(place.iterdir()) for place in places] == host
     assert Path("/dev/null").is_char_device()
 
 
-@marked
+@pytest.mark.root
 @pytest.mark.parametrize(
     ("body", "status", "last"),
     [
@@ -332,7 +349,7 @@ def test_provision_that_fails(
         assert lines[-2].endswith(last)
 
 
-@marked
+@pytest.mark.root
 def test_daemons_end_with_provision(tmp_path: Path, image: Path) -> None:
     """Also one that closed its output, and one that did not."""
     body = "sleep 1000 & (sleep 1000 >/dev/null 2>&1 </dev/null &); echo $! > /pid"
@@ -340,13 +357,13 @@ def test_daemons_end_with_provision(tmp_path: Path, image: Path) -> None:
     assert (image / "pid").is_file()
 
 
-@marked
+@pytest.mark.root
 def test_deadline(tmp_path: Path, image: Path) -> None:
     with pytest.raises(Failure, match="no end after 1 s"):
         chroot.call(image, ["sleep", "1000"], shared=tmp_path, timeout=1)
 
 
-@marked
+@pytest.mark.root
 @pytest.mark.parametrize(
     ("before", "body", "after"),
     [
@@ -379,7 +396,7 @@ def test_resolver_of_the_image(
 
 
 @pytest.mark.root
-def test_hard_links_and_the_shared_directory(tmp_path: Path, image: Path) -> None:
+def test_shared_directory(tmp_path: Path, image: Path) -> None:
     """What commands write to /run/anemos is there afterwards; the rest of /run is not."""
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -174,9 +174,7 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (laid_out(more="bootloader=grub\ncmdline='a;b'"), "cmdline has a ;"),
     ],
 )
-def test_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
-) -> None:
+def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
     if "while" in text:
         monkeypatch.setattr(imgbuild, "DEADLINE_S", 1.0)
     assert refusal(tmp_path, text).startswith(message)

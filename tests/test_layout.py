@@ -144,7 +144,7 @@ def test_keep() -> None:
         ("disk d serial=s part=-1", "part is not a number"),
         ("disk d serial=s part=", "part is not a number"),
         ("disk d serial=s fs=ext4", "'disk d serial=s fs=ext4': unknown option 'fs'"),
-        ("disk d serial=s mount=home", "keep: 'disk d serial=s mount=home': a mount is an absolut"),
+        ("disk d serial=s mount=home", "keep: 'disk d serial=s mount=home': a mount is an"),
         ("disk d serial=s\ndisk d serial=t", "keep: disk 'd' stands there twice"),
         ("disk d serial=s mount=/a\ndisk e serial=t mount=/a", "keep: mount '/a' stands there twi"),
     ],
@@ -301,8 +301,8 @@ def test_fstab() -> None:
 @pytest.mark.real("run")
 def test_fstab_is_understood(tmp_path: Path) -> None:
     (tmp_path / "fstab").write_text(layout.fstab(parse(TEXT), SEED, {"/k": ("12-AB", "xfs")}))
-    argv = ["findmnt", "--json", "--tab-file", tmp_path / "fstab", "--output", "target,fstype"]
-    found = json.loads(run(argv))["filesystems"]
+    argv = ["findmnt", "--json", "--output", "target,fstype", "--tab-file"]
+    found = json.loads(run([*argv, tmp_path / "fstab"]))["filesystems"]
     assert [tuple(each.values()) for each in found] == [
         ("/", "ext4"),
         ("/home", "ext4"),

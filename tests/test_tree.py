@@ -70,7 +70,7 @@ def test_absolute_links_stay_inside(root: Path, tmp_path: Path) -> None:
 
 
 def test_loop(root: Path) -> None:
-    with pytest.raises(Failure, match="^loop/x: too many symbolic links in the image$"):
+    with pytest.raises(Failure, match=r"^loop/x: too many symbolic links in the image$"):
         tree.inside(root, "loop/x")
 
 
@@ -171,11 +171,11 @@ def test_no_inputs(tmp_path: Path) -> None:
 
 def test_fifo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(Failure, match="/pipe: neither a regular file nor a symbolic link$"):
+    with pytest.raises(Failure, match=r"/pipe: neither a regular file nor a symbolic link$"):
         list(tree.inputs(tmp_path))
 
 
 def test_file_instead_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Failure, match="/file: Not a directory$"):
+    with pytest.raises(Failure, match=r"/file: Not a directory$"):
         list(tree.inputs(tmp_path / "file"))

@@ -1,0 +1,272 @@
+"""The whole image builder, as its user runs it: python3 -m anemos.image."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from anemos.image import bootstrap, build, imgbuild
+from anemos.log import Failure
+from anemos.run import CommandFailed, run
+from tests import tiny
+
+pytestmark = [pytest.mark.real("run"), pytest.mark.root]
+
+ROOT = Path(__file__).parent.parent
+PROVISION = """
+provision() {
+    echo "I am process $$"
+    chown 5:6 /etc/key
+    cat /etc/motd
+    sleep 1000 &
+}
+"""
+LAYOUT = """
+layout='
+disk system serial=S image=64M
+part root fs=ext4 mount=/ size=32M
+part home fs=ext4 mount=/home
+'
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A directory with everything that a build can take."""
+    made = tmp_path / "host"
+    for path, text in {
+        "files/etc/conf": "files",
+        "files/etc/motd.makeimg.template": "Welcome to {{ host }}!\n",
+        "more/etc/conf": "more",
+        "more/home/alice/x": "x",
+        "secrets/etc/key": "secret",
+        "values.json": json.dumps({"host": "mx"}),
+    }.items():
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_text(text)
+    (made / "out").mkdir()
+    return made
+
+
+def describe(host: Path, text: str) -> None:
+    """Write the IMGBUILD, and its package layer into the cache: nothing has to be bootstrapped."""
+    (host / "IMGBUILD").write_text(f"imgname=mx\ntarget=debian\n{text}")
+    layer = bootstrap.layer_file(imgbuild.load(host), host / "out")
+    tree = tiny.make(host.parent / "layer")
+    run(["tar", "--create", "--zstd", "--file", layer, "--directory", tree, "."])
+
+
+OPTIONS = ("--output", "out", "--values", "values.json", "--secrets", "secrets", "files", "more")
+
+
+def image(host: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the builder in HOST, as a user does, with whatever umask she has."""
+    argv = [sys.executable, "-m", "anemos.image", *options]
+    env = {"PYTHONPATH": os.fspath(ROOT), "PATH": os.environ["PATH"]}
+    return subprocess.run(
+        argv, cwd=host, env=env, umask=0o077, capture_output=True, text=True, check=False
+    )
+
+
+def test_tar(host: Path) -> None:
+    describe(host, f"format='tar gz'\n{PROVISION}")
+    before = Path("/proc/self/mountinfo").read_text()
+    done = image(host, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out/mx.tar.gz\n"
+    assert Path("/proc/self/mountinfo").read_text() == before
+    log = [line.strip() for line in done.stderr.splitlines()]
+    assert log.index("I am process 1") + 1 == log.index("Welcome to mx!")
+    with tarfile.open(host / "out/mx.tar.gz") as archive:
+        members = {member.name: member for member in archive}
+        texts = {
+            name: file.read()
+            for name in ("./etc/conf", "./etc/motd", "./etc/key")
+            if (file := archive.extractfile(name))
+        }
+    assert texts == {
+        "./etc/conf": b"more",
+        "./etc/motd": b"Welcome to mx!\n",
+        "./etc/key": b"secret",
+    }
+    key = members["./etc/key"]
+    assert (key.mode, key.uid, key.gid) == (0o600, 5, 6)
+    assert members["."].mode == members["./home/alice"].mode == 0o755
+    assert not {"./usr/sbin/policy-rc.d", "./etc/resolv.conf"} & members.keys()
+
+
+def test_default_directories(host: Path) -> None:
+    """./files in, the working directory out."""
+    describe(host, "format=dir\n")
+    (host / "files/etc/motd.makeimg.template").unlink()
+    layer = next((host / "out").iterdir())
+    layer.rename(host / layer.name)
+    done = image(host)
+    assert (done.returncode, done.stdout) == (0, "mx\n"), done.stderr
+    assert (host / "mx/etc/conf").read_text() == "files"
+    assert stat.S_IMODE((host / "mx").stat().st_mode) == 0o755
+
+
+def test_disk(host: Path) -> None:
+    describe(host, f"format=disk\n{LAYOUT}{PROVISION}")
+    done = image(host, *OPTIONS)
+    assert (done.returncode, done.stdout) == (0, "out/mx-system.img\n"), done.stderr
+    file = host / "out/mx-system.img"
+    for start, path, text in ((1, "/etc/conf", "more"), (33, "/alice/x", "x")):
+        where = f"{file}?offset={start * 2**20}"
+        run(["e2fsck", "-f", "-n", where])
+        assert run(["debugfs", "-R", f"cat {path}", where]) == text
+
+
+def test_same_definition_same_uuids(host: Path) -> None:
+    describe(host, f"format=disk\n{LAYOUT}")
+    tables = []
+    for _ in range(2):
+        assert image(host, *OPTIONS).returncode == 0
+        tables.append(run(["sfdisk", "--dump", host / "out/mx-system.img"]))
+    assert tables[0] == tables[1]
+
+
+def test_layer(host: Path) -> None:
+    describe(host, "")
+    done = image(host, "--layer", "--cache", "out")
+    (layer,) = (host / "out").iterdir()
+    assert (done.returncode, done.stdout) == (0, f"out/{layer.name}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", ["nowhere"], "argument DIR: 'nowhere' is no directory"),
+        ("", ["--output", "nowhere"], "argument --output: 'nowhere' is no directory"),
+        ("", ["--cache", "IMGBUILD"], "argument --cache: 'IMGBUILD' is no directory"),
+        ("", ["--secrets", "nowhere"], "argument --secrets: 'nowhere' is no directory"),
+        ("", ["--directory", "nowhere"], "argument --directory: 'nowhere' is no directory"),
+        ("", ["--directory", "files"], "error: files: no IMGBUILD there"),
+        ("", ["--values", "nowhere"], "argument --values: 'nowhere': [Errno 2] No such file"),
+        ("", ["--values", "IMGBUILD"], "argument --values: 'IMGBUILD': Expecting value: line 1"),
+        ("", ["--values", "list"], "argument --values: 'list': not an object with strings as val"),
+        ("", ["--max-age", "week"], "argument --max-age: invalid float value: 'week'"),
+        ("format=disk", [], "error: ./IMGBUILD: format=disk needs a layout"),
+        ("if", [], "error: ./IMGBUILD: line 4: Syntax error: end of file unexpected"),
+        ("", [], "error: files/etc/motd.makeimg.template: line 1: undefined name 'host'"),
+    ],
+)
+def test_mistakes(host: Path, text: str, options: list[str], message: str) -> None:
+    """One message, no traceback, status 2, no image."""
+    describe(host, "")
+    (host / "IMGBUILD").write_text(f"imgname=mx\ntarget=debian\n{text}\n")
+    (host / "list").write_text('{"a": 1}')
+    cache = () if {"--cache", "--output"} & set(options) else ("--cache", "out")
+    done = image(host, *options, *cache)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    assert not [path for path in host.rglob("mx*") if path.suffix != ".zst"]
+
+
+def test_provision_that_fails(host: Path) -> None:
+    describe(host, "provision() { echo because; false; }\n")
+    done = image(host, *OPTIONS)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-2:] == [
+        "error: sh -c 'set -e; . /run/anemos/IMGBUILD; provision': exit status 1",
+        "  | because",
+    ]
+
+
+def test_workspace() -> None:
+    with build.workspace() as scratch:
+        assert stat.S_IMODE(scratch.stat().st_mode) == 0o755
+        (scratch / "x").touch()
+    assert not scratch.exists()
+
+
+class Bootstrap:
+    """Stands for mmdebstrap: counts, and writes a layer with its number in it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, _spec: object, output: Path) -> None:
+        self.count += 1
+        with tarfile.open(output, "w") as archive:
+            info = tarfile.TarInfo(f"number-{self.count}")
+            archive.addfile(info)
+
+
+@pytest.mark.parametrize(("age_s", "count"), [(0.0, 1), (99.0, 1), (101.0, 2)])
+def test_age_of_layers(
+    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch, age_s: float, count: int
+) -> None:
+    counter = Bootstrap()
+    monkeypatch.setattr(bootstrap, "bootstrap", counter)
+    (host / "IMGBUILD").write_text("target=debian")
+    spec = imgbuild.load(host)
+    made = build.layer(spec, cache=host / "out", max_age_s=100)
+    os.utime(made, (made.stat().st_mtime - age_s,) * 2)
+    assert build.layer(spec, cache=host / "out", max_age_s=100) == made
+    assert counter.count == count
+    assert list((host / "out").iterdir()) == [made]
+    bootstrap.unpack(made, tmp_path)
+    assert (tmp_path / f"number-{count}").exists()
+
+
+def test_failed_bootstrap_leaves_the_old_layer(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_spec: object, _output: Path) -> None:
+        raise Failure("mirror is down")
+
+    monkeypatch.setattr(bootstrap, "bootstrap", fail)
+    describe(host, "")
+    (layer,) = (host / "out").iterdir()
+    old = layer.read_bytes()
+    with pytest.raises(Failure, match="mirror is down"):
+        build.layer(imgbuild.load(host), cache=host / "out", max_age_s=-1)
+    assert layer.read_bytes() == old
+
+
+def test_damaged_layer(host: Path) -> None:
+    describe(host, "")
+    (layer,) = (host / "out").iterdir()
+    layer.write_bytes(layer.read_bytes()[:-1000])
+    with pytest.raises(CommandFailed, match="tar --extract"):
+        build.build(imgbuild.load(host), [], host, cache=host / "out")
+    assert not (host / "mx").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("packages='b\na'", True),
+        ("packages='a b'\nimgname=x\ncmdline=quiet\nprovision() { :; }", True),
+        ("packages='a'", False),
+        ("packages='a b'\ndebian_suite=sid", False),
+        ("packages='a b'\nmirror=m", False),
+        ("packages='a b'\nexcludes=/usr/share/doc/*", False),
+    ],
+)
+def test_key(host: Path, text: str, same: bool) -> None:
+    """A layer's name tells what it depends on, nothing more."""
+    (host / "IMGBUILD").write_text("target=debian\npackages='a\nb'\n")
+    key = bootstrap.key(imgbuild.load(host))
+    (host / "IMGBUILD").write_text(f"target=debian\n{text}\n")
+    assert (bootstrap.key(imgbuild.load(host)) == key) == same
+
+
+def test_mmdebstrap(host: Path) -> None:
+    (host / "IMGBUILD").write_text("target=debian\npackages='a\nb'\nexcludes='/x/*\n/y'\nmirror=m")
+    argv = bootstrap.mmdebstrap(imgbuild.load(host), Path("/out.tar"))
+    assert {"--include=a,b", "--dpkgopt=path-exclude=/x/*", "--dpkgopt=path-exclude=/y"} <= set(
+        map(str, argv)
+    )
+    assert argv[-3:] == ["stable", Path("/out.tar"), "m"]
+    (host / "IMGBUILD").write_text("target=debian")
+    argv = bootstrap.mmdebstrap(imgbuild.load(host), Path("/out.tar"))
+    assert argv[-2:] == ["stable", Path("/out.tar")]
+    assert not [word for word in argv if str(word).startswith(("--include", "--dpkgopt"))]
