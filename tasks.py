@@ -133,4 +133,6 @@ def demo(c: Context, host: str = "demo", stop: bool = False, json: bool = False)
 def check(c: Context, expression: str = "") -> None:
     """Run the project's own tests."""
     only = ["-k", expression] if expression else []
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *only])
+    # One worker for the VM, which takes its time, one for all the rest.
+    parallel = ["-n", "2", "--dist", "loadfile"]
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *parallel, *only])

@@ -1,4 +1,4 @@
-"""The whole pipeline, for real: a stock server becomes hosts/demo, twice. Seen from outside, too."""
+"""The whole pipeline, for real: a stock server becomes hosts/demo, twice, seen from outside."""
 
 import hashlib
 import json
@@ -71,6 +71,13 @@ class Demo:
             printed = process.stdout.read()
         assert process.returncode == 0, "\n".join(log)
         self.runs.append(Run(json.loads(printed), log, raw))
+
+    def phase(self, name: str, status: int) -> dict[str, Any]:
+        """Run one phase as a task of its own, which must end with STATUS; its JSON document."""
+        with self.inv(name, "--host", "demo", "--json") as process:
+            printed, log = process.communicate()
+        assert process.returncode == status, log
+        return dict(json.loads(printed))
 
     def ssh(self, *words: str) -> str:
         """OpenSSH's own client, which knows nothing but the key that the stock server had."""
@@ -241,3 +248,23 @@ def test_nothing_stays_in_memory(demo: Demo) -> None:
     ]
 
     assert left == []
+
+
+def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
+    """The kept disk changes behind the deployment's back: the initramfs notices and goes back.
+
+    Phase by phase, as a shell script would do it. Comes last: it reboots the machine.
+    """
+    before = demo.ssh("cat", "/etc/anemos/deployment.json")
+    for phase in ("reveal-secrets", "pack", "upload", "build-initramfs"):
+        demo.phase(phase, 0)
+    demo.ssh("e2label $(findmnt -n -o SOURCE /home) changed; sync")
+    demo.phase("kexec", 0)
+    error = demo.phase("watch", 1)
+
+    assert "kept disk 'data' is not what it was in the old system" in error["error"]
+    assert "runs the old system again" in error["error"]
+    assert demo.ssh("cat", "/etc/anemos/deployment.json") == before
+    assert demo.ssh("systemctl is-system-running --wait").strip() == "running"
+    assert demo.kept_file("/alice/kept.txt") == b"a kept file\n"
+    assert demo.phase("verify", 1)["status"] == 1
