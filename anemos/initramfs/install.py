@@ -40,9 +40,9 @@ def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mou
 
 def partition(disk: Disk, device: Device, seed: str) -> None:
     """Wipe what is there, write the table, make the file systems."""
-    run(["wipefs", "--all", "--force", *reversed(nodes_of(device)), device.path], log=log.info)
+    run(["wipefs", "--all", "--force", "--quiet", *reversed(nodes_of(device)), device.path])
     script = layout.sfdisk_script(disk, device.size, seed)
-    run(["sfdisk", "--wipe=always", device.path], data=script.encode(), log=log.info)
+    run(["sfdisk", "--quiet", "--wipe=always", device.path], data=script.encode(), log=log.info)
     for number, part in enumerate(disk.parts, 1):
         node = device.part(number)
         wait_for(str(node), node.is_block_device)

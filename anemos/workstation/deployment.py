@@ -32,14 +32,16 @@ def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     """
     seconds: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
-    for name, phase in PHASES.items():
-        start = time.monotonic()
-        with log.step(f"{name} {host.name}"):
-            result = phase(host)
-        seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
-        if name == "plan":
-            confirm(host, yes)
-    phases.forget(host)
+    try:
+        for name, phase in PHASES.items():
+            start = time.monotonic()
+            with log.step(f"{name} {host.name}"):
+                result = phase(host)
+            seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+            if name == "plan":
+                confirm(host, yes)
+    finally:
+        phases.forget(host)
     result["phases"] = seconds
     report.show(result)
     return result

@@ -66,7 +66,6 @@ class Host:
     address: str = ""
     host_key: str = ""
     port: int = 22
-    user: str = "root"
     identity: str = ""
     build_on: str = "workstation"
     ports: list[int] = field(default_factory=lambda: [22])

@@ -69,12 +69,12 @@ def load_state(host: Host, needs: str = "", hint: str = "") -> State:
 def endpoint(host: Host) -> Endpoint:
     """Where HOST answers, and the key that it is pinned to, in all of its systems."""
     if host.vm is None:
-        return Endpoint(host.address, host.port, host.user, host.host_key, host.identity_file)
+        return Endpoint(host.address, host.port, "root", host.host_key, host.identity_file)
     machine = vm.of(host)
     if not machine.pid:
         die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
-    key = stock.host_key(host.name, host.vm.stock)
-    return Endpoint("127.0.0.1", machine.port(22), "root", key, stock.operator_key(host.name))
+    identity = stock.operator_key(host.name)
+    return Endpoint("127.0.0.1", machine.port(22), "root", machine.host_key, identity)
 
 
 def payload_file(host: Host) -> Path:
@@ -94,7 +94,7 @@ def make_plan(host: Host) -> dict[str, Any]:
     wrong = plan.problems(host, spec, seen, sizes)
     if wrong:
         die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
-    lines = plan.describe(spec, seen, sizes)
+    lines = [*plan.describe(spec, seen, sizes), ("downtime", expected_downtime(host))]
     for what, which in lines:
         log.info(f"{what:8} {which}")
     return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
@@ -278,6 +278,18 @@ def enter(remote: Remote, base: str, *words: str) -> str:
     return script(remote, "enter.sh", base, *words, timeout=300)
 
 
+def remember_downtime(host: Host, state: State) -> None:
+    """For the next plan."""
+    file = places.state(host.name) / "downtime"
+    file.write_text(f"{state.first_answer - state.last_answer:.0f}")
+
+
+def expected_downtime(host: Host) -> str:
+    file = places.state(host.name) / "downtime"
+    return f"{file.read_text()} s, as the last time" if file.exists() else "unknown yet"
+
+
 def forget(host: Host) -> None:
-    """Remove HOST's revealed secrets and payload from memory."""
-    shutil.rmtree(places.memory(host.name))
+    """Remove HOST's revealed secrets and payload from memory; `verify` still knows its state."""
+    shutil.rmtree(places.memory(host.name) / "secrets", ignore_errors=True)
+    payload_file(host).unlink(missing_ok=True)

@@ -130,11 +130,12 @@ def describe(spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]
 
 
 def _sizes(sizes: Sizes) -> str:
-    base = (
-        "base image is there" if sizes.base_is_there else f"base image {sizes.base / MIB:.1f} MiB"
-    )
-    layer = f"package layer {sizes.layer / MIB:.1f} MiB, " if sizes.layer else ""
-    return f"{sizes.sent / MIB:.1f} MiB ({base}, {layer}payload {sizes.payload / MIB:.1f} MiB)"
+    base = "is there" if sizes.base_is_there else _size(sizes.base)
+    return f"base image: {base}; package layer: {_size(sizes.layer)}"
+
+
+def _size(size: int) -> str:
+    return f"{size / MIB:.1f} MiB" if size else "to be made"
 
 
 def _disk(device: Device, facts: Facts) -> str:
@@ -145,6 +146,5 @@ def _disk(device: Device, facts: Facts) -> str:
         if re.fullmatch(rf"/dev/{device.name}(p?\d+)?", node)
     ]
     model = facts.models.get(device.name)
-    return (
-        f"{device.describe()}{f', {model}' if model else ''}: {', '.join(holds) or 'not mounted'}"
-    )
+    what = device.describe() + (f", {model}" if model else "")
+    return f"{what}: {', '.join(holds) or 'no partition is mounted'}"

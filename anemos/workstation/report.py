@@ -21,8 +21,6 @@ def show(report: dict[str, Any]) -> None:
 def _summary(report: dict[str, Any]) -> list[tuple[str, str]]:
     sent = report["bytes_sent"]
     return [
-        ("deployment", report["deployment"]),
-        ("boot id", f"{report['boot_id']['old']} -> {report['boot_id']['new']}"),
         ("kernel", report["kernel"]),
         ("downtime", f"{report['downtime_s']} s"),
         ("sent", ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sent.items())),

@@ -1,7 +1,7 @@
 """Throw-away material of a host with a [vm]: keys, secrets, and the stock system it starts with."""
 
 import json
-import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,29 +39,22 @@ def operator_key(name: str) -> Path:
     return key
 
 
-def host_key(name: str, stock: str) -> str:
-    """The public host key that the stock system STOCK was built with."""
-    return reveal(name, stock).values["host_key"]
-
-
-def reveal(name: str, stock: str) -> secrets.Revealed:
-    into = places.memory(name) / f"secrets-{stock}"
-    return secrets.reveal(keyring(stock, name), places.state(name) / "secrets", stock, into)
-
-
 def create(host: Host) -> None:
     """Build HOST's stock system and make the disks of its VM from it, when it has none."""
     machine = vm.of(host)
     if machine.directory.is_dir():
         return
     stock = machine.settings.stock
+    memory = places.memory(host.name)
     with log.step(f"Building the stock server hosts/{stock}"), TemporaryDirectory() as out:
-        reveal(host.name, stock)
-        memory = places.memory(host.name)
+        root = places.state(host.name) / "secrets"
+        clear = memory / "stock"
+        revealed = secrets.reveal(keyring(stock, host.name), root, stock, clear)
         values = memory / "values.json"
         public = operator_key(host.name).with_suffix(".pub").read_text().strip()
         values.write_text(json.dumps({"operator_key": public}))
         options: list[str | Path] = ["--output", out, "--cache", places.cache()]
-        options += ["--values", values, "--secrets", memory / f"secrets-{stock}" / "files"]
-        vm.install(machine, images.image(places.HOSTS / stock, options))
-    os.sync()
+        options += ["--values", values, "--secrets", clear / "files"]
+        files = images.image(places.HOSTS / stock, options)
+        vm.install(machine, files, revealed.values["host_key"])
+        shutil.rmtree(memory)

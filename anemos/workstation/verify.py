@@ -45,6 +45,7 @@ def verify(host: Host) -> dict[str, Any]:
         checks += check_own(host, remote)
     for each in checks:
         log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
+    phases.remember_downtime(host, state)
     return conclude(host, state, seen, checks)
 
 

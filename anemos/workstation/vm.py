@@ -36,6 +36,11 @@ class Vm:
         return self.directory / "console.log"
 
     @property
+    def host_key(self) -> str:
+        """The pinned public key: the stock system's."""
+        return (self.directory / "host_key").read_text()
+
+    @property
     def pid(self) -> int:
         """The process that runs it, 0 when none does (proc_pid_cmdline(5))."""
         file = self.directory / "pid"
@@ -82,13 +87,14 @@ def stop(vm: Vm) -> None:
     (vm.directory / "pid").unlink(missing_ok=True)
 
 
-def install(vm: Vm, files: list[Path]) -> None:
-    """Make VM's disks from the image FILES of a stock system."""
+def install(vm: Vm, files: list[Path], host_key: str) -> None:
+    """Make VM's disks from the image FILES of a stock system, which has the HOST_KEY."""
     fresh = vm.directory.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
     for file in files:
         run(["cp", "--sparse=always", file, fresh / file.name])
+    (fresh / "host_key").write_text(host_key)
     fresh.rename(vm.directory)
 
 
