@@ -4,31 +4,23 @@ It depends on target, suite, packages, excludes and the state of the mirror alon
 """
 
 import hashlib
-import json
 import os
 import time
 from pathlib import Path
 
 from anemos import log
 from anemos.image.imgbuild import Imgbuild
-from anemos.run import Argv, run
-
-
-def inputs(imgbuild: Imgbuild) -> dict[str, object]:
-    """All that the package layer depends on, but for the state of the mirror."""
-    return {
-        "target": imgbuild.target,
-        "suite": imgbuild.suite,
-        "packages": sorted(imgbuild.packages),
-        "mirror": imgbuild.mirror,
-        "excludes": imgbuild.excludes,
-    }
+from anemos.run import Argv, quote, run
 
 
 def key(imgbuild: Imgbuild) -> str:
-    """A name for the package layer in caches: 16 hexadecimal digits."""
-    text = json.dumps(inputs(imgbuild), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A name for the package layer in caches: 16 hexadecimal digits.
+
+    It stands for the whole command line of the bootstrap: all that the layer depends on, but for
+    the state of the mirror.
+    """
+    argv = quote(BOOTSTRAPS[imgbuild.target](imgbuild, Path("layer")))
+    return hashlib.sha256(argv.encode()).hexdigest()[:16]
 
 
 def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
@@ -41,8 +33,8 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         "--skip=check/qemu",
         *([f"--include={','.join(imgbuild.packages)}"] if imgbuild.packages else []),
         *(f"--dpkgopt=path-exclude={glob}" for glob in imgbuild.excludes),
-        # The machine that boots makes its own (machine-id(5)).
-        "--customize-hook=rm -f $1/etc/ssh/ssh_host_*_key* $1/etc/hostname",
+        # The machine that boots has its own; mmdebstrap copies this one's name and resolver.
+        "--customize-hook=rm -f $1/etc/ssh/ssh_host_*_key* $1/etc/hostname $1/etc/resolv.conf",
         imgbuild.suite,
         output,
         *([imgbuild.mirror] if imgbuild.mirror else []),

@@ -18,6 +18,7 @@ from anemos.initramfs.boot import HERE, Boot
 from anemos.log import FAILED, Failure, die
 
 PAYLOAD = HERE / "unpacked"
+OPERATOR_S = 300.0
 GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
 
 
@@ -37,6 +38,8 @@ def main() -> None:
         check_room(spec, erase)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
+    # A lost operator is a reason to go back (init does that when this fails).
+    hardware.wait_for("word from the operator", events.GO.exists, OPERATOR_S)
     events.point_of_no_return()
     install.install(given, spec, erase, mounts)
 

@@ -13,6 +13,7 @@ from anemos.initramfs.boot import HERE
 EVENTS = HERE / "events"
 LOG = HERE / "log"
 PASSED = HERE / "point-of-no-return"  # init looks for it
+GO = HERE / "go"  # the operator's word, once the workstation has seen who answers here
 
 
 def start() -> None:

@@ -29,8 +29,6 @@ def build(base: Path, payload: str, layer: str, address: str, port: int) -> dict
     ADDRESS and PORT are where its sshd is going to be looked for. Raises Failure.
     """
     check(STAGE / "payload", payload)
-    if layer:
-        check(STAGE / "layer", layer)
     manifest = read_manifest(STAGE / "payload")
     boot = {
         "deployment": manifest["deployment"],
@@ -68,19 +66,42 @@ def fingerprints(keep: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def assemble(boot: dict[str, Any], base: Path) -> None:
+    """Base and layer are put in once, as memory is dear; the small rest anew every time."""
     entries = [
         Entry("anemos/boot.json", json.dumps(boot).encode()),
         Entry("anemos/payload", STAGE / "payload"),
-        *([Entry("anemos/layer", STAGE / "layer")] if boot["layer"] else []),
         *ssh_entries(HOST),
-        Entry("anemos/base.squashfs", base),
     ]
+    length = foundation(base, boot["layer"])
+    with INITRAMFS.open("r+b") as archive:
+        archive.seek(length)
+        archive.truncate()
+        cpio.append(archive, entries)
+
+
+def foundation(base: Path, layer: str) -> int:
+    """Begin the initramfs with first initrd, base image and layer, in whose place it takes memory.
+
+    Returns its length in bytes.
+    """
+    mark = STAGE / "foundation"
+    wanted = f"{base.name} {layer}"
+    if mark.exists() and mark.read_text().startswith(f"{wanted} "):
+        return int(mark.read_text().split()[-1])
+    entries = [Entry("anemos/base.squashfs", base)]
+    if layer:
+        check(STAGE / "layer", layer)
+        entries.append(Entry("anemos/layer", STAGE / "layer"))
     INITRAMFS.unlink(missing_ok=True)
     INITRAMFS.touch(0o600)
     with INITRAMFS.open("wb") as archive:
         archive.write(BASE_INITRD.read_bytes())
         archive.write(bytes(-archive.tell() % cpio.PADDING))
         cpio.append(archive, entries)
+        length = archive.tell()
+    (STAGE / "layer").unlink(missing_ok=True)
+    mark.write_text(f"{wanted} {length}")
+    return length
 
 
 def ssh_entries(host: Path) -> list[Entry]:

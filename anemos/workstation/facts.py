@@ -69,7 +69,9 @@ def identify(remote: Remote) -> Identity:
 
 def gather(remote: Remote, base_hash: str = "") -> Facts:
     """One round trip. BASE_HASH: the base image that the server is asked for."""
-    return parse(remote.sh(["sh", "-c", SCRIPT.read_text(), "facts", base_hash]))
+    return parse(
+        remote.sh(["sh", "-c", SCRIPT.read_text(), "facts", base_hash], shown=["facts.sh"])
+    )
 
 
 def parse(text: str) -> Facts:

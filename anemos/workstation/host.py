@@ -5,7 +5,6 @@ host.toml, all but address and host_key optional:
     address = "mx.example.org"
     host_key = "ssh-ed25519 AAAA..."   # pinned: the contents of an ssh_host_*_key.pub
     port = 22
-    user = "root"                      # nobody else can log in to the initramfs
     identity = "~/.ssh/id_ed25519"     # without it: the agent's keys and ssh's default ones
     build_on = "workstation"           # where the package layer is made; or "initramfs"
     ports = [22, 443]                  # that must listen afterwards
@@ -116,8 +115,6 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
     if host.vm is None and not (host.address and host.host_key):
         die(f"{where}: needs address and host_key", hint="or [vm], for a local VM")
-    if host.user != "root":
-        die(f"{where}: user is {host.user!r}", hint="only root can log in to the initramfs")
     for port in (host.port, *host.ports, *(host.vm.forward if host.vm else ())):
         if port > MAX_PORT:
             die(f"{where}: {port} is not the number of a port")

@@ -214,7 +214,7 @@ def build_initramfs(host: Host) -> dict[str, Any]:
 
 
 def kexec(host: Host) -> dict[str, Any]:
-    """Load the initramfs, jump, and see that it is ours that answers."""
+    """Load the initramfs, jump, see that it is ours that answers, and give it the word to go on."""
     state = load_state(host, "remote_base", "upload")
     where = endpoint(host)
     with connect(where) as remote:
@@ -222,7 +222,7 @@ def kexec(host: Host) -> dict[str, Any]:
         enter(remote, state.remote_base, "load")
         state.save()
         with suppress(ConnectionLost):  # it may be that quick
-            script(remote, "jump.sh", state.remote_base)
+            script(remote, "jump.sh", state.remote_base, timeout=host.timeouts.down)
     state.last_answer = time.time()
     state.save()
     with log.step("Waiting for the old system to end"):
@@ -233,6 +233,8 @@ def kexec(host: Host) -> dict[str, Any]:
         seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
     if not seen.in_initramfs or seen.deployment != state.deployment:
         die(f"{host.name} rebooted into the old system instead of the initramfs", status=FAILED)
+    with connect(where, status=FAILED) as remote:
+        remote.sh(["touch", f"{STAGE}/go"])
     return {"host": host.name, "boot_id": seen.boot_id}
 
 
@@ -270,7 +272,8 @@ def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: st
 
 def script(remote: Remote, name: str, *words: str, timeout: float = 60) -> str:
     """Run a script of anemos/server on the server."""
-    return remote.sh(["sh", "-c", (SERVER / name).read_text(), name, *words], timeout=timeout)
+    argv = ["sh", "-c", (SERVER / name).read_text(), name, *words]
+    return remote.sh(argv, timeout=timeout, shown=[name, *words])
 
 
 def enter(remote: Remote, base: str, *words: str) -> str:

@@ -56,7 +56,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
 
 def _system(facts: Facts) -> Iterator[str]:
     if facts.user != "0":
-        yield "the login is not root and sudo gives no root"
+        yield "the login is not root's"
     if facts.machine != "x86_64":
         yield f"the machine is {facts.machine}; the base image is for x86_64"
     if facts.container:

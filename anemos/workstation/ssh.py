@@ -130,15 +130,23 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         super().close()
         self.client.close()
 
-    def sh(self, argv: Argv, *, timeout: float = 60, log: Sink | None = None) -> str:
+    def sh(
+        self,
+        argv: Argv,
+        *,
+        timeout: float = 60,
+        log: Sink | None = None,
+        shown: Argv | None = None,
+    ) -> str:
         """Run ARGV as root with empty standard input, return its standard output, decoded.
 
         With LOG, every line of its standard output and error goes there as it comes, and both are
         returned. TIMEOUT: seconds until its end; it is not killed then, only left alone. ARGV is
-        visible in the server's process list: no secret belongs there.
+        visible in the server's process list: no secret belongs there. SHOWN stands for it in
+        messages.
         Raises CommandFailed, ConnectionLost, or Failure on timeout; all with status FAILED.
         """
-        return self._exchange(argv, argv, (), timeout, log)
+        return self._exchange(argv, shown or argv, (), timeout, log)
 
     def put(self, source: bytes | Path, path: str, *, mode: int, timeout: float = 60) -> int:
         """Make the file PATH (absolute, no directory) out of SOURCE, return its size in bytes.

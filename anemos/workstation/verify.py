@@ -98,9 +98,9 @@ def check_own(host: Host, remote: Remote) -> Iterator[Check]:
     spec = host.imgbuild()
     if "verify" not in spec.functions:
         return
-    text = spec.file.read_text()
+    argv = ["sh", "-e", "-c", f"{spec.file.read_text()}\nverify"]
     try:
-        said = remote.sh(["sh", "-e", "-c", f"{text}\nverify"], timeout=SETTLE_S).splitlines()
+        said = remote.sh(argv, timeout=SETTLE_S, shown=["verify()"]).splitlines()
         yield Check("verify()", True, said[-1] if said else "succeeded")
     except Failure as failure:
         tail = failure.message.splitlines()[1:]
