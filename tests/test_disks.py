@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,16 +16,18 @@ from anemos.workstation import facts
 
 MIB = 2**20
 SECTORS = MIB // disks.SECTOR
-Tree = Callable[[str, Mapping[str, bytes | str]], Path]
+Attributes = dict[str, bytes | str]
+Tree = Callable[[str, Attributes], Path]
 
 
 @pytest.fixture
 def sysfs(tmp_path: Path) -> Tree:
     """Makes a disk like /sys/block/NAME out of its attributes: relative path -> content."""
 
-    def add(name: str, attributes: Mapping[str, bytes | str]) -> Path:
+    def add(name: str, attributes: Attributes) -> Path:
         entry = tmp_path / "block" / name
-        for path, data in ({"size": f"{2048 * SECTORS}\n"} | attributes).items():
+        size: Attributes = {"size": f"{2048 * SECTORS}\n"}
+        for path, data in (size | attributes).items():
             (entry / path).parent.mkdir(parents=True, exist_ok=True)
             (entry / path).write_bytes(data.encode() if isinstance(data, str) else data)
         return entry
@@ -40,7 +42,7 @@ def vpd_pg80(serial: bytes) -> bytes:
 
 
 # attributes -> (serial, WWN)
-DISKS: dict[str, tuple[Mapping[str, bytes | str], tuple[str, str]]] = {
+DISKS: dict[str, tuple[Attributes, tuple[str, str]]] = {
     "vda": ({"serial": "demo-system\n"}, ("demo-system", "")),
     "vdb": ({"serial": "demo-data-of-20-char"}, ("demo-data-of-20-char", "")),
     "vdc": ({"serial": ""}, ("", "")),
@@ -79,7 +81,7 @@ def block(sysfs: Tree, tmp_path: Path) -> Path:
     for name in NO_DISKS:
         sysfs(name, {"serial": "no"})
     # One path of two to an NVMe disk; the kernel hides its node, but shows it here.
-    sysfs("nvme0c0n1", {"hidden": "1\n"} | DISKS["nvme0n1"][0])
+    sysfs("nvme0c0n1", DISKS["nvme0n1"][0] | {"hidden": "1\n"})
     (tmp_path / "block/nvme0n1/hidden").write_text("0\n")
     # Attributes that exist and cannot be read, as EINVAL and ENXIO of real ones.
     (tmp_path / "block/vdd/serial").mkdir()

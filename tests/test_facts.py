@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import socket
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +107,9 @@ def test_truncated_anywhere(name: str) -> None:
         assert caught.value.status == FAILED
 
 
-@pytest.mark.parametrize("key", ["user", "machine", "boot_id", "memory_total_kib", "place", "stamp"])
+@pytest.mark.parametrize(
+    "key", ["user", "machine", "boot_id", "memory_total_kib", "place", "stamp"]
+)
 def test_missing_fact(key: str) -> None:
     lines = [line for line in captured("virtio").splitlines() if not line.startswith(f"{key}=")]
 
@@ -172,21 +177,19 @@ def test_this_machine(name: str) -> None:
 
 
 @pytest.mark.real("run")
-def test_it_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_on_standard_error() -> None:
     said = run(["sh", "-c", 'sh -c "$1" facts "" 2>&1 >/dev/null', "sh", facts.SCRIPT.read_text()])
 
     assert said == ""
 
 
 @pytest.mark.real("run")
-def test_listening_port(unused_port: int) -> None:
-    assert unused_port in facts.parse(here()).listening
+def test_listening_port(listening_port: int) -> None:
+    assert listening_port in facts.parse(here()).listening
 
 
 @pytest.fixture
-def unused_port() -> Any:
-    import socket
-
+def listening_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock.getsockname()[1]
 
@@ -211,10 +214,7 @@ PATHS = {
 @pytest.mark.real("run")
 def test_base_image_counts_only_whole(tmp_path: Path) -> None:
     content = b"squash"
-    digest = "a9e7f1f6ac5b53d7a7c6d0c4f7f0b1b6b9c1c38b9d0a9b3d1a5d7ad9e4b3c2d1"
-    import hashlib
-
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content).hexdigest()
     image = tmp_path / f"base-{digest}.squashfs"
     base = f"{tmp_path}/"
 

@@ -35,7 +35,6 @@ def test_defaults(hosts: Path) -> None:
         address="mx.example.org",
         host_key="ssh-ed25519 AAAA",
         port=22,
-        user="root",
         identity="",
         build_on="workstation",
         ports=[22],
@@ -50,7 +49,6 @@ def test_everything(hosts: Path) -> None:
         MINIMAL
         + """
         port = 2222
-        user = "root"
         identity = "~/.ssh/mx"
         build_on = "initramfs"
         ports = []
@@ -93,7 +91,7 @@ def test_vm(hosts: Path) -> None:
         ('address = ""\nhost_key = "k"\n', f"{WHERE}: needs address and host_key"),
         ("[vm]\n", f"{WHERE}, [vm]: stock is missing"),
         # Unknown names: fields of Host that are not host.toml's, too.
-        (MINIMAL + "adress = 1\n", f"{WHERE}: unknown name 'adress'"),
+        (MINIMAL + "colour = 1\n", f"{WHERE}: unknown name 'colour'"),
         (MINIMAL + 'name = "x"\n', f"{WHERE}: unknown name 'name'"),
         (MINIMAL + 'directory = "/"\n', f"{WHERE}: unknown name 'directory'"),
         (MINIMAL + "[TIMEOUTS]\n", f"{WHERE}: unknown name 'TIMEOUTS'"),
@@ -123,7 +121,7 @@ def test_vm(hosts: Path) -> None:
         ('[vm]\nstock = "s"\nforward = [70000]\n', f"{WHERE}: 70000 is not the number of a port"),
         # Words that mean nothing.
         (MINIMAL + 'build_on = "server"\n', f"{WHERE}: build_on is 'server'"),
-        (MINIMAL + 'user = "admin"\n', f"{WHERE}: user is 'admin'"),
+        (MINIMAL + 'user = "admin"\n', f"{WHERE}: unknown name 'user'"),
     ],
 )
 def test_errors(hosts: Path, text: str | bytes, message: str) -> None:

@@ -85,21 +85,25 @@ def known() -> list[str]:
 
 def load(name: str) -> Host:
     """The host NAME. Raises Failure that names the file for everything that is wrong in it."""
-    hint = f"known: {', '.join(known())}"
-    if not name:
-        die("which host? --host NAME", hint=hint)
-    # Not `HOSTS / name`: a name like ../x would leave it.
-    directory = next((each for each in places.HOSTS.glob("*/") if each.name == name), None)
-    if directory is None:
-        die(f"unknown host {name!r}: no such directory in hosts/", hint=hint)
+    directory = find(name)
     file = directory / "host.toml"
     if not file.is_file():
-        die(f"hosts/{name}/host.toml is missing", hint=hint)
+        die(f"hosts/{name}/host.toml is missing", hint=f"known: {', '.join(known())}")
     try:
         given = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:  # unreadable, not UTF-8, not TOML
         die(f"hosts/{name}/host.toml: {error}")
     return interpret(name, directory, given)
+
+
+def find(name: str) -> Path:
+    """The directory of the host NAME, which need not have a host.toml yet. Raises Failure."""
+    hint = f"known: {', '.join(known())}"
+    if not name:
+        die("which host? --host NAME", hint=hint)
+    # Not `HOSTS / name`: a name like ../x would leave it.
+    directory = next((each for each in places.HOSTS.glob("*/") if each.name == name), None)
+    return directory or die(f"unknown host {name!r}: no such directory in hosts/", hint=hint)
 
 
 def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:

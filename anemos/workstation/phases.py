@@ -233,7 +233,8 @@ def kexec(host: Host) -> dict[str, Any]:
         seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
     if not seen.in_initramfs or seen.deployment != state.deployment:
         die(f"{host.name} rebooted into the old system instead of the initramfs", status=FAILED)
-    with connect(where, status=FAILED) as remote:
+    # Whether a lost word has arrived, the events tell.
+    with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
         remote.sh(["touch", f"{STAGE}/go"])
     return {"host": host.name, "boot_id": seen.boot_id}
 

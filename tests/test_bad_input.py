@@ -1,0 +1,362 @@
+"""Every kind of bad input, through the real program: one message, status 2, nothing changed."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from anemos.log import BAD_INPUT
+from anemos.run import run
+from anemos.workstation.gpg import Keyring
+from tests import sshd, tree
+from tests.tree import HOST_KEY, IMGBUILD, TOML, Done, Tree
+
+pytestmark = pytest.mark.real("run", "gpg")
+
+FACTS = (Path(__file__).parent / "data/facts-virtio").read_text()
+GOOD = IMGBUILD.replace("SYSTEM", "demo-system").replace("DATA", "demo-data")
+
+
+@pytest.fixture(scope="module")
+def module_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    with tree.copied(tmp_path_factory.mktemp("tree")) as copy:
+        yield copy
+
+
+@pytest.fixture
+def project(module_tree: Tree) -> Tree:
+    shutil.rmtree(module_tree.directory / "secrets", ignore_errors=True)
+    module_tree.host("mx", imgbuild=GOOD)
+    return module_tree
+
+
+def refused(project: Tree, *words: str) -> Done:
+    """Run `inv WORDS`, which must end with one message, and must not change anything."""
+    before = project.files()
+    done = project.inv(*words)
+    assert done.status == BAD_INPUT, done.err
+    assert done.out == ""
+    assert [line[:7] for line in done.err.splitlines()].count("error: ") == 1
+    assert project.files() == before
+    return done
+
+
+# host.toml
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("address = \n", "hosts/mx/host.toml: Invalid value (at line 1, column 11)"),
+        ("", "hosts/mx/host.toml: needs address and host_key"),
+        (TOML + "prot = 22\n", "hosts/mx/host.toml: unknown name 'prot'"),
+        (TOML.replace("port = 1", "port = true"), "hosts/mx/host.toml: port is True, expected"),
+        (TOML.replace(HOST_KEY, HOST_KEY[:30]), "the pinned host key is not a public key"),
+        (TOML + 'identity = "/nowhere/id"\n', "error: /nowhere/id: No such file or directory"),
+    ],
+)
+def test_host_toml(project: Tree, toml: str, message: str) -> None:
+    project.host("mx", toml, GOOD)
+
+    assert message in refused(project, "plan", "--host", "mx").err
+
+
+def test_missing_host_toml(project: Tree) -> None:
+    (project.directory / "hosts/mx/host.toml").unlink()
+
+    assert "hosts/mx/host.toml is missing" in refused(project, "plan", "--host", "mx").err
+
+
+# IMGBUILD
+
+
+@pytest.mark.parametrize(
+    ("imgbuild", "message"),
+    [
+        ("target=debian\nif true; do\n", "/IMGBUILD: line 2: Syntax error"),
+        ("target=debian\nno-such-command --x\n", "/IMGBUILD: line 2: no-such-command: not found"),
+        ("target=debian\nexit 0\n", "/IMGBUILD: ends the shell that reads it"),
+        ("target=plan9\n", "/IMGBUILD: target is 'plan9'\n  (one of: "),
+        ("format=dir\n", "/IMGBUILD: target is not set\n  (one of: "),
+        ("target=debian\nformat=floppy\n", "/IMGBUILD: format is 'floppy'\n  (one of: "),
+        ("target=debian\nformat=disk\n", "/IMGBUILD: format=disk needs a layout"),
+        (GOOD.replace("serial=demo-system", ""), "'disk system': which disk? one of serial="),
+        (
+            GOOD.replace("serial=demo-system", "serial=$typo").replace("'", '"'),
+            "'disk system serial=': serial must not be empty",
+        ),
+        (GOOD.replace("fs=ext4", "fs=zfs"), "/IMGBUILD: 'part root fs=zfs mount=/': 'zfs' is not"),
+        (GOOD.replace("target=debian", "target=debian\r"), "/IMGBUILD: line 1: carriage return"),
+    ],
+)
+def test_imgbuild(project: Tree, imgbuild: str, message: str) -> None:
+    project.host("mx", imgbuild=imgbuild)
+
+    assert message in refused(project, "plan", "--host", "mx").err
+
+
+def test_missing_imgbuild(project: Tree) -> None:
+    (project.directory / "hosts/mx/IMGBUILD").unlink()
+
+    assert "hosts/mx: no IMGBUILD there" in refused(project, "plan", "--host", "mx").err
+
+
+# Secrets
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[Keyring]:
+    """Somebody whose key the user does not have."""
+    home = Path(tempfile.mkdtemp(prefix="anemos-gpg-", dir="/tmp"))
+    yield Keyring(home)
+    run(["gpgconf", "--homedir", home, "--kill", "all"])
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def ciphertext(stranger: Keyring) -> tuple[str, bytes]:
+    key = stranger.generate("Stranger")
+    return key, stranger.encrypt(b"PLAINTEXT", "KEY", [key])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data, "is encrypted to keys whose secret part is not here"),
+        (lambda data: data[:40], "secrets/mx/etc/mx.key.gpg "),
+        (lambda data: b"", "secrets/mx/etc/mx.key.gpg is empty"),
+        (lambda data: b"PLAINTEXT", "secrets/mx/etc/mx.key.gpg is not encrypted"),
+    ],
+)
+def test_secret_that_cannot_be_decrypted(
+    project: Tree,
+    ciphertext: tuple[str, bytes],
+    change: Callable[[bytes], bytes],
+    message: str,
+) -> None:
+    key, data = ciphertext
+    file = project.directory / "secrets/mx/etc/mx.key.gpg"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(change(data))
+    (project.directory / "secrets/recipients").write_text(f"{key}\n")
+
+    done = refused(project, "reveal-secrets", "--host", "mx")
+
+    assert message in done.err
+    assert str(file) in done.err
+    assert "PLAINTEXT" not in done.err
+
+
+def test_secrets_without_recipients(project: Tree) -> None:
+    (project.directory / "secrets/mx").mkdir(parents=True)
+    (project.directory / "secrets/mx/KEY.gpg").write_bytes(b"x")
+
+    done = refused(project, "reveal-secrets", "--host", "mx")
+
+    assert "secrets/recipients is missing" in done.err
+
+
+def test_plaintext_among_the_secrets(project: Tree) -> None:
+    (project.directory / "secrets/mx").mkdir(parents=True)
+    (project.directory / "secrets/mx/KEY").write_text("x")
+
+    done = refused(project, "reveal-secrets", "--host", "mx")
+
+    assert "secrets/mx/KEY does not end in .gpg" in done.err
+
+
+# Input files
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"one\ntwo {{ TOKEN }}\n", "line 2: undefined name 'TOKEN'"),
+        (b"\xff", "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_template(project: Tree, data: bytes, message: str) -> None:
+    file = project.directory / "hosts/mx/files/etc/conf.makeimg.template"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(data)
+    assert project.inv("reveal-secrets", "--host", "mx").status == 0
+
+    done = refused(project, "pack", "--host", "mx")
+
+    assert f"{file}: {message}" in done.err
+
+
+# The server
+
+
+def test_nobody_answers(project: Tree) -> None:
+    toml = TOML.replace("port = 1", f"port = {sshd.free_port()}")
+    project.host("mx", toml, GOOD)
+
+    done = refused(project, "plan", "--host", "mx")
+
+    assert "no SSH connection: Connection refused" in done.err
+
+
+def test_unknown_address(project: Tree) -> None:
+    project.host("mx", TOML.replace("127.0.0.1", "mx.invalid"), GOOD)
+
+    assert "root@mx.invalid:1: no SSH " in refused(project, "plan", "--host", "mx").err
+
+
+@dataclass
+class Played:
+    """A server that answers the question for its facts with the file `facts`, and runs nothing."""
+
+    project: Tree
+    sshd: sshd.Server
+
+    def says(self, facts: str) -> None:
+        (self.sshd.directory / "facts").write_text(facts)
+        self.calls.write_text("")
+
+    @property
+    def calls(self) -> Path:
+        return self.sshd.directory / "calls"
+
+    def host(self, imgbuild: str = GOOD, host_key: str = "") -> None:
+        where = self.sshd.endpoint
+        toml = f'address = "{where.address}"\nport = {where.port}\nidentity = "{where.identity}"\n'
+        self.project.host("mx", f'{toml}host_key = "{host_key or where.host_key}"\n', imgbuild)
+
+
+# ssh.py calls sh -c STATUS sh WORDS: WORDS are `sh -c SCRIPT NAME ...`.
+SH = """
+echo "$7" >>{0}/calls
+[ "$7" = facts ] && exec cat {0}/facts
+exit 99
+"""
+
+
+@pytest.fixture(scope="module")
+def module_server() -> Iterator[sshd.Server]:
+    with sshd.scratch() as directory, sshd.serving(sshd.prepare(directory)) as server:
+        server.program("sh", SH.format(directory))
+        yield server
+
+
+@pytest.fixture
+def server(project: Tree, module_server: sshd.Server) -> Played:
+    played = Played(project, module_server)
+    played.says(FACTS)
+    played.host()
+    return played
+
+
+root = pytest.mark.root  # the login is root's, always
+
+
+@root
+def test_good_input(server: Played) -> None:
+    """Else the tests below would prove nothing."""
+    done = server.project.inv("plan", "--host", "mx")
+
+    assert done.status == 0, done.err
+    assert "ERASE    vda (serial demo-system, 6.4 GB): / (ext4)" in done.err
+    assert "keep     vdb (serial demo-data, 1.1 GB): /home (ext4)" in done.err
+    assert server.calls.read_text() == "facts\n"
+
+
+@root
+def test_wrong_host_key(server: Played, tmp_path: Path) -> None:
+    server.host(host_key=sshd.make_key(tmp_path / "other"))
+
+    done = refused(server.project, "plan", "--host", "mx")
+
+    assert "wrong host key\n  pinned:    ssh-ed25519 " in done.err
+    assert server.calls.read_text() == ""
+
+
+@root
+def test_login_refused(server: Played, tmp_path: Path) -> None:
+    sshd.make_key(tmp_path / "id")
+    where = server.sshd.endpoint
+    toml = TOML.replace("port = 1", f"port = {where.port}").replace(HOST_KEY, where.host_key)
+    server.project.host("mx", f'{toml}identity = "{tmp_path}/id"\n', GOOD)
+
+    assert "login refused" in refused(server.project, "plan", "--host", "mx").err
+
+
+LITTLE = FACTS.replace("memory_total_kib=1001432", "memory_total_kib=100000")
+TWICE = FACTS.replace("vdb|2097152|demo-data", "vdb|2097152|demo-system")
+
+
+@root
+@pytest.mark.parametrize(
+    ("facts", "imgbuild", "message"),
+    [
+        (
+            FACTS,
+            GOOD.replace("demo-system", "other"),
+            "disk 'system': no disks match serial=other; seen: vda (serial demo-system, 6.4 GB)",
+        ),
+        (TWICE, GOOD, "disk 'system': 2 disks match serial=demo-system; seen: vda (serial"),
+        (
+            FACTS,
+            GOOD.replace("demo-data", "demo-system"),
+            "disks 'system' and 'data' are the same: vda",
+        ),
+        (FACTS.replace("|12582912|", "|2048|"), GOOD, "partitions do not fit in 1048576 bytes"),
+        (LITTLE, GOOD, "memory: 200 MiB needed in the initramfs, 97 MiB in the machine"),
+        (FACTS.replace("kexec_disabled=0", "kexec_disabled=1"), GOOD, "the kernel has no kexec"),
+        (FACTS.replace("stamp=", 'stamp={"host": "web"}'), GOOD, "deployed as 'web', not as 'mx'"),
+    ],
+)
+@pytest.mark.parametrize("words", [["plan"], ["deploy", "--yes", "mx"]], ids=" ".join)
+def test_preconditions(
+    server: Played, words: list[str], facts: str, imgbuild: str, message: str
+) -> None:
+    """`deploy` ends with its plan, confirmed or not."""
+    server.says(facts)
+    server.host(imgbuild)
+
+    done = refused(server.project, *words, "--host", "mx")
+
+    assert "error: mx cannot be deployed:\n  - " in done.err
+    assert message in done.err
+    assert server.calls.read_text() == "facts\n"
+
+
+@root
+def test_all_preconditions_at_once(server: Played) -> None:
+    server.says(LITTLE.replace("demo-", "x-"))
+
+    done = refused(server.project, "plan", "--host", "mx")
+
+    assert done.err.count("\n  - ") == 3
+
+
+@root
+@pytest.mark.parametrize("facts", ["", FACTS[:-8], FACTS.replace("=0016", "=x")])
+def test_facts_that_make_no_sense(server: Played, facts: str) -> None:
+    server.says(facts)
+
+    done = server.project.inv("plan", "--host", "mx")
+
+    assert "error: the facts of the server make no sense" in done.err
+    assert done.status == 1
+
+
+@root
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: not confirmed: the system disks of mx are to be erased"),
+        (["--yes", "web"], "error: --yes web does not name the host mx"),
+    ],
+)
+def test_deploy_without_confirmation(server: Played, words: list[str], message: str) -> None:
+    """It has told its plan, and that was all: the server was only asked for its facts."""
+    done = refused(server.project, "deploy", "--host", "mx", *words)
+
+    assert "ERASE    vda (serial demo-system, 6.4 GB)" in done.err
+    assert message in done.err
+    assert server.calls.read_text() == "facts\n"

@@ -1,0 +1,242 @@
+"""Kept disks: compared, then put out of reach, in trees like sysfs."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos import disks
+from anemos.disks import Device, Fingerprint
+from anemos.image.layout import Kept
+from anemos.initramfs import kept
+from anemos.log import FAILED, Failure
+
+SIZE = 4096
+
+
+class Sysfs:
+    """A tree like /sys: block/NAME is a link into devices/, as the kernel has it."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        for name in ("block", "bus", "class", "devices"):
+            (top / name).mkdir()
+
+    def device(self, path: str, subsystem: str, driver: str = "") -> Path:
+        """A device of SUBSYSTEM (bus/virtio, class/nvme), bound to DRIVER."""
+        device = self.top / "devices" / path
+        device.mkdir(parents=True, exist_ok=True)
+        (self.top / subsystem).mkdir(parents=True, exist_ok=True)
+        (device / "subsystem").symlink_to(self.top / subsystem)
+        if driver:
+            place = self.top / subsystem / "drivers" / driver
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "unbind").touch()
+            (device / "driver").symlink_to(place)
+        return device
+
+    def disk(self, name: str, parent: Path, below: str = "block", serial: str = "S") -> Path:
+        entry = parent / below / name
+        entry.mkdir(parents=True)
+        (entry / "device").symlink_to(parent)
+        (entry / "serial").write_text(serial)
+        (entry / "size").write_text(str(SIZE))
+        (self.top / "block" / name).symlink_to(entry)
+        return entry
+
+    def virtio(self, name: str = "vda", number: int = 1) -> Path:
+        parent = self.device(f"pci/virtio{number}", "bus/virtio", "virtio_blk")
+        return self.disk(name, parent, serial=name.upper())
+
+    def scsi(self, name: str = "sda") -> Path:
+        parent = self.device("pci/ata1/host0/target0:0:0/0:0:0:0", "bus/scsi", "sd")
+        (parent / "delete").touch()
+        return self.disk(name, parent)
+
+    def nvme(self, *namespaces: str) -> list[Path]:
+        self.device("0000:01:00.0", "bus/pci", "nvme")
+        controller = self.device("0000:01:00.0/nvme/nvme0", "class/nvme")
+        (controller / "device").symlink_to(self.top / "devices/0000:01:00.0")
+        (controller / "ng0n1").mkdir()  # its character device is no second namespace
+        return [self.disk(name, controller, below="") for name in namespaces]
+
+    def parent(self, name: str) -> Path:
+        return ((self.top / "block" / name).resolve() / "device").resolve()
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Sysfs:
+    return Sysfs(tmp_path)
+
+
+def detachment(sysfs: Sysfs, name: str) -> dict[str, str] | None:
+    found = kept.detachment(sysfs.parent(name))
+    return None if found is None else {str(k.resolve()): v for k, v in found.items()}
+
+
+def test_virtio(sysfs: Sysfs) -> None:
+    sysfs.virtio("vda", 1)
+    sysfs.virtio("vdb", 2)
+
+    assert detachment(sysfs, "vdb") == {
+        f"{sysfs.top}/bus/virtio/drivers/virtio_blk/unbind": "virtio2"
+    }
+
+
+def test_scsi(sysfs: Sysfs) -> None:
+    """Deleted, although it has a driver to be unbound: unbound, it could be bound again."""
+    sysfs.scsi()
+
+    assert detachment(sysfs, "sda") == {
+        f"{sysfs.top}/devices/pci/ata1/host0/target0:0:0/0:0:0:0/delete": "1"
+    }
+
+
+def test_nvme(sysfs: Sysfs) -> None:
+    sysfs.nvme("nvme0n1")
+
+    assert detachment(sysfs, "nvme0n1") == {
+        f"{sysfs.top}/bus/pci/drivers/nvme/unbind": "0000:01:00.0"
+    }
+
+
+def test_nvme_with_two_namespaces(sysfs: Sysfs) -> None:
+    """The other one may be the system disk: only read-only is left."""
+    sysfs.nvme("nvme0n1", "nvme0n2")
+
+    assert detachment(sysfs, "nvme0n1") is None
+    assert detachment(sysfs, "nvme0n2") is None
+
+
+def test_nvme_of_several_paths(sysfs: Sysfs) -> None:
+    """Its parent is the subsystem, a device without driver."""
+    parent = sysfs.device("virtual/nvme-subsystem/nvme-subsys0", "class/nvme-subsystem")
+    sysfs.disk("nvme0n1", parent, below="")
+
+    assert detachment(sysfs, "nvme0n1") is None
+
+
+@pytest.mark.parametrize("driver", ["", "mystery"])
+def test_unknown_bus(sysfs: Sysfs, driver: str) -> None:
+    parent = sysfs.device("platform/x", "bus/strange", driver)
+    if driver:  # some drivers forbid it (suppress_bind_attrs)
+        (sysfs.top / "bus/strange/drivers/mystery/unbind").unlink()
+    sysfs.disk("xda", parent)
+
+    assert detachment(sysfs, "xda") is None
+
+
+def test_no_parent(sysfs: Sysfs) -> None:
+    assert kept.detachment(sysfs.top / "devices/none") is None
+
+
+# What is done
+
+
+def print_of(name: str, device: Device, digest: str = "same") -> Fingerprint:
+    return Fingerprint(name, device.serial, device.size, digest, ((0, "", ""), (1, "U", "ext4")))
+
+
+@pytest.fixture
+def done(sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What became of disks: the kernel of this tree takes away what is unbound or deleted."""
+    told: list[str] = []
+
+    def wait_for(what: str, condition: Callable[[], bool]) -> None:
+        name = what.removeprefix("end of /dev/")
+        entry = (sysfs.top / "block" / name).resolve()
+        assert not condition()
+        entry.rename(entry.with_name(f"gone-{name}"))
+        (sysfs.top / "block" / name).unlink()
+        assert condition()
+        told.append(f"taken {name}")
+
+    monkeypatch.setattr(disks, "SYS_BLOCK", sysfs.top / "block")
+    monkeypatch.setattr(disks.devices, "__defaults__", (sysfs.top / "block",))
+    monkeypatch.setattr(disks, "fingerprint", print_of)
+    monkeypatch.setattr(kept, "wait_for", wait_for)
+    monkeypatch.setattr(kept, "run", lambda argv: told.append(" ".join(map(str, argv))))
+    return told
+
+
+def keep(name: str, serial: str, part: int = 0, mount: str = "") -> Kept:
+    return Kept(name, {"serial": serial}, part, mount)
+
+
+def before(*names: str, digest: str = "same") -> list[dict[str, Any]]:
+    return [asdict(print_of(name, Device("", "", "", 1), digest)) for name in names]
+
+
+def test_taken_from_the_kernel(sysfs: Sysfs, done: list[str]) -> None:
+    sysfs.virtio("vda", 1)
+    sysfs.virtio("vdb", 2)
+
+    mounts = kept.secure((keep("data", "VDB", 1, "/home"),), before("data"))
+
+    assert mounts == {"/home": ("U", "ext4")}
+    assert done == ["taken vdb"]
+    assert (sysfs.top / "bus/virtio/drivers/virtio_blk/unbind").read_text() == "virtio2"
+    assert [each.name for each in disks.devices()] == ["vda"]
+
+
+def test_several(sysfs: Sysfs, done: list[str]) -> None:
+    sysfs.virtio("vda", 1)
+    sysfs.virtio("vdb", 2)
+    sysfs.scsi("sda")
+
+    mounts = kept.secure((keep("one", "VDB"), keep("two", "S", 1, "/srv")), before("one", "two"))
+
+    assert mounts == {"/srv": ("U", "ext4")}
+    assert done == ["taken vdb", "taken sda"]
+
+
+def test_read_only_where_the_bus_cannot(
+    sysfs: Sysfs, done: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sysfs.nvme("nvme0n1", "nvme0n2")
+    (sysfs.top / "block/nvme0n2/serial").write_text("OTHER")
+
+    kept.secure((keep("data", "S"),), before("data"))
+
+    assert done == ["blockdev --setro /dev/nvme0n1"]
+    assert "set read-only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fingerprints", [before("data", digest="other"), before("another name"), []]
+)
+def test_changed(sysfs: Sysfs, done: list[str], fingerprints: list[dict[str, Any]]) -> None:
+    sysfs.virtio("vda", 1)
+
+    with pytest.raises(Failure, match="kept disk 'data' is not what it was") as caught:
+        kept.secure((keep("data", "VDA"),), fingerprints)
+
+    assert caught.value.status == FAILED
+    assert done == []
+
+
+def test_missing_and_ambiguous(sysfs: Sysfs, done: list[str]) -> None:
+    sysfs.virtio("vda", 1)
+    with pytest.raises(Failure, match="disk 'data': no disks match serial=VDB"):
+        kept.secure((keep("data", "VDB"),), before("data"))
+
+    (sysfs.virtio("vdb", 2) / "serial").write_text("VDA")
+    with pytest.raises(Failure, match="disk 'data': 2 disks match serial=VDA"):
+        kept.secure((keep("data", "VDA"),), before("data"))
+    assert done == []
+
+
+def test_no_file_system_to_mount(sysfs: Sysfs, done: list[str]) -> None:
+    sysfs.virtio("vda", 1)
+
+    with pytest.raises(Failure, match="kept disk 'data': no file system on partition 2"):
+        kept.secure((keep("data", "VDA", 2, "/home"),), before("data"))
+
+    assert done == []
+
+
+def test_nothing_to_keep(done: list[str]) -> None:
+    assert kept.secure((), []) == {}
+    assert done == []

@@ -1,0 +1,104 @@
+"""Loading the initramfs and its kernel; what the old system's way of booting leaves in it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from anemos.log import FAILED, Failure
+from anemos.run import CommandFailed
+from anemos.server import kexec
+
+SAFE = "panic=10 oops=panic"
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        (
+            "BOOT_IMAGE=/vmlinuz root=UUID=1 ro console=tty0 console=ttyS1,115200n8 quiet\n",
+            f"console=tty0 console=ttyS1,115200n8 {SAFE}",
+        ),
+        ("root=/dev/vda1 quiet\n", f"console=tty0 console=ttyS0 {SAFE}"),
+        ("", f"console=tty0 console=ttyS0 {SAFE}"),
+        # The last console is /dev/console: the order stays.
+        ("console=ttyS0 console=tty0", f"console=ttyS0 console=tty0 {SAFE}"),
+        ("netconsole=x xconsole=y panic=0 init=/bin/sh", f"console=tty0 console=ttyS0 {SAFE}"),
+    ],
+)
+def test_cmdline(old: str, expected: str) -> None:
+    assert kexec.cmdline(old) == expected
+
+
+def test_load_argv() -> None:
+    assert [str(word) for word in kexec.load_argv("--kexec-file-syscall", "a b=c")] == [
+        "kexec",
+        "--kexec-file-syscall",
+        "--load",
+        "/boot/vmlinuz",
+        "--initrd=/run/anemos/initramfs",
+        "--command-line=a b=c",
+    ]
+
+
+class Kernel:
+    """kexec(8), which refuses METHODS."""
+
+    def __init__(self, loaded: Path, refused: Sequence[str] = ()) -> None:
+        self.loaded, self.refused = loaded, refused
+        self.asked: list[str] = []
+        loaded.write_text("0\n")
+
+    def run(self, argv: Sequence[str]) -> str:
+        self.asked.append(argv[1])
+        if argv[1] in self.refused:
+            raise CommandFailed(["kexec"], 1, "kexec_file_load failed: Operation not permitted\n")
+        self.loaded.write_text("1\n")
+        return ""
+
+
+FILE, OLD = "--kexec-file-syscall", "--kexec-syscall"
+
+
+def load(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kexec, "run", kernel.run)
+    monkeypatch.setattr(kexec, "LOADED", kernel.loaded)
+    kexec.load()
+
+
+def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(tmp_path / "loaded")
+
+    load(kernel, monkeypatch)
+
+    assert kernel.asked == [FILE]
+
+
+def test_second_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(tmp_path / "loaded", [FILE])
+
+    load(kernel, monkeypatch)
+
+    assert kernel.asked == [FILE, OLD]
+    assert "kexec_file_load refused: kexec_file_load failed: Operation" in capsys.readouterr().err
+
+
+def test_no_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(tmp_path / "loaded", [FILE, OLD])
+
+    with pytest.raises(CommandFailed, match="Operation not permitted") as caught:
+        load(kernel, monkeypatch)
+
+    assert caught.value.status == FAILED
+
+
+def test_the_kernel_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(tmp_path / "loaded")
+    monkeypatch.setattr(kernel, "run", lambda argv: "loaded, no problem")
+
+    with pytest.raises(Failure, match="nothing is loaded") as caught:
+        load(kernel, monkeypatch)
+
+    assert caught.value.status == FAILED

@@ -1,0 +1,328 @@
+"""What one phase leaves for the next, and the waits between the systems. Glue only."""
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from anemos.log import BAD_INPUT, FAILED, Failure
+from anemos.run import CommandFailed
+from anemos.workstation import facts, phases, places
+from anemos.workstation.facts import Identity
+from anemos.workstation.host import Host, Timeouts, VmSettings
+from anemos.workstation.phases import State
+from anemos.workstation.ssh import ConnectionLost, Endpoint, LoginRefused, Unreachable, WrongHostKey
+
+HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
+AWAY = Unreachable("no answer", status=FAILED)
+LOST = ConnectionLost("lost", status=FAILED)
+KILLED = CommandFailed(["sh"], -15, "")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(phases, "POLL_S", 0)
+
+
+# State
+
+
+def test_state_is_read_back() -> None:
+    state = State(
+        "mx",
+        deployment="d-1",
+        base="/cache/base-d2b1.squashfs",
+        last_answer=1.25,
+        kept=[{"name": "data", "filesystems": [[0, "", ""]]}],
+        sent={"base": 0},
+    )
+
+    state.save()
+
+    assert phases.load_state(HOST) == state
+
+
+def test_state_is_ours_alone(tmp_path: Path) -> None:
+    State("mx").save()
+
+    (file,) = tmp_path.rglob("state.json")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.parent == places.memory("mx")
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_hosts_have_states_of_their_own() -> None:
+    State("mx", deployment="d-1").save()
+
+    assert phases.load_state(replace(HOST, name="other")) == State("other")
+
+
+def test_state_that_was_not_written_whole() -> None:
+    """It is replaced, never rewritten."""
+    State("mx", deployment="old").save()
+    (places.memory("mx") / "state.new").write_text('{"host": "m')
+
+    assert phases.load_state(HOST).deployment == "old"
+    State("mx", deployment="new").save()
+    assert phases.load_state(HOST).deployment == "new"
+
+
+@pytest.mark.parametrize(
+    ("state", "needs", "before"),
+    [
+        (None, "deployment", "pack"),
+        (State("mx"), "deployment", "pack"),
+        (State("mx", deployment="d"), "remote_base", "upload"),
+        (State("mx", deployment="d", remote_base="/x"), "old_boot_id", "kexec"),
+    ],
+)
+def test_phase_that_comes_too_early(state: State | None, needs: str, before: str) -> None:
+    if state:
+        state.save()
+
+    with pytest.raises(Failure, match="mx: not ready for this phase") as caught:
+        phases.load_state(HOST, needs, before)
+
+    assert (caught.value.hint, caught.value.status) == (f"./inv {before} --host mx", BAD_INPUT)
+
+
+def test_forget() -> None:
+    (places.memory("mx") / "secrets").mkdir()
+    (places.memory("mx") / "secrets/key").touch()
+    State("mx").save()
+    State("other").save()
+
+    phases.forget(HOST)
+
+    assert [each.name for each in places.memory("mx").iterdir()] == ["state.json"]
+    assert list(places.memory("other").iterdir())
+
+
+def test_deployment_ids() -> None:
+    made = {phases.new_deployment() for _ in range(20)}
+
+    assert len(made) == 20
+    assert all(len(each) == len("20250101T120000Z-a1b2c3") for each in made)
+
+
+# Where the host answers
+
+
+def test_endpoint(tmp_path: Path) -> None:
+    assert phases.endpoint(HOST) == Endpoint("192.0.2.1", 2222, "root", HOST.host_key, None)
+    assert phases.endpoint(replace(HOST, identity=f"{tmp_path}/id")).identity == tmp_path / "id"
+
+
+def test_vm_that_does_not_run() -> None:
+    """Nothing is made for it just to say so: no key, no secret. An older port does not count."""
+    host = Host("demo", Path("hosts/demo"), vm=VmSettings("stock"))
+    (places.state("demo") / "vm").mkdir()
+    (places.state("demo") / "vm/port-22").write_text("2222")
+
+    with pytest.raises(Failure, match="the VM of demo is not running") as caught:
+        phases.endpoint(host)
+
+    assert (caught.value.hint, caught.value.status) == ("./inv demo --host demo", BAD_INPUT)
+    assert sorted(each.name for each in places.state("demo").iterdir()) == ["vm"]
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"), [("", ""), ("/cache/base-d2b1e2.squashfs", "d2b1e2")]
+)
+def test_base_hash(base: str, expected: str) -> None:
+    assert phases.base_hash(State("mx", base=base)) == expected
+
+
+def test_sizes_of_what_is_not_made_yet(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(5))
+
+    assert [phases.size(each) for each in ("", tmp_path / "none", tmp_path / "file")] == [0, 0, 5]
+
+
+def test_values_for_templates(tmp_path: Path) -> None:
+    (tmp_path / "id.pub").write_text("ssh-ed25519 AAAA me\n")
+    state = State("mx", deployment="d-1")
+
+    assert phases.builtin_values(HOST, state) == {"deployment": "d-1", "host": "mx"}
+    known = phases.builtin_values(replace(HOST, identity=f"{tmp_path}/id"), state)
+    assert known["operator_key"] == "ssh-ed25519 AAAA me"
+
+
+@pytest.mark.real("run")
+def test_pack_before_reveal(tmp_path: Path) -> None:
+    (tmp_path / "IMGBUILD").write_text("target=debian\n")
+
+    with pytest.raises(Failure, match="the secrets of mx are not revealed") as caught:
+        phases.pack(replace(HOST, directory=tmp_path))
+
+    assert caught.value.hint == "./inv reveal-secrets --host mx"
+
+
+def test_refusal_of_the_server_is_a_precondition() -> None:
+    with pytest.raises(Failure, match="needs 5 bytes") as caught, phases.bad_input():
+        raise Failure("needs 5 bytes of memory, has 4", hint="hm", status=FAILED)
+
+    assert (caught.value.status, caught.value.hint) == (BAD_INPUT, "hm")
+
+
+# Waiting
+
+
+class Machine:
+    """What answers, connection by connection: a Failure, or the boot id of a system."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
+        self.answers, self.statuses = list(answers), set[int]()
+        monkeypatch.setattr(phases, "connect", self.connect)
+        monkeypatch.setattr(facts, "identify", self.identify)
+
+    @contextmanager
+    def connect(self, endpoint: Endpoint, *, status: int) -> Iterator[None]:
+        self.statuses.add(status)
+        if isinstance(self.answers[0], Failure) and not isinstance(self.answers[0], CommandFailed):
+            raise self.answers.pop(0)
+        yield
+
+    def identify(self, remote: object) -> Identity:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Failure):
+            raise answer
+        return Identity(answer, answer == "initramfs", "d-1", float(len(self.answers)))
+
+
+def await_boot(host: Host = HOST) -> Identity:
+    return phases.await_boot(
+        host, phases.endpoint(host), phases.rebooted_from("old"), host.timeouts.up, "new system"
+    )
+
+
+def test_await_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system on its way down or up hangs up, refuses, kills: none of it is an answer."""
+    machine = Machine(monkeypatch, "old", KILLED, AWAY, LOST, "old", AWAY, "new", "never asked")
+
+    assert await_boot().boot_id == "new"
+    assert machine.answers == ["never asked"]
+    assert machine.statuses == {FAILED}
+
+
+@pytest.mark.parametrize("kind", [WrongHostKey, LoginRefused])
+def test_await_boot_of_somebody_else(monkeypatch: pytest.MonkeyPatch, kind: type[Failure]) -> None:
+    Machine(monkeypatch, AWAY, kind("not ours", status=FAILED))
+
+    with pytest.raises(kind, match="not ours"):
+        await_boot()
+
+
+def test_await_boot_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None)
+    monkeypatch.setattr("anemos.workstation.phases.time", time)
+    Machine(monkeypatch, *[AWAY, "old"] * 50)
+    host = replace(HOST, timeouts=Timeouts(up=9))
+
+    with pytest.raises(Failure, match="mx: no answer from the new system within 9 s") as caught:
+        await_boot(host)
+
+    assert caught.value.status == FAILED
+
+
+@pytest.mark.parametrize("end", [AWAY, LOST, KILLED, "new"])
+def test_await_end(monkeypatch: pytest.MonkeyPatch, end: object) -> None:
+    """The last answer of the old system is where its downtime begins."""
+    machine = Machine(monkeypatch, "old", "old", end, "never asked")
+    state = State("mx", old_boot_id="old", last_answer=9.0)
+
+    phases.await_end(HOST, phases.endpoint(HOST), state)
+
+    assert machine.answers == ["never asked"]
+    assert state.last_answer == 2.0
+
+
+def test_old_system_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None)
+    monkeypatch.setattr("anemos.workstation.phases.time", time)
+    Machine(monkeypatch, *["old"] * 50)
+    host = replace(HOST, timeouts=Timeouts(down=9))
+
+    with pytest.raises(Failure, match="mx: the old system still runs 9 s after kexec") as caught:
+        phases.await_end(host, phases.endpoint(host), State("mx", old_boot_id="old"))
+
+    assert caught.value.status == FAILED
+
+
+# The jump
+
+
+class Server:
+    """A Remote that only notes what it is to do; the connection may die of the jump."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lost: bool = False) -> None:
+        self.done: list[str] = []
+        self.lost = lost
+        monkeypatch.setattr(phases, "connect", self.connect)
+        monkeypatch.setattr(phases, "script", self.script)
+        monkeypatch.setattr(phases, "await_end", lambda *_: self.done.append("await end"))
+
+    @contextmanager
+    def connect(self, endpoint: Endpoint, *, status: int = BAD_INPUT) -> Iterator["Server"]:
+        yield self
+
+    def sh(self, argv: list[str]) -> None:
+        self.done.append(" ".join(argv))
+        if self.lost:
+            raise LOST
+
+    def script(self, remote: "Server", name: str, *words: str, timeout: float = 60) -> str:
+        self.done.append(" ".join([name, *words]))
+        saved = json.loads((places.memory("mx") / "state.json").read_text())
+        assert name != "jump.sh" or saved["old_boot_id"] == "old"
+        if name == "jump.sh" and self.lost:
+            raise LOST
+        return ""
+
+
+def jump(monkeypatch: pytest.MonkeyPatch, seen: Identity) -> dict[str, Any]:
+    State("mx", deployment="d-1", remote_base="/base").save()
+    monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
+    monkeypatch.setattr(phases, "await_boot", lambda *_: seen)
+    return phases.kexec(HOST)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    """A connection that ends with the jump or the word to go on is no failure: events tell."""
+    server = Server(monkeypatch, lost=lost)
+
+    assert jump(monkeypatch, Identity("new", True, "d-1", 2.0))["boot_id"] == "new"
+
+    assert server.done == [
+        "enter.sh /base load",
+        "jump.sh /base",
+        "await end",
+        "touch /run/anemos/go",
+    ]
+    state = phases.load_state(HOST)
+    assert state.old_boot_id == "old"
+    assert state.last_answer > 0
+
+
+@pytest.mark.parametrize(
+    "seen", [Identity("new", False, "d-1", 2.0), Identity("new", True, "d-0", 2.0)]
+)
+def test_jump_into_something_else(monkeypatch: pytest.MonkeyPatch, seen: Identity) -> None:
+    """It does not get the word to go on."""
+    server = Server(monkeypatch)
+
+    with pytest.raises(Failure, match="mx rebooted into the old system") as caught:
+        jump(monkeypatch, seen)
+
+    assert caught.value.status == FAILED
+    assert server.done[-1] == "await end"

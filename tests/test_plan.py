@@ -1,0 +1,234 @@
+"""What stands in the way of a deployment, and what the operator is told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos.image import imgbuild
+from anemos.image.imgbuild import Imgbuild
+from anemos.workstation import facts, plan
+from anemos.workstation.facts import Facts
+from anemos.workstation.host import Host
+from anemos.workstation.plan import MIB, Sizes
+
+DATA = Path(__file__).parent / "data"
+FACTS = facts.parse((DATA / "facts-virtio").read_text())
+HOST = Host("demo", Path("hosts/demo"))
+SIZES = Sizes(base=60 * MIB, layer=20 * MIB, payload=MIB, base_is_there=False)
+LAYOUT = "disk system serial=demo-system\npart root fs=ext4 mount=/\n"
+KEEP = "disk data serial=demo-data part=1 mount=/home\n"
+
+
+def spec(layout: str = LAYOUT, keep: str = KEEP) -> Imgbuild:
+    words = {"target": "debian", "format": "disk", "layout": layout, "keep": keep}
+    return imgbuild.interpret(Path("hosts/demo"), words)
+
+
+def problems(given: Facts = FACTS, sizes: Sizes = SIZES, **texts: str) -> list[str]:
+    return plan.problems(HOST, spec(**texts), given, sizes)
+
+
+def test_no_problem() -> None:
+    assert problems() == []
+
+
+ALONE: list[tuple[dict[str, Any], str]] = [
+    ({"user": "1000"}, "the login is not root's"),
+    ({"machine": "aarch64"}, "the machine is aarch64; the base image is for x86_64"),
+    (
+        {"container": "/.dockerenv"},
+        "this is a container (/.dockerenv): its kernel is not its own",
+    ),
+    (
+        {"kexec": False},
+        "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled",
+    ),
+    (
+        {"lockdown": "none [integrity] confidentiality"},
+        "the kernel is locked down: none [integrity] confidentiality",
+    ),
+    (
+        {"lockdown": "none integrity [confidentiality]"},
+        "the kernel is locked down: none integrity [confidentiality]",
+    ),
+    ({"modules": ("loop",)}, "the kernel has no squashfs"),
+    ({"modules": ("squashfs",)}, "the kernel has no loop"),
+    (
+        {"place": "initramfs", "stamp": {"deployment": "d-1", "host": "demo"}},
+        "this is the initramfs of deployment d-1, not a running system",
+    ),
+    (
+        {"memory_available": 302 * MIB},
+        "memory: 303 MiB needed before the jump, 302 MiB available",
+    ),
+    (
+        {"memory_total": 361 * MIB},
+        "memory: 362 MiB needed in the initramfs, 361 MiB in the machine",
+    ),
+    (
+        {"stamp": {"host": "mx"}},
+        "this machine was deployed as 'mx', not as 'demo'",
+    ),
+    (
+        {"disks": FACTS.disks[:1]},
+        "disk 'data': no disks match serial=demo-data; seen: vda (serial demo-system, 6.4 GB)",
+    ),
+    (
+        {"disks": (*FACTS.disks, replace(FACTS.disks[0], name="vdc"))},
+        "disk 'system': 2 disks match serial=demo-system;"
+        " seen: vda (serial demo-system, 6.4 GB); vdc (serial demo-system, 6.4 GB)",
+    ),
+    (
+        {"disks": (replace(FACTS.disks[0], size=MIB), FACTS.disks[1])},
+        f"layout: disk 'system': partitions do not fit in {MIB} bytes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "expected"), ALONE, ids=[text for _, text in ALONE])
+def test_each_problem_alone(changed: dict[str, Any], expected: str) -> None:
+    assert problems(replace(FACTS, **changed)) == [expected]
+
+
+def test_memory_that_is_just_enough() -> None:
+    exact = replace(FACTS, memory_available=SIZES.before_jump, memory_total=SIZES.after_jump)
+
+    assert problems(exact) == []
+    assert len(problems(replace(exact, memory_available=SIZES.before_jump - 1))) == 1
+    assert len(problems(replace(exact, memory_total=SIZES.after_jump - 1))) == 1
+
+
+def test_all_problems_at_once() -> None:
+    """One at a time would cost an operator as many attempts."""
+    bad = replace(
+        FACTS,
+        user="1000",
+        machine="aarch64",
+        container="/.dockerenv",
+        kexec=False,
+        lockdown="none [integrity] confidentiality",
+        modules=(),
+        place="initramfs",
+        stamp={"host": "mx", "deployment": "d"},
+        memory_available=MIB,
+        memory_total=MIB,
+        disks=(),
+    )
+
+    assert [line.split(":")[0] for line in problems(bad)] == [
+        "the login is not root's",
+        "the machine is aarch64; the base image is for x86_64",
+        "this is a container (/.dockerenv)",
+        "the kernel has no kexec, or it is disabled",
+        "the kernel is locked down",
+        "the kernel has no loop",
+        "the kernel has no squashfs",
+        "this is the initramfs of deployment d, not a running system",
+        "memory",
+        "memory",
+        "disk 'system'",
+        "disk 'data'",
+        "this machine was deployed as 'mx', not as 'demo'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lockdown", "efi"),
+    [("[none] integrity confidentiality", False), ("", False), ("none [integrity] c", True)],
+)
+def test_lockdown_that_does_no_harm(lockdown: str, efi: bool) -> None:
+    """With Secure Boot, kexec_file_load takes the base image's kernel: it is signed."""
+    assert problems(replace(FACTS, lockdown=lockdown, efi=efi)) == []
+
+
+def test_kept_disk_is_the_system_disk() -> None:
+    found = problems(keep="disk data serial=demo-system\n")
+
+    assert found == ["disks 'system' and 'data' are the same: vda"]
+
+
+def test_two_names_for_one_system_disk() -> None:
+    twice = f"{LAYOUT}disk more size={FACTS.disks[0].size}\npart x fs=ext4 mount=/x\n"
+
+    assert problems(layout=twice) == ["disks 'system' and 'more' are the same: vda"]
+
+
+def test_same_host_deployed_again() -> None:
+    assert problems(replace(FACTS, stamp={"host": "demo", "deployment": "d"})) == []
+
+
+# Sizes
+
+
+def test_sizes() -> None:
+    there, lacking = replace(SIZES, base_is_there=True), SIZES
+
+    assert (there.sent, lacking.sent) == (21 * MIB, 81 * MIB)
+    assert there.initramfs == lacking.initramfs == 81 * MIB
+    assert lacking.before_jump - there.before_jump == 60 * MIB
+    assert there.after_jump == (2 * 81 + 200) * MIB
+
+
+# The plan
+
+
+def test_describe() -> None:
+    assert plan.describe(spec(), FACTS, SIZES) == [
+        ("server", "demo, kernel 6.1.0-28-cloud-amd64"),
+        ("ERASE", "vda (serial demo-system, 6.4 GB): / (ext4)"),
+        ("keep", "vdb (serial demo-data, 1.1 GB): /home (ext4)"),
+        ("network", FACTS.addresses[0]),
+        ("network", FACTS.addresses[1]),
+        ("network", FACTS.routes[0]),
+        ("network", FACTS.routes[1]),
+        ("boot", "kexec"),
+        ("send", "base image: 60.0 MiB; package layer: 20.0 MiB"),
+        ("memory", "303 of 841 MiB before the jump, 362 of 977 MiB after it"),
+    ]
+
+
+def test_describe_a_server_that_was_deployed_before() -> None:
+    metal = facts.parse((DATA / "facts-scsi-nvme").read_text())
+    layout = "disk system wwn=eui.36344730527001230025384e00000001\npart root fs=ext4 mount=/\n"
+    keep = "disk archive serial=ZL2AXYZ1\ndisk spare serial=S64GNE0R700124\n"
+    sizes = Sizes(base=60 * MIB, layer=0, payload=MIB // 2, base_is_there=True)
+
+    lines = plan.describe(spec(layout, keep), metal, sizes)
+
+    assert lines[:4] == [
+        ("server", "mx, kernel 6.1.0-28-amd64, deployment 20250101T120000Z-a1b2c3"),
+        (
+            "ERASE",
+            "nvme0n1 (serial S64GNE0R700123, 1920.4 GB), SAMSUNG MZQL21T9HCJR-00A07:"
+            " / (ext4), /boot/efi (vfat)",
+        ),
+        ("keep", r"sda (serial ZL2AXYZ1, 12000.1 GB), ST12000NM0008-2H: /srv/a\040b=c (xfs)"),
+        (
+            "keep",
+            "nvme1n1 (serial S64GNE0R700124, 1920.4 GB), SAMSUNG MZQL21T9HCJR-00A07:"
+            " no partition is mounted",
+        ),
+    ]
+    assert ("send", "base image: is there; package layer: to be made") in lines
+
+
+@pytest.mark.parametrize(
+    ("disk", "node", "mounted"),
+    [
+        ("vda", "/dev/vda", True),
+        ("vda", "/dev/vda12", True),
+        ("vda", "/dev/vdaa1", False),
+        ("nvme0n1", "/dev/nvme0n1p2", True),
+        ("nvme0n1", "/dev/nvme0n10p2", False),
+    ],
+)
+def test_what_is_mounted_from_a_disk(disk: str, node: str, mounted: bool) -> None:
+    there = replace(FACTS.disks[0], name=disk)
+    seen = replace(FACTS, disks=(there, FACTS.disks[1]), mounts=(f"{node} /here ext4",))
+
+    text = dict(plan.describe(spec(), seen, SIZES))["ERASE"]
+
+    assert text.endswith("/here (ext4)") is mounted
+    assert text.endswith(": no partition is mounted") is not mounted

@@ -1,0 +1,377 @@
+"""Putting the initramfs together, and what is read from it on the other side of the jump."""
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos import disks, log
+from anemos.digest import sha256
+from anemos.disks import Device, Fingerprint
+from anemos.image import imgbuild
+from anemos.initramfs import boot, events, sshd
+from anemos.log import FAILED, Failure
+from anemos.run import run
+from anemos.server import __main__ as server
+from anemos.server import network, staging
+from anemos.workstation import payload
+from tests.sshd import make_key
+
+NETWORK = {"interfaces": [], "dns": ["10.0.2.3"]}
+DEVICE = Device("vdb", "S", "", 512)
+PRINT = Fingerprint("data", "S", 512, "d1g35t", ((0, "U", "ext4"),))
+KEPT = json.loads(json.dumps(asdict(PRINT)))
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A staged deployment: payload, layer, base image; an old system to take keys from."""
+    stage, host = tmp_path / "stage", tmp_path / "host"
+    for name, place in (
+        ("STAGE", stage),
+        ("HOST", host),
+        ("BASE_INITRD", tmp_path / "initrd"),
+        ("INITRAMFS", stage / "initramfs"),
+    ):
+        monkeypatch.setattr(staging, name, place)
+    monkeypatch.setattr(network, "capture", lambda host, needed: NETWORK)
+    monkeypatch.setattr(disks, "devices", lambda: [DEVICE])
+    monkeypatch.setattr(disks, "fingerprint", lambda name, device: PRINT)
+    stage.mkdir()
+    (tmp_path / "initrd").write_bytes(b"first" * 3)  # no multiple of 4
+    (stage / "layer").write_bytes(b"layer")
+    (tmp_path / f"base-{BASE}.squashfs").write_bytes(b"hsqs" + bytes(5))
+    make_payload(tmp_path)
+    log_in(host)
+    return stage
+
+
+BASE = "d2b1" * 16
+
+
+def make_payload(tmp_path: Path) -> None:
+    (tmp_path / "mx").mkdir()
+    (tmp_path / "mx/IMGBUILD").write_text("target=debian\n")
+    words = {"target": "debian", "keep": "disk data serial=S\n"}
+    spec = imgbuild.interpret(tmp_path / "mx", words)
+    payload.write(tmp_path / "stage/payload", spec, "d-1", {}, tmp_path / "none")
+
+
+def log_in(host: Path) -> None:
+    (host / "etc/ssh").mkdir(parents=True)
+    for kind in ("ed25519", "rsa"):
+        (host / f"etc/ssh/ssh_host_{kind}_key").write_text(f"private {kind}")
+        (host / f"etc/ssh/ssh_host_{kind}_key.pub").write_text(f"public {kind}")
+    (host / "etc/ssh/sshd_config").write_text("PasswordAuthentication yes")
+    (host / "root/.ssh").mkdir(parents=True)
+    (host / "root/.ssh/authorized_keys").write_text("ssh-ed25519 AAAA operator\n")
+
+
+def build(stage: Path, **changed: str) -> dict[str, Any]:
+    digests = {name: sha256(stage / name) for name in {"payload", "layer"} - changed.keys()}
+    digests |= changed
+    base = stage.parent / f"base-{BASE}.squashfs"
+    return staging.build(base, digests["payload"], digests["layer"], "10.0.2.15", 2222)
+
+
+def unpack(initramfs: Path) -> dict[str, tuple[int, bytes]]:
+    """The entries of the cpio archives behind the first initrd: path -> (mode, data)."""
+    data, at = initramfs.read_bytes(), 16
+    found: dict[str, tuple[int, bytes]] = {}
+    while at < len(data):
+        fields = [int(data[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+        assert data[at : at + 6] == b"070701"
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        name = data[at + 110 : at + 109 + name_size].decode()
+        start = -(-(at + 110 + name_size) // 4) * 4
+        if name != "TRAILER!!!":
+            assert name not in found
+            found[name] = (mode, data[start : start + size])
+        at = -(-(start + size) // 4) * 4
+    return found
+
+
+def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
+    given = build(stage)
+
+    mode, data = unpack(stage / "initramfs")["anemos/boot.json"]
+
+    assert json.loads(data) == json.loads(json.dumps(given))
+    assert stat.S_IMODE(mode) == 0o600
+    (tmp_path / "boot.json").write_bytes(data)
+    found = boot.load(tmp_path / "boot.json")
+    assert (found.deployment, found.host, found.base) == ("d-1", "mx", BASE)
+    assert (found.ssh_port, found.network, found.kept) == (2222, NETWORK, [KEPT])
+    assert json.loads(found.stamp) == {"deployment": "d-1", "host": "mx", "base": BASE}
+
+
+def test_initramfs(stage: Path) -> None:
+    build(stage)
+
+    data = (stage / "initramfs").read_bytes()
+    assert data[:16] == b"first" * 3 + b"\0"  # padded: another archive begins
+    entries = unpack(stage / "initramfs")
+    assert list(entries) == [
+        "anemos/base.squashfs",
+        "anemos/layer",
+        "anemos/boot.json",
+        "anemos/payload",
+        "anemos/ssh",
+        "anemos/ssh/ssh_host_ed25519_key",
+        "anemos/ssh/ssh_host_ed25519_key.pub",
+        "anemos/ssh/ssh_host_rsa_key",
+        "anemos/ssh/ssh_host_rsa_key.pub",
+        "anemos/ssh/authorized_keys",
+    ]
+    assert entries["anemos/payload"][1] == (stage / "payload").read_bytes()
+    assert entries["anemos/base.squashfs"][1] == b"hsqs" + bytes(5)
+    assert entries["anemos/ssh/ssh_host_rsa_key"][1] == b"private rsa"
+    assert {stat.S_IMODE(mode) for name, (mode, _) in entries.items() if name != "anemos/ssh"} == {
+        0o600
+    }
+    assert entries["anemos/ssh"][0] == stat.S_IFDIR | 0o700
+
+
+def test_only_root_can_read_it(stage: Path) -> None:
+    (stage / "initramfs").write_text("an older one")
+    (stage / "initramfs").chmod(0o644)
+
+    build(stage)
+
+    assert stat.S_IMODE((stage / "initramfs").stat().st_mode) == 0o600
+
+
+def test_again(stage: Path) -> None:
+    """The large part is put in once; what was staged for it takes no memory any more."""
+    layer = sha256(stage / "layer")
+    build(stage)
+    first = (stage / "initramfs").read_bytes()
+    assert not (stage / "layer").exists()
+
+    build(stage, layer=layer)
+    assert (stage / "initramfs").read_bytes() == first
+
+    (stage.parent / "host/root/.ssh/authorized_keys").write_text("ssh-ed25519 B\n")
+    build(stage, layer=layer)
+    entries = unpack(stage / "initramfs")
+    assert entries["anemos/ssh/authorized_keys"][1] == b"ssh-ed25519 B\n"
+    assert entries["anemos/layer"][1] == b"layer"
+
+
+def test_another_layer_than_before(stage: Path) -> None:
+    build(stage)
+    (stage / "layer").write_bytes(b"a newer layer")
+    build(stage)
+    assert unpack(stage / "initramfs")["anemos/layer"][1] == b"a newer layer"
+
+    build(stage, layer="")
+    assert "anemos/layer" not in unpack(stage / "initramfs")
+
+
+def test_without_layer(stage: Path) -> None:
+    assert build(stage, layer="")["layer"] == ""
+    assert "anemos/layer" not in unpack(stage / "initramfs")
+
+
+def test_bootstrap_without_name_server(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the point of no return it would be too late to find out."""
+    monkeypatch.setattr(network, "capture", lambda host, needed: NETWORK | {"dns": []})
+
+    with pytest.raises(Failure, match="no name server"):
+        build(stage, layer="")
+
+    assert not (stage / "initramfs").exists()
+    assert build(stage)["network"]["dns"] == []
+
+
+@pytest.mark.parametrize("name", ["payload", "layer"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+def test_staged_file_is_not_what_was_sent(stage: Path, name: str, damage: str) -> None:
+    digest = {name: sha256(stage / name)}
+    data = (stage / name).read_bytes()
+    match damage:
+        case "cut":
+            (stage / name).write_bytes(data[:-1])
+        case "gone":
+            (stage / name).unlink()
+            (stage / name).symlink_to("nowhere")
+        case _:
+            (stage / name).write_bytes(data.swapcase() + b"x")
+    others = {"payload", "layer"} - {name}
+    digests = digest | {other: sha256(stage / other) for other in others}
+
+    with pytest.raises(Failure, match=f"{name}: not there as it was sent") as caught:
+        staging.build(stage, digests["payload"], digests["layer"], "10.0.2.15", 22)
+
+    assert caught.value.status == FAILED
+    assert not (stage / "initramfs").exists()
+
+
+def test_manifest(stage: Path) -> None:
+    manifest = staging.read_manifest(stage / "payload")
+
+    assert (manifest["deployment"], manifest["host"]) == ("d-1", "mx")
+    assert manifest["keep"] == [{"name": "data", "match": {"serial": "S"}, "part": 0, "mount": ""}]
+
+
+def test_kept_disk_that_is_not_there(stage: Path) -> None:
+    with pytest.raises(Failure, match="disk 'home': no disks match serial=X"):
+        staging.fingerprints([{"name": "home", "match": {"serial": "X"}}])
+
+
+# Who may log in
+
+
+def test_nobody_could_log_in(tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    log_in(host)
+    allowed = host / "root/.ssh/authorized_keys"
+
+    for content in ("", "\n", None):
+        allowed.unlink()
+        if content is not None:
+            allowed.write_text(content)
+        with pytest.raises(Failure, match=r"/root/\.ssh/authorized_keys lists nobody"):
+            staging.ssh_entries(host)
+        allowed.touch()
+
+
+def test_no_host_keys(tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    log_in(host)
+    for key in (host / "etc/ssh").glob("*_key*"):
+        key.unlink()
+
+    with pytest.raises(Failure, match="no host key in /etc/ssh"):
+        staging.ssh_entries(host)
+
+
+# The program
+
+
+@pytest.fixture
+def came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.2.2 40000 10.0.2.15 2222")
+
+
+@pytest.mark.parametrize(
+    ("connection", "expected"),
+    [
+        ("10.0.2.2 40000 10.0.2.15 2222", ("10.0.2.15", 2222)),
+        ("2001:db8::9 40000 2001:db8::7 22", ("2001:db8::7", 22)),
+    ],
+)
+def test_came_in_by(
+    monkeypatch: pytest.MonkeyPatch, connection: str, expected: tuple[str, int]
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", connection)
+
+    assert server.came_in_by() == expected
+
+
+def test_build_command(
+    stage: Path, came: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are those of the old system, which is not the root here."""
+    base = staging.HOST / "var/lib/anemos" / f"base-{BASE}.squashfs"
+    base.parent.mkdir(parents=True)
+    base.write_bytes(b"hsqs")
+    digest = sha256(stage / "payload")
+
+    server.main("build-initramfs", f"/var/lib/anemos/base-{BASE}.squashfs", digest, "")
+
+    said = json.loads(capsys.readouterr().out)
+    assert (said["base"], said["ssh_port"], said["payload"]) == (BASE, 2222, digest)
+
+
+def test_fingerprint_command(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.main("fingerprint", json.dumps([{"name": "data", "match": {"serial": "S"}}]))
+
+    assert json.loads(capsys.readouterr().out) == [KEPT]
+
+
+# In the initramfs
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("EVENTS", "LOG", "PASSED"):
+        monkeypatch.setattr(events, name, tmp_path / name)
+    monkeypatch.setattr(log, "sink", log.sink)
+    return tmp_path
+
+
+def recorded(here: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (here / "EVENTS").read_text().splitlines()]
+
+
+def test_events(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events.start()
+    log.info('a "line"\nof two, ä')
+    events.point_of_no_return()
+    events.failed("why\nexactly")
+    events.done()
+
+    story = [(each["event"], each.get("line") or each.get("message")) for each in recorded(here)]
+    assert story == [
+        ("log", 'a "line"\nof two, ä'),
+        ("log", "=== POINT OF NO RETURN: the system disks are being erased ==="),
+        ("point-of-no-return", None),
+        ("log", "FAILED: why\nexactly"),
+        ("failed", "why\nexactly"),
+        ("done", None),
+    ]
+    assert all(isinstance(each["time"], float) for each in recorded(here))
+    assert (here / "LOG").read_text() == capsys.readouterr().out
+    assert "POINT OF NO RETURN" in (here / "LOG").read_text()
+
+
+def test_order_at_the_point_of_no_return(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """init asks the file whether it may go back: it must be there before any disk is written."""
+    seen: list[int] = []
+
+    def touch(file: Path) -> None:
+        seen.append(len(recorded(here)))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    events.start()
+    assert not (here / "PASSED").exists()
+    events.point_of_no_return()
+
+    assert seen == [2]
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_sshd_takes_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Sequence[Any]] = []
+    monkeypatch.setattr(sshd, "KEYS", tmp_path)
+    monkeypatch.setattr(sshd, "run", started.append)
+    make_key(tmp_path / "ssh_host_ed25519_key")
+    make_key(tmp_path / "ssh_host_rsa_key", "rsa")
+
+    sshd.start(2222)
+
+    assert started == [["/usr/sbin/sshd", "-f", tmp_path / "sshd_config"]]
+    said = run(["/usr/sbin/sshd", "-T", "-f", tmp_path / "sshd_config"]).splitlines()
+    for line in (
+        "port 2222",
+        "passwordauthentication no",
+        "kbdinteractiveauthentication no",
+        "permitrootlogin without-password",
+        "usepam no",
+        f"authorizedkeysfile {tmp_path}/authorized_keys",
+        f"hostkey {tmp_path}/ssh_host_ed25519_key",
+        f"hostkey {tmp_path}/ssh_host_rsa_key",
+    ):
+        assert line in said
+    assert sum(line.startswith("hostkey ") for line in said) == 2
+    assert (
+        os.fspath(tmp_path / "ssh_host_ed25519_key.pub")
+        not in (tmp_path / "sshd_config").read_text()
+    )

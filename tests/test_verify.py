@@ -1,0 +1,240 @@
+"""The verdict on a new system: evidence for every check, status 4 when one fails."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos.log import FAILED, UNVERIFIED, Failure
+from anemos.run import CommandFailed
+from anemos.workstation import facts, phases, places, report, verify
+from anemos.workstation.facts import Identity
+from anemos.workstation.host import Host
+from anemos.workstation.phases import State
+from anemos.workstation.ssh import Endpoint, pinned_key
+from anemos.workstation.verify import Check
+from tests.tree import HOST_KEY
+
+FACTS = replace(
+    facts.parse((Path(__file__).parent / "data/facts-scsi-nvme").read_text()), boot_id="new"
+)
+HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", HOST_KEY, ports=[22, 443])
+WHERE = Endpoint("192.0.2.1", 22, "root", HOST_KEY, None)
+STATE = State(
+    "mx",
+    deployment=FACTS.deployment,
+    old_boot_id="old",
+    last_answer=100.0,
+    first_answer=142.34,
+    sent={"base": 0, "layer": 5, "payload": 7},
+)
+GOOD = [Check("port 22", True, "listens"), Check("kept disk S", True, "same")]
+
+
+def test_examine() -> None:
+    checks = list(verify.examine(HOST, STATE, FACTS, WHERE))
+
+    assert [each.name for each in checks] == [
+        "boot id",
+        "deployment",
+        "host key",
+        "port 22",
+        "port 443",
+    ]
+    assert all(each.passed for each in checks)
+    assert checks[0].evidence == "old -> new"
+    assert pinned_key(WHERE).fingerprint in checks[2].evidence
+
+
+@pytest.mark.parametrize(
+    ("host", "state", "wrong"),
+    [
+        (HOST, replace(STATE, old_boot_id="new"), "boot id"),
+        (HOST, replace(STATE, deployment="d-0"), "deployment"),
+        (replace(HOST, ports=[22, 80]), STATE, "port 80"),
+    ],
+)
+def test_examine_finds(host: Host, state: State, wrong: str) -> None:
+    checks = list(verify.examine(host, state, FACTS, WHERE))
+
+    assert [each.name for each in checks if not each.passed] == [wrong]
+
+
+def test_conclude() -> None:
+    result = verify.conclude(HOST, STATE, FACTS, GOOD)
+
+    assert result == {
+        "host": "mx",
+        "deployment": FACTS.deployment,
+        "verified": True,
+        "kernel": "6.1.0-28-amd64",
+        "boot_id": {"old": "old", "new": "new"},
+        "downtime_s": 42.3,
+        "bytes_sent": {"base": 0, "layer": 5, "payload": 7},
+        "kept_disks": [{"serial": "S", "unchanged": True}],
+        "checks": [
+            {"name": "port 22", "passed": True, "evidence": "listens"},
+            {"name": "kept disk S", "passed": True, "evidence": "same"},
+        ],
+    }
+
+
+def test_report_tells_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    result = verify.conclude(HOST, STATE, FACTS, GOOD)
+
+    report.show(result | {"phases": [{"name": "plan", "seconds": 1.5}]})
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    for word in ("mx is deployed and verified", "42.3 s", "plan 1.5 s", "kept disk S", "listens"):
+        assert word in said.err
+
+
+def test_conclude_names_what_fails() -> None:
+    checks = [Check("units", False, "degraded"), *GOOD, Check("verify()", False, "no")]
+
+    with pytest.raises(Failure) as caught:
+        verify.conclude(HOST, STATE, FACTS, checks)
+
+    assert caught.value.message == "mx was deployed, but fails: units, verify()"
+    assert caught.value.status == UNVERIFIED
+
+
+# Checks on the server
+
+
+class Server:
+    """Answers by the first word of a command."""
+
+    def __init__(self, **answers: str | Failure) -> None:
+        self.answers = answers
+        self.asked: list[list[str]] = []
+
+    def sh(self, argv: list[str], *, timeout: float = 60, shown: object = None) -> str:
+        self.asked.append(argv)
+        answer = self.answers[argv[0]]
+        if isinstance(answer, Failure):
+            raise answer
+        return answer
+
+
+NO = CommandFailed(["test"], 1, "")
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"test": "", "sh": "running\n"}, Check("units", True, "running")),
+        (
+            {"test": "", "sh": "degraded\nnginx.service loaded failed failed x\n"},
+            Check("units", False, "degraded; nginx.service loaded failed failed x"),
+        ),
+        ({"test": NO}, Check("units", True, "no systemd")),
+    ],
+)
+def test_units(answers: dict[str, Any], expected: Check) -> None:
+    server: Any = Server(**answers)
+
+    assert verify.check_units(server) == expected
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    (tmp_path / "IMGBUILD").write_text(
+        "target=debian\nkeep='disk data serial=S'\nverify() { nginx -t; }\n"
+    )
+    return replace(HOST, directory=tmp_path)
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("one\ntwo\n", Check("verify()", True, "two")),
+        ("", Check("verify()", True, "succeeded")),
+        (
+            CommandFailed(["sh"], 1, "nginx: bad\nline 3\n"),
+            Check("verify()", False, "nginx: bad line 3"),
+        ),
+        (CommandFailed(["sh"], 1, ""), Check("verify()", False, "failed")),
+    ],
+)
+def test_own(host: Host, answer: str | Failure, expected: Check) -> None:
+    server: Any = Server(sh=answer)
+
+    assert list(verify.check_own(host, server)) == [expected]
+    assert server.asked[0][:3] == ["sh", "-e", "-c"]
+    assert server.asked[0][3].endswith("\nverify")
+
+
+BEFORE = {"name": "data", "serial": "S", "digest": "a" * 64, "filesystems": [[0, "U", "ext4"]]}
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize(
+    ("after", "passed"),
+    [(BEFORE, True), (BEFORE | {"digest": "b" * 64}, False), (BEFORE | {"filesystems": []}, False)],
+)
+def test_kept(
+    host: Host, monkeypatch: pytest.MonkeyPatch, after: dict[str, Any], passed: bool
+) -> None:
+    server: Any = object()
+    monkeypatch.setattr(phases, "enter", lambda *_: json.dumps([after]))
+
+    (check,) = verify.check_kept(host, replace(STATE, kept=[BEFORE]), server, FACTS)
+
+    assert (check.name, check.passed) == ("kept disk S", passed)
+
+
+@pytest.mark.real("run")
+def test_kept_without_base_image(host: Host) -> None:
+    server: Any = object()
+
+    (check,) = verify.check_kept(host, STATE, server, replace(FACTS, base=""))
+
+    assert not check.passed
+
+
+@pytest.mark.real("run")
+def test_nothing_kept_nothing_of_its_own(host: Host) -> None:
+    server: Any = object()
+    (host.directory / "IMGBUILD").write_text("target=debian\n")
+
+    assert list(verify.check_kept(host, STATE, server, FACTS)) == []
+    assert list(verify.check_own(host, server)) == []
+
+
+# Which system answers
+
+
+def test_fresh() -> None:
+    ready = verify.fresh(State("mx", old_boot_id="old"))
+
+    assert [
+        ready(each)
+        for each in (
+            Identity("old", False, "", 0),
+            Identity("new", True, "d", 0),
+            Identity("new", False, "", 0),
+        )
+    ] == [False, False, True]
+
+
+def test_old_system_came_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
+    STATE.save()
+    monkeypatch.setattr(phases, "await_boot", lambda *_: Identity("new", False, "d-0", 1.0))
+
+    with pytest.raises(Failure, match="mx runs the old system: nothing was deployed") as caught:
+        verify.verify(HOST)
+
+    assert caught.value.status == FAILED
+
+
+def test_too_early(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
+
+    with pytest.raises(Failure, match="mx: not ready for this phase"):
+        verify.verify(HOST)
