@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 import traceback
+from contextlib import suppress
 
 from anemos import disks, log
 from anemos.digest import sha256
@@ -32,8 +33,9 @@ def main() -> None:
         sshd.start(given.ssh_port)
     with log.step("Preflight"):
         spec = definition(given)
+        await_disks(spec)
         mounts = kept.secure(spec.keep, given.kept)
-        found = [device for device in disks.devices()]
+        found = disks.devices()
         erase = {d.name: disks.resolve(d.name, d.match, found) for d in spec.layout.disks}
         check_room(spec, erase)
     for device in erase.values():
@@ -57,6 +59,18 @@ def definition(given: Boot) -> Imgbuild:
 def check(name: str, digest: str) -> None:
     if sha256(HERE / name) != digest:
         die(f"{name}: damaged on the way", status=FAILED)
+
+
+def await_disks(spec: Imgbuild) -> None:
+    """Controllers take their time. Whatever is missing then, `resolve` tells."""
+    matches = [each.match for each in (*spec.layout.disks, *spec.keep)]
+
+    def present() -> bool:
+        found = disks.devices()
+        return all(any(disks.matches(device, match) for device in found) for match in matches)
+
+    with suppress(Failure):
+        hardware.wait_for("disk", present)
 
 
 def check_room(spec: Imgbuild, erase: dict[str, disks.Device]) -> None:

@@ -82,15 +82,16 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
         yield Check("kept disks", False, "the base image, which compares them, is not there")
         return
     words = json.dumps([asdict(each) for each in keep])
-    now = {
-        each["name"]: each
-        for each in json.loads(phases.enter(remote, seen.base, "fingerprint", words))
-    }
-    for before in state.kept:
-        after = now[before["name"]]
-        same = after == before
-        evidence = f"{before['digest'][:16]} before, {after['digest'][:16]} now"
-        yield Check(f"kept disk {before['serial']}", same, evidence)
+    try:
+        found = json.loads(phases.enter(remote, seen.base, "fingerprint", words))
+    except Failure as failure:
+        yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
+        return
+    before, now = ({each["name"]: each for each in each_time} for each_time in (state.kept, found))
+    for each in keep:
+        old, new = before.get(each.name, {}), now[each.name]
+        evidence = f"{old.get('digest', 'nothing')[:16]} before, {new['digest'][:16]} now"
+        yield Check(f"kept disk {new['serial']}", old == new, evidence)
 
 
 def check_own(host: Host, remote: Remote) -> Iterator[Check]:
