@@ -106,7 +106,7 @@ def test_mounts_are_parents_first() -> None:
         (f"{ROOT}part r size=1M", "layout: disk 'd': part 'r' stands there twice"),
         (f"{ROOT}part s", "layout: disk 'd': two partitions without a size"),
         (
-            f"{ROOT}part s size=9G",
+            "disk d serial=s image=8G\npart r fs=ext4 mount=/\npart s size=9G",
             f"layout: disk 'd': partitions do not fit in {8 * GIB} bytes, its image=",
         ),
         (f"{ROOT}disk e serial=t image=1M", f"disk 'e': partitions do not fit in {MIB} bytes"),
@@ -308,3 +308,9 @@ def test_fstab_is_understood(tmp_path: Path) -> None:
         ("/home", "ext4"),
         ("/k", "xfs"),
     ]
+
+
+def test_image_has_room_for_large_partitions() -> None:
+    (disk,) = parse("disk d serial=s\npart r fs=ext4 mount=/ size=100G").disks
+
+    assert disk.image > 100 * 1024**3

@@ -20,6 +20,7 @@ MIB = 1024**2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")  # GPT has room for 36 characters
 MOUNT = re.compile(r"/|(/(?!\.\.?(/|$))[^/]+)+")  # absolute, without // . .. and a slash at its end
 UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
+IMAGE = 8 * UNITS["G"]
 TABLES = ("gpt", "msdos")
 MAX_PARTS = {"gpt": 128, "msdos": 4}
 MSDOS_END = 2**32 * 512  # its sector numbers have 32 bits
@@ -50,7 +51,7 @@ class Disk:
     name: str
     match: Mapping[str, str]
     table: str = "gpt"
-    image: int = 8 * UNITS["G"]
+    image: int = IMAGE
     parts: tuple[Part, ...] = ()
 
 
@@ -95,12 +96,17 @@ def parse(text: str) -> Layout:
             raise ValueError(f"layout: {line!r}: expected `disk NAME ...` or, below one, `part`")
     whole = Layout(
         tuple(
-            Disk(d.name, d.match, d.table, d.image, tuple(p))
+            Disk(d.name, d.match, d.table, d.image or roomy(p), tuple(p))
             for d, p in zip(disks, parts, strict=True)
         )
     )
     check(whole)
     return whole
+
+
+def roomy(parts: Sequence[Part]) -> int:
+    """Bytes of an image file for PARTS, when the layout does not say."""
+    return max(IMAGE, sum(part.size or 0 for part in parts) + UNITS["G"])
 
 
 def parse_keep(text: str) -> tuple[Kept, ...]:
@@ -141,7 +147,7 @@ def parse_disk(line: str, name: str, options: dict[str, str]) -> Disk:
         name,
         take_match(line, options),
         table=one_of(line, options.pop("table", "gpt"), TABLES),
-        image=length(line, options.pop("image", "8G")),
+        image=length(line, options.pop("image")) if "image" in options else 0,
     )
     refuse_rest(line, options)
     return disk
