@@ -47,7 +47,7 @@ def test_list(project: Tree) -> None:
 
     assert {task["name"] for task in listed["tasks"]} == {*OF_A_HOST, "check"}
     assert all(task["help"] for task in listed["tasks"])
-    assert listed["collections"] == []
+    assert [each["name"] for each in listed["collections"]] == ["secrets"]
 
 
 @pytest.mark.parametrize("name", [*OF_A_HOST, "check"])

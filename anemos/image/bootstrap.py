@@ -73,6 +73,10 @@ def layer_file(imgbuild: Imgbuild, cache: Path) -> Path:
 
 
 def unpack(layer: Path, root: Path) -> None:
-    """Unpack a package layer (tar, any compression) below ROOT, owners and capabilities kept."""
+    """Unpack a package layer (tar, any compression) below ROOT, owners and capabilities kept.
+
+    Without device nodes: a user namespace must not make them, and every kernel has a devtmpfs.
+    """
     options = ["--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*"]
+    options += ["--exclude=./dev/*"]
     run(["tar", "--extract", *options, "--file", layer, "--directory", root])

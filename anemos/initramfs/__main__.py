@@ -63,7 +63,7 @@ def check(name: str, digest: str) -> None:
 
 def await_disks(spec: Imgbuild) -> None:
     """Controllers take their time. Whatever is missing then, `resolve` tells."""
-    matches = [each.match for each in (*spec.layout.disks, *spec.keep)]
+    matches = [d.match for d in spec.layout.disks] + [k.match for k in spec.keep]
 
     def present() -> bool:
         found = disks.devices()
