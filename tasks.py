@@ -5,60 +5,16 @@ output. Exit statuses: 0 done; 1 failed, the server runs the old system; 2 bad i
 precondition; 3 failed after the point of no return; 4 deployed, but verification failed.
 """
 
-import functools
-import inspect
-import json
 import os
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
+from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from anemos import log
-from anemos.log import Failure
-
-HELP = {
-    "host": "directory below hosts/",
-    "json": "print the result as one JSON document",
-    "yes": "the host's name, as confirmation",
-    "deployment": "deployment id, instead of a new one",
-    "stop": "end the VM",
-    "expression": "only the tests that match (pytest -k)",
-}
-Body = Callable[..., Any]
-
-
-def command(body: Body) -> Any:
-    """A task. Its result is printed when --json asks for it, its Failure as one message.
-
-    Every parameter has a default and no short flag: invoke takes `--help` for the value of a
-    parameter without default, and would run the task.
-    """
-
-    @functools.wraps(body)
-    def run(c: Context, **options: Any) -> None:
-        try:
-            show(body(c, **options), options["json"])
-        except Failure as failure:
-            log.to_stderr(f"error: {failure}")
-            show({"error": failure.message, "status": failure.status}, options["json"])
-            raise
-
-    names = set(inspect.signature(body).parameters)
-    return task(run, auto_shortflags=False, help={k: v for k, v in HELP.items() if k in names})
-
-
-def show(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))
-
-
-def workstation(module: str) -> Any:
-    """A module of anemos.workstation, imported when it is needed: `inv --list` stays quick."""
-    return import_module(f"anemos.workstation.{module}")
+from anemos.workstation import secret_tasks
+from anemos.workstation.command import HELP, command, workstation
 
 
 def load(host: str) -> Any:
@@ -136,3 +92,7 @@ def check(c: Context, expression: str = "") -> None:
     # One worker for the VM, which takes its time, one for all the rest.
     parallel = ["-n", "2", "--dist", "loadfile"]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *parallel, *only])
+
+
+ns = Collection.from_module(sys.modules[__name__])
+ns.add_collection(secret_tasks.collection)

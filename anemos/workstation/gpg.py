@@ -24,6 +24,7 @@ UNREADABLE = {
     "NO_SECKEY": ("is encrypted to keys whose secret part is not here", "gpg --list-secret-keys"),
     "ENC_TO": (DAMAGED, ""),
 }
+ANYBODY = "whoever knows a passphrase"  # beside fingerprints in `recipients`
 NOT_CIPHERTEXT = ("is not encrypted, or only the beginning of an encrypted file", "")
 
 # The same for what was decrypted, but has no valid signature.
@@ -92,15 +93,40 @@ class Keyring:
 
     def decrypt(self, data: bytes, name: str, signers: list[str]) -> bytes:
         """Return the plaintext of DATA, which one of SIGNERS must have signed."""
-        if not data:
-            die(f"{name} is empty")
-        try:
-            result = self.gpg.decrypt(data)
-        except BrokenPipeError:  # gpg gave up before it had read everything
-            die(f"{name} {DAMAGED}")
+        result = self._decrypt(data, name)
         # A failed result has data too, which nothing authenticates: hands off before this.
         check_result(result, name, signers)
         return bytes(result.data)
+
+    def recipients(self, data: bytes, name: str) -> list[str]:
+        """Tell whom DATA is encrypted to, without decrypting it: fingerprints, sorted.
+
+        For a key that is not here, its key ID stands there (16 digits); ANYBODY for a passphrase.
+        """
+        # Twice verbose, gpg lists the packets: of passphrases it has no status line.
+        lines = self._decrypt(data, name, "--list-only", "-v", "-v").stderr.splitlines()
+        owners = {
+            key_id: key["fingerprint"]
+            for key in self.gpg.list_keys()
+            for key_id in (key["keyid"], *(subkey[0] for subkey in key["subkeys"]))
+        }
+        ids = [line.split()[2] for line in lines if line.startswith("[GNUPG:] ENC_TO ")]
+        found = {owners.get(key_id, key_id) for key_id in ids}
+        if any(line.startswith(":symkey enc packet:") for line in lines):
+            found.add(ANYBODY)
+        return sorted(found) or die(f"{name} {NOT_CIPHERTEXT[0]}")
+
+    def holds(self, fingerprints: list[str]) -> bool:
+        """Tell whether the secret part of one of these keys is here."""
+        return not set(self.gpg.list_keys(secret=True).fingerprints).isdisjoint(fingerprints)
+
+    def _decrypt(self, data: bytes, name: str, *options: str) -> Any:
+        if not data:
+            die(f"{name} is empty")
+        try:
+            return self.gpg.decrypt(data, extra_args=list(options))
+        except BrokenPipeError:  # gpg gave up before it had read everything
+            die(f"{name} {DAMAGED}")
 
     def _check(self, recipients: list[str], name: str) -> None:
         """Die with the recipient that is unfit: gpg would only say "invalid recipient"."""

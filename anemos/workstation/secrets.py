@@ -59,19 +59,22 @@ def names(root: Path, host: str) -> Listing:
     """
     listing = Listing({}, {})
     for path in walk(root / host):
-        target = path.relative_to(root / host)
-        name = target.name.removesuffix(".gpg")
-        if name == target.name:
-            die(f"{path} does not end in .gpg", hint="only encrypted files belong there")
-        if name in ("", ".", ".."):
-            die(f"{path} stands for no file: its name without .gpg is {name!r}")
-        if len(target.parts) > 1:
-            listing.files[target.with_name(name).as_posix()] = path
-        elif re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            listing.values[name] = path
-        else:
-            die(f"{path}: {name!r} is no name for a value", hint="[A-Za-z_][A-Za-z0-9_]*")
+        name = name_of(path, root / host)
+        (listing.files if "/" in name else listing.values)[name] = path
     return listing
+
+
+def name_of(path: Path, top: Path) -> str:
+    """The name of the secret PATH in the directory TOP of its host; only a file's has a slash."""
+    target = path.relative_to(top)
+    name = target.name.removesuffix(".gpg")
+    if name == target.name:
+        die(f"{path} does not end in .gpg", hint="only encrypted files belong there")
+    if name in ("", ".", ".."):
+        die(f"{path} stands for no file: its name without .gpg is {name!r}")
+    if len(target.parts) == 1 and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        die(f"{path}: {name!r} is no name for a value", hint="[A-Za-z_][A-Za-z0-9_]*")
+    return target.with_name(name).as_posix()
 
 
 def walk(top: Path) -> Iterator[Path]:
@@ -121,9 +124,13 @@ def decrypt_all(keyring: Keyring, root: Path, host: str) -> Iterator[tuple[str, 
         yield f"files/{name}", keyring.decrypt(path.read_bytes(), str(path), signers)
     for name, path in listing.values.items():
         value = keyring.decrypt(path.read_bytes(), str(path), signers).removesuffix(b"\n")
-        if value.decode(errors="ignore").encode() != value:
-            die(f"{path}: a value must be UTF-8 text")
+        require_text(path, value)
         yield f"values/{name}", value
+
+
+def require_text(path: Path, value: bytes) -> None:
+    if value.decode(errors="ignore").encode() != value:
+        die(f"{path}: a value must be UTF-8 text")
 
 
 def load(into: Path, host: str) -> Revealed:

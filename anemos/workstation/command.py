@@ -1,0 +1,61 @@
+"""What every task has in common: its help, its result, the end that it takes."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from anemos import log
+from anemos.log import Failure
+
+HELP = {
+    "host": "directory below hosts/",
+    "json": "print the result as one JSON document",
+    "yes": "the host's name, as confirmation",
+    "deployment": "deployment id, instead of a new one",
+    "stop": "end the VM",
+    "expression": "only the tests that match (pytest -k)",
+    "name": "of the secret: its path on the target, or NAME for templates",
+    "kind": "password, ssh-host-key, tls, dkim",
+    "subject": "name in the certificate, or DKIM's domain",
+    "csr": "a certificate signing request instead of a certificate",
+    "former": "fingerprint of who was a recipient until now: its signatures count",
+}
+Body = Callable[..., Any]
+
+
+def command(body: Body) -> Any:
+    """A task. Its result is printed when --json asks for it, its Failure as one message.
+
+    It is called like BODY, without the underscore that keeps `list_` apart from Python's own.
+    Every parameter has a default and no short flag: invoke takes `--help` for the value of a
+    parameter without default, and would run the task.
+    """
+
+    @functools.wraps(body)
+    def run(c: Context, **options: Any) -> None:
+        try:
+            show(body(c, **options), options["json"])
+        except Failure as failure:
+            log.to_stderr(f"error: {failure}")
+            show({"error": failure.message, "status": failure.status}, options["json"])
+            raise
+
+    names = set(inspect.signature(body).parameters)
+    words = {k: v for k, v in HELP.items() if k in names}
+    return task(run, name=body.__name__.rstrip("_"), auto_shortflags=False, help=words)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+
+
+def workstation(module: str) -> Any:
+    """A module of anemos.workstation, imported when it is needed: `inv --list` stays quick."""
+    return import_module(f"anemos.workstation.{module}")

@@ -1,0 +1,63 @@
+"""The tasks `secrets.*`: a developer's daily use of secrets. HOST is optional where all can do."""
+
+from typing import Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+
+from anemos.workstation.command import command, workstation
+
+
+def own() -> Any:
+    return workstation("vault").own()
+
+
+@command
+def list_(c: Context, host: str = "", json: bool = False) -> Any:
+    """List secrets: to whom they are encrypted, whether their signatures hold, who uses them."""
+    return workstation("audit").show(own(), host)
+
+
+@command
+def edit(c: Context, host: str = "", name: str = "", json: bool = False) -> Any:
+    """Change a secret of HOST in $EDITOR, or begin a new one."""
+    return workstation("vault").edit(own(), host, name)
+
+
+@command
+def set_(c: Context, host: str = "", name: str = "", json: bool = False) -> Any:
+    """Read a secret of HOST from standard input, or ask for it on a terminal."""
+    return workstation("vault").put(own(), host, name)
+
+
+@command
+def generate(
+    c: Context,
+    kind: str = "",
+    host: str = "",
+    name: str = "",
+    subject: str = "",
+    csr: bool = False,
+    json: bool = False,
+) -> Any:
+    """Make a secret of HOST, unless it is there; print the public half of a key."""
+    module = workstation("generate")
+    result = module.generate(kind, module.Order(own(), host, name, subject, csr))
+    if result["public"] and not json:
+        print(result["public"].rstrip())
+    return result
+
+
+@command
+def rekey(c: Context, host: str = "", former: str = "", json: bool = False) -> Any:
+    """Encrypt secrets anew after a change of secrets/recipients."""
+    return workstation("vault").rekey(own(), host, former)
+
+
+@command
+def check(c: Context, host: str = "", json: bool = False) -> Any:
+    """See that all secrets are encrypted to the recipients, and signed by one. A Git hook."""
+    return workstation("audit").check(own(), host)
+
+
+collection = Collection("secrets", list_, edit, set_, generate, rekey, check)
