@@ -85,6 +85,12 @@ def demo(c: Context, host: str = "demo", stop: bool = False, json: bool = False)
     )
 
 
+@command
+def clean(c: Context, json: bool = False) -> Any:
+    """Remove revealed secrets and payloads that an interrupted run left in memory."""
+    return workstation("phases").clean()
+
+
 @task(auto_shortflags=False, help={"expression": HELP["expression"]})
 def check(c: Context, expression: str = "") -> None:
     """Run the project's own tests."""

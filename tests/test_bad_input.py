@@ -83,10 +83,10 @@ def test_missing_host_toml(project: Tree) -> None:
         ("format=dir\n", "/IMGBUILD: target is not set\n  (one of: "),
         ("target=debian\nformat=floppy\n", "/IMGBUILD: format is 'floppy'\n  (one of: "),
         ("target=debian\nformat=disk\n", "/IMGBUILD: format=disk needs a layout"),
-        (GOOD.replace("serial=demo-system", ""), "'disk system': which disk? one of serial="),
+        (GOOD.replace("serial=demo-system", ""), ": which disk? one of serial="),
         (
             GOOD.replace("serial=demo-system", "serial=$typo").replace("'", '"'),
-            "'disk system serial=': serial must not be empty",
+            "'disk system serial= table=msdos': serial must not be empty",
         ),
         (GOOD.replace("fs=ext4", "fs=zfs"), "/IMGBUILD: 'part root fs=zfs mount=/': 'zfs' is not"),
         (GOOD.replace("target=debian", "target=debian\r"), "/IMGBUILD: line 1: carriage return"),

@@ -326,3 +326,13 @@ def test_jump_into_something_else(monkeypatch: pytest.MonkeyPatch, seen: Identit
 
     assert caught.value.status == FAILED
     assert server.done[-1] == "await end"
+
+
+def test_clean() -> None:
+    """What an interrupted run left of any host is gone."""
+    left = places.memory("mx") / "secrets/files/etc/key"
+    left.parent.mkdir(parents=True)
+    left.write_text("clear")
+
+    assert phases.clean() == {"removed": ["mx"]}
+    assert not left.exists()

@@ -79,3 +79,17 @@ def test_memory_of_somebody_else(shared: Path, kind: str) -> None:
 
     assert caught.value.status == FAILED
     assert not (top / "mx").exists()
+
+
+def test_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workstation's own; a file that is damaged is named."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert places.mirror() == ""
+
+    (tmp_path / "anemos").mkdir()
+    (tmp_path / "anemos/config.toml").write_text('mirror = "http://127.0.0.1/debian"\n')
+    assert places.mirror() == "http://127.0.0.1/debian"
+
+    (tmp_path / "anemos/config.toml").write_text("mirror")
+    with pytest.raises(Failure, match=r"config\.toml: "):
+        places.mirror()

@@ -17,12 +17,13 @@ DATA = Path(__file__).parent / "data"
 FACTS = facts.parse((DATA / "facts-virtio").read_text())
 HOST = Host("demo", Path("hosts/demo"))
 SIZES = Sizes(base=60 * MIB, layer=20 * MIB, payload=MIB, base_is_there=False)
-LAYOUT = "disk system serial=demo-system\npart root fs=ext4 mount=/\n"
+LAYOUT = "disk system serial=demo-system table=msdos\npart root fs=ext4 mount=/\n"
 KEEP = "disk data serial=demo-data part=1 mount=/home\n"
 
 
-def spec(layout: str = LAYOUT, keep: str = KEEP) -> Imgbuild:
-    words = {"target": "debian", "format": "disk", "layout": layout, "keep": keep}
+def spec(**changed: str) -> Imgbuild:
+    words = {"target": "debian", "format": "disk", "layout": LAYOUT, "keep": KEEP}
+    words |= {"bootloader": "grub", "packages": "linux-image-amd64"} | changed
     return imgbuild.interpret(Path("hosts/demo"), words)
 
 
@@ -140,7 +141,24 @@ def test_all_problems_at_once() -> None:
 )
 def test_lockdown_that_does_no_harm(lockdown: str, efi: bool) -> None:
     """With Secure Boot, kexec_file_load takes the base image's kernel: it is signed."""
-    assert problems(replace(FACTS, lockdown=lockdown, efi=efi)) == []
+    found = problems(replace(FACTS, lockdown=lockdown, efi=efi))
+
+    assert not any("locked down" in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "efi", "expected"),
+    [
+        ({"layout": "", "format": "dir"}, False, "the IMGBUILD has no layout"),
+        ({"bootloader": ""}, False, "the IMGBUILD has no bootloader"),
+        ({"packages": "nginx"}, False, "the IMGBUILD has no kernel among its packages"),
+        ({}, True, "the machine starts by UEFI; bootloader=grub is for BIOS"),
+    ],
+)
+def test_system_that_would_not_start(changed: dict[str, str], efi: bool, expected: str) -> None:
+    (found,) = problems(replace(FACTS, efi=efi), SIZES, **changed)
+
+    assert found.startswith(expected)
 
 
 def test_kept_disk_is_the_system_disk() -> None:
@@ -191,11 +209,12 @@ def test_describe() -> None:
 
 def test_describe_a_server_that_was_deployed_before() -> None:
     metal = facts.parse((DATA / "facts-scsi-nvme").read_text())
-    layout = "disk system wwn=eui.36344730527001230025384e00000001\npart root fs=ext4 mount=/\n"
+    wwn = "eui.36344730527001230025384e00000001"
+    layout = f"disk system wwn={wwn} table=msdos\npart root fs=ext4 mount=/\n"
     keep = "disk archive serial=ZL2AXYZ1\ndisk spare serial=S64GNE0R700124\n"
     sizes = Sizes(base=60 * MIB, layer=0, payload=MIB // 2, base_is_there=True)
 
-    lines = plan.describe(spec(layout, keep), metal, sizes)
+    lines = plan.describe(spec(layout=layout, keep=keep), metal, sizes)
 
     assert lines[:4] == [
         ("server", "mx, kernel 6.1.0-28-amd64, deployment 20250101T120000Z-a1b2c3"),

@@ -17,8 +17,10 @@ TOML = f'address = "127.0.0.1"\nport = 1\nhost_key = "{HOST_KEY}"\n'
 IMGBUILD = """\
 target=debian
 format=disk
+bootloader=grub
+packages=linux-image-amd64
 layout='
-disk system serial=SYSTEM
+disk system serial=SYSTEM table=msdos
 part root fs=ext4 mount=/
 '
 keep='

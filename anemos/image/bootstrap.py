@@ -31,7 +31,7 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         # The root that runs this may be one of a user namespace only, where mknod(2) is refused.
         "--mode=root",
         "--skip=check/qemu",
-        *([f"--include={','.join(imgbuild.packages)}"] if imgbuild.packages else []),
+        *([f"--include={','.join(sorted(imgbuild.packages))}"] if imgbuild.packages else []),
         *(f"--dpkgopt=path-exclude={glob}" for glob in imgbuild.excludes),
         # The machine that boots has its own; mmdebstrap copies this one's name and resolver.
         "--customize-hook=rm -f $1/etc/ssh/ssh_host_*_key* $1/etc/hostname $1/etc/resolv.conf",

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,6 +87,7 @@ def layer(spec: Imgbuild) -> Path:
 
 def cached_layer(spec: Imgbuild) -> str:
     """The package layer of SPEC, when there is one, or ""."""
+    spec = replace(spec, mirror=spec.mirror or places.mirror())
     file = bootstrap.layer_file(spec, places.cache())
     return str(file) if file.exists() else ""
 
@@ -96,6 +98,7 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
     In a process of its own, as it needs namespaces of its own.
     """
     argv = [sys.executable, "-m", "anemos.image", "--directory", directory, *options]
+    argv += [f"--mirror={places.mirror()}"]
     lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=log.info).splitlines()
     files = [Path(line) for line in lines if line.startswith("/")]
     if not files:

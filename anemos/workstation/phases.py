@@ -91,13 +91,17 @@ def make_plan(host: Host) -> dict[str, Any]:
     with connect(endpoint(host)) as remote:
         seen = facts.gather(remote, base_hash(state))
     sizes = measure(host, state, seen)
-    wrong = plan.problems(host, spec, seen, sizes)
-    if wrong:
-        die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
+    require(host, spec, seen, sizes)
     lines = [*plan.describe(spec, seen, sizes), ("downtime", expected_downtime(host))]
     for what, which in lines:
         log.info(f"{what:8} {which}")
     return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
+
+
+def require(host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes) -> None:
+    wrong = plan.problems(host, spec, seen, sizes)
+    if wrong:
+        die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
 
 
 def cached_layer(host: Host, spec: Imgbuild) -> str:
@@ -175,6 +179,7 @@ def upload(host: Host) -> dict[str, Any]:
     with connect(endpoint(host)) as remote:
         seen = facts.gather(remote, base_hash(state))
         sizes = measure(host, state, seen)
+        require(host, host.imgbuild(), seen, sizes)
         with bad_input():
             script(remote, "stage.sh", str(sizes.before_jump))
         state.sent = {"base": 0, "layer": 0, "payload": send(remote, payload_file(host), "payload")}
@@ -291,6 +296,14 @@ def remember_downtime(host: Host, state: State) -> None:
 def expected_downtime(host: Host) -> str:
     file = places.state(host.name) / "downtime"
     return f"{file.read_text()} s, as the last time" if file.exists() else "unknown yet"
+
+
+def clean() -> dict[str, Any]:
+    """Remove all that interrupted runs left in memory, for any host."""
+    top = places.memory("any").parent
+    found = sorted(entry.name for entry in top.iterdir() if entry.name != "any")
+    shutil.rmtree(top)
+    return {"removed": found}
 
 
 def forget(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISDIR
@@ -36,6 +37,17 @@ def memory(name: str) -> Path:
     if not S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
         die(f"{top}: belongs to somebody else, or others may read it", status=FAILED)
     return _private(top / name)
+
+
+def mirror() -> str:
+    """The mirror for bootstraps that this workstation prefers: config.toml, `mirror = "URL"`."""
+    file = _base("XDG_CONFIG_HOME", ".config") / "anemos/config.toml"
+    if not file.is_file():
+        return ""
+    try:
+        return str(tomllib.loads(file.read_text()).get("mirror", ""))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        die(f"{file}: {error}")
 
 
 def _states() -> Path:

@@ -51,7 +51,13 @@ class Sizes:
 
 def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
     """All preconditions that do not hold, one line each."""
-    return [*_system(facts), *_memory(facts, sizes), *_disks(spec, facts), *_identity(host, facts)]
+    return [
+        *_system(facts),
+        *_memory(facts, sizes),
+        *_disks(spec, facts),
+        *_boot(spec, facts),
+        *_identity(host, facts),
+    ]
 
 
 def _system(facts: Facts) -> Iterator[str]:
@@ -100,6 +106,18 @@ def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
             if device.name in found:
                 yield f"disks {found[device.name]!r} and {each.name!r} are the same: {device.name}"
             found[device.name] = each.name
+
+
+def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What would leave a machine that does not come back."""
+    if not spec.layout.disks:
+        yield "the IMGBUILD has no layout: nothing to install on"
+    if not spec.bootloader:
+        yield "the IMGBUILD has no bootloader: the new system would not start"
+    elif facts.efi:
+        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
+    if not any(package.startswith("linux-image") for package in spec.packages):
+        yield "the IMGBUILD has no kernel among its packages (linux-image-...)"
 
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:

@@ -75,8 +75,9 @@ def start(vm: Vm) -> None:
         (vm.directory / f"port-{guest}").write_text(str(port))
     vm.console.unlink(missing_ok=True)
     disks = imgbuild.load(places.HOSTS / vm.settings.stock).layout.disks
-    run(command(vm, disks, forward, accelerator()))
-    log.info(f"VM {vm.name} runs; its console: {vm.console}")
+    accel = accelerator()
+    run(command(vm, disks, forward, accel))
+    log.info(f"VM {vm.name} runs ({accel}); its console: {vm.console}")
 
 
 def stop(vm: Vm) -> None:
