@@ -404,3 +404,18 @@ def test_shared_directory(tmp_path: Path, image: Path) -> None:
     assert (shared / "x").read_text() == "1\n"
     assert not list((image / "run").iterdir())
     assert run(["find", image / "dev", image / "proc", image / "sys"]).count("\n") == 3
+
+
+@pytest.mark.parametrize("line", ["two", "changed by a newer package"])
+def test_rehearse(tmp_path: Path, root: Path, put: Input, line: str) -> None:
+    """A patch that a package has outgrown is found before anything is sent."""
+    (root / "etc/conf").write_text(f"one\n{line}\nthree\n")
+    run(["tar", "--create", "--file", tmp_path / "layer", "--directory", root, "."])
+    put("opt/elsewhere.makeimg.patch", PATCH)
+    files = put("etc/conf.makeimg.patch", PATCH)
+
+    if line == "two":
+        definition.rehearse(tmp_path / "layer", [files])
+    else:
+        with pytest.raises(Failure, match=r"conf\.makeimg\.patch: does not apply to /etc/conf"):
+            definition.rehearse(tmp_path / "layer", [files])

@@ -393,26 +393,6 @@ def test_peer_that_falls_silent(
             os.kill(int(pid), signal.SIGKILL)
 
 
-def test_other_user_becomes_root_by_sudo(
-    server: sshd.Server, remote: Remote, tmp_path: Path
-) -> None:
-    server.program("sudo", '[ "$1 $2" = "-n --" ] || exit 9; shift 2; BY=sudo exec "$@"')
-    assert remote.sh(["sh", "-c", 'echo "$BY:$1"', "sh", "it's $me"]) == ":it's $me\n"
-    remote.user = "operator"
-
-    assert remote.sh(["sh", "-c", 'echo "$BY:$1"', "sh", "it's $me"]) == "sudo:it's $me\n"
-    assert remote.put(b"\x00\xff", str(tmp_path / "file"), mode=0o600) == 2
-    assert (tmp_path / "file").read_bytes() == b"\x00\xff"
-
-
-def test_sudo_that_wants_a_password(server: sshd.Server, remote: Remote) -> None:
-    server.program("sudo", "echo 'sudo: a password is required' >&2; exit 1")
-    remote.user = "operator"
-
-    with pytest.raises(CommandFailed, match="sudo: a password is required"):
-        remote.sh(["true"])
-
-
 # Files
 
 

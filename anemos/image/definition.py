@@ -4,6 +4,7 @@ Applied on top of a package layer, in this order.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,6 +37,39 @@ def apply(
         conceal(root, secrets)
     if "provision" in imgbuild.functions:
         provision(imgbuild, root)
+
+
+def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
+    """Try the patches on what a package layer has at their places: long before it counts.
+
+    A file that is not there under that very name is left to `apply`: a link may lead to it.
+    Raises Failure that names the patch.
+    """
+    patches = {
+        path.removesuffix(PATCH): file
+        for directory in inputs
+        for path, file in tree.inputs(directory)
+        if path.endswith(PATCH)
+    }
+    if not patches:
+        return
+    with TemporaryDirectory() as name:
+        with suppress(CommandFailed):  # status 2: one of them is not there
+            run(
+                [
+                    "tar",
+                    "--extract",
+                    "--file",
+                    layer,
+                    "-C",
+                    name,
+                    *(f"./{path}" for path in patches),
+                ]
+            )
+        copy(Path(name), inputs)
+        for path, file in patches.items():
+            if (Path(name) / path).is_file():
+                patch_file(Path(name), path, file)
 
 
 def copy(root: Path, inputs: Sequence[Path]) -> None:

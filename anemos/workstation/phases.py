@@ -16,6 +16,7 @@ from typing import Any
 
 from anemos import log
 from anemos.digest import sha256
+from anemos.image import definition
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
 from anemos.run import CommandFailed
@@ -153,7 +154,11 @@ def pack(host: Host, deployment: str = "") -> dict[str, Any]:
 
 def prepare(host: Host, spec: Imgbuild, state: State) -> None:
     state.base = str(images.base())
-    state.layer = str(images.layer(spec)) if host.build_on == "workstation" else ""
+    state.layer = ""
+    if host.build_on == "workstation":
+        layer = images.layer(spec)
+        definition.rehearse(layer, [spec.directory / "files"])
+        state.layer = str(layer)
 
 
 def new_deployment() -> str:

@@ -1,8 +1,7 @@
 """The one module that speaks SSH.
 
 A server is met only under its pinned host key, and no configuration of the user (ssh_config,
-fabric.yaml, known_hosts) has a say. Everything that runs there runs as root: where the login is
-another user, through `sudo -n`.
+fabric.yaml, known_hosts) has a say. The login is root's.
 
 Commands and files go through channels of our own instead of fabric's `run` and `put`: `run` leaves
 standard input open or feeds it 100 bytes a second, `put` needs an sftp-server and makes a file
@@ -171,11 +170,10 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         shown = [f"{self.endpoint}:", *shown]
         lost = ConnectionLost(f"{quote(shown)}: the connection was lost", status=FAILED)
         script = STATUS_MERGED if log else STATUS
-        sudo = [] if self.user == "root" else ["sudo", "-n", "--"]
         try:
             # Not create_session(): it would dial again by itself after a loss.
             channel = self.transport.open_session(timeout=HANDSHAKE_S)
-            channel.exec_command(quote([*sudo, "sh", "-c", script, "sh", *argv]))
+            channel.exec_command(quote(["sh", "-c", script, "sh", *argv]))
         except (SSHException, EOFError, OSError):
             raise lost from None
         with channel:
