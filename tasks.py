@@ -86,6 +86,12 @@ def demo(c: Context, host: str = "demo", stop: bool = False, json: bool = False)
 
 
 @command
+def adopt(c: Context, host: str = "", fingerprint: str = "", json: bool = False) -> Any:
+    """Show the key that a new machine presents, and pin it in its host.toml."""
+    return workstation("adopt").adopt(host, fingerprint)
+
+
+@command
 def clean(c: Context, json: bool = False) -> Any:
     """Remove revealed secrets and payloads that an interrupted run left in memory."""
     return workstation("phases").clean()

@@ -45,12 +45,12 @@ def project(module_tree: Tree) -> Tree:
 def test_list(project: Tree) -> None:
     listed = json.loads(project.inv("--list", "-F", "json").out)
 
-    assert {task["name"] for task in listed["tasks"]} == {*OF_A_HOST, "check", "clean"}
+    assert {task["name"] for task in listed["tasks"]} == {*OF_A_HOST, "adopt", "check", "clean"}
     assert all(task["help"] for task in listed["tasks"])
     assert [each["name"] for each in listed["collections"]] == ["secrets"]
 
 
-@pytest.mark.parametrize("name", [*OF_A_HOST, "check", "clean"])
+@pytest.mark.parametrize("name", [*OF_A_HOST, "adopt", "check", "clean"])
 def test_help_runs_nothing(project: Tree, name: str) -> None:
     before = project.files()
 

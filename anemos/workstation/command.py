@@ -20,6 +20,7 @@ HELP = {
     "deployment": "deployment id, instead of a new one",
     "stop": "end the VM",
     "expression": "only the tests that match (pytest -k)",
+    "fingerprint": "SHA256:..., the key's that you expect: agrees without asking",
     "name": "of the secret: its path on the target, or NAME for templates",
     "kind": "password, ssh-host-key, tls, dkim",
     "subject": "name in the certificate, or DKIM's domain",

@@ -85,15 +85,18 @@ def known() -> list[str]:
 
 def load(name: str) -> Host:
     """The host NAME. Raises Failure that names the file for everything that is wrong in it."""
-    directory = find(name)
-    file = directory / "host.toml"
+    return interpret(name, find(name), settings(name))
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What the host.toml of NAME says, unchecked. Raises Failure."""
+    file = find(name) / "host.toml"
     if not file.is_file():
         die(f"hosts/{name}/host.toml is missing", hint=f"known: {', '.join(known())}")
     try:
-        given = tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:  # unreadable, not UTF-8, not TOML
         die(f"hosts/{name}/host.toml: {error}")
-    return interpret(name, directory, given)
 
 
 def find(name: str) -> Path:
@@ -118,7 +121,10 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     if host.build_on not in BUILD_ON:
         die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
     if host.vm is None and not (host.address and host.host_key):
-        die(f"{where}: needs address and host_key", hint="or [vm], for a local VM")
+        die(
+            f"{where}: needs address and host_key",
+            hint="./inv adopt pins the key; or [vm], for a local VM",
+        )
     for port in (host.port, *host.ports, *(host.vm.forward if host.vm else ())):
         if port > MAX_PORT:
             die(f"{where}: {port} is not the number of a port")

@@ -12,10 +12,11 @@ import logging
 import os
 import select
 import socket
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from time import monotonic, sleep
@@ -30,6 +31,7 @@ from paramiko import (
     PKey,
     RejectPolicy,
     SSHException,
+    Transport,
     UnknownKeyType,
 )
 from paramiko.ssh_exception import IncompatiblePeer
@@ -198,6 +200,24 @@ def pinned_key(endpoint: Endpoint) -> PKey:
     except (ValueError, SSHException, UnknownKeyType):
         pass
     die(f"{endpoint}: the pinned host key is not a public key of a known type")
+
+
+def presented_key(address: str, port: int) -> str:
+    """The host key, "TYPE BASE64", of whoever answers there. Proves nothing yet. Raises Failure."""
+    endpoint = Endpoint(address, port, "root", "", None)
+    try:
+        with closing(Transport(dial(endpoint))) as transport:
+            transport.start_client(timeout=HANDSHAKE_S)
+            key = transport.get_remote_server_key()
+    except (OSError, EOFError, SSHException) as error:
+        raise translate(endpoint, error, BAD_INPUT) from None
+    return f"{key.get_name()} {key.get_base64()}"
+
+
+def fingerprint(public: str) -> str:
+    """A public key's fingerprint as ssh-keygen(1) shows it: "SHA256:..."."""
+    digest = sha256(b64decode(public.split()[1])).digest()
+    return "SHA256:" + b64encode(digest).decode().rstrip("=")
 
 
 def load_identity(path: Path) -> PKey:

@@ -1,0 +1,59 @@
+"""Pins the key of a machine that is new to us: the one place where an unpinned server is met."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from anemos import log
+from anemos.log import die
+from anemos.workstation import host, ssh
+
+COMPARE = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"  # on the server's console
+
+
+def adopt(name: str, fingerprint: str) -> dict[str, Any]:
+    """Write the key that the host NAME presents into its host.toml, once a person agrees.
+
+    FINGERPRINT ("SHA256:...") agrees in a script, if it is the one presented. Raises Failure.
+    """
+    given = host.settings(name)
+    where = f"hosts/{name}/host.toml"
+    if not given.get("address"):
+        die(f"{where}: which machine? it has no address")
+    presented = ssh.presented_key(str(given["address"]), int(given.get("port", 22)))
+    shown = ssh.fingerprint(presented)
+    log.info(f"{given['address']} presents {presented.split()[0]} {shown}")
+    if given.get("host_key"):
+        compare(where, str(given["host_key"]), shown)
+    else:
+        agree(name, shown, fingerprint)
+        pin(host.find(name) / "host.toml", presented)
+        log.info(f"{where}: pinned")
+    return {"host": name, "host_key": presented, "fingerprint": shown}
+
+
+def compare(where: str, pinned: str, shown: str) -> None:
+    if ssh.fingerprint(pinned) != shown:
+        hint = "another machine, or one installed anew: remove host_key there to adopt it"
+        die(f"{where} pins another key: {ssh.fingerprint(pinned)}", hint=hint)
+    log.info(f"{where} pins this key already")
+
+
+def agree(name: str, shown: str, fingerprint: str) -> None:
+    if fingerprint == shown:
+        return
+    if fingerprint:
+        die(f"{name} presents {shown}, not {fingerprint}")
+    if not os.isatty(0):
+        die(f"{name}: not confirmed", hint=f"--fingerprint {shown}, compared by: {COMPARE}")
+    log.info(f"Compare it at the server's console ({COMPARE}). If it is the same, type {name}:")
+    if sys.stdin.readline().strip() != name:  # at its end, too, unlike input()
+        die("not confirmed; nothing was written")
+
+
+def pin(file: Path, key: str) -> None:
+    """Put host_key first in FILE: before any table (TOML 1.0)."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_text(f'host_key = "{key}"\n{file.read_text()}')
+    fresh.rename(file)
