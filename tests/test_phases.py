@@ -18,6 +18,7 @@ from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
 from anemos.workstation.phases import State
 from anemos.workstation.ssh import ConnectionLost, Endpoint, LoginRefused, Unreachable, WrongHostKey
+from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
 AWAY = Unreachable("no answer", status=FAILED)
@@ -336,3 +337,14 @@ def test_clean() -> None:
 
     assert phases.clean() == {"removed": ["mx"]}
     assert not left.exists()
+
+
+@pytest.mark.real("run")
+def test_host_key_among_the_secrets(tmp_path: Path) -> None:
+    """It must be the pinned one, or nobody could prove who answers after the deployment."""
+    pinned, other = make_key(tmp_path / "pinned"), make_key(tmp_path / "ssh_host_ed25519_key")
+
+    phases.check_host_keys(replace(HOST, host_key=pinned), tmp_path / "none")
+    phases.check_host_keys(replace(HOST, host_key=other), tmp_path)
+    with pytest.raises(Failure, match=r"none of those among the secrets: ssh_host_ed25519_key$"):
+        phases.check_host_keys(replace(HOST, host_key=pinned), tmp_path)

@@ -19,7 +19,7 @@ from anemos.digest import sha256
 from anemos.image import definition
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
-from anemos.run import CommandFailed
+from anemos.run import CommandFailed, run
 from anemos.workstation import facts, images, payload, places, plan, secrets, stock, vm
 from anemos.workstation.facts import Facts, Identity
 from anemos.workstation.gpg import Keyring
@@ -142,6 +142,7 @@ def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     spec = host.imgbuild()
     into = places.memory(host.name) / "secrets"
     revealed = secrets.load(into, host.name)
+    check_host_keys(host, into / "files/etc/ssh")
     state = State(host.name, deployment=deployment or new_deployment())
     values = {**revealed.values, **builtin_values(host, state)}
     payload.write(payload_file(host), spec, state.deployment, values, into / "files")
@@ -150,6 +151,18 @@ def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     digest = sha256(payload_file(host))
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
     return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+
+
+def check_host_keys(host: Host, directory: Path) -> None:
+    """Host keys among the secrets replace the old system's: one must be the pinned one."""
+    private = sorted(directory.glob("ssh_host_*_key"))
+    if not private:
+        return
+    public = [run(["ssh-keygen", "-y", "-f", key]).split()[:2] for key in private]
+    pinned = vm.of(host).host_key if host.vm else host.host_key
+    if pinned.split()[:2] not in public:
+        names = ", ".join(key.name for key in private)
+        die(f"{host.name}: the pinned host key is none of those among the secrets: {names}")
 
 
 def prepare(host: Host, spec: Imgbuild, state: State) -> None:
