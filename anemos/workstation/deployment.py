@@ -3,11 +3,12 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from anemos import log
-from anemos.log import die
+from anemos.log import Failure, die
 from anemos.workstation import phases, report, stock, verify, vm, watch
 from anemos.workstation.host import Host
 
@@ -25,6 +26,9 @@ PHASES: dict[str, Phase] = {
 }
 
 
+STAGING = ("upload", "build-initramfs", "kexec")
+
+
 def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     """Run all phases; the report. YES: the host's name, as confirmation.
 
@@ -35,7 +39,7 @@ def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     try:
         for name, phase in PHASES.items():
             start = time.monotonic()
-            with log.step(f"{name} {host.name}"):
+            with log.step(f"{name} {host.name}"), undone(host, name):
                 result = phase(host)
             seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
             if name == "plan":
@@ -45,6 +49,17 @@ def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     result["phases"] = seconds
     report.show(result)
     return result
+
+
+@contextmanager
+def undone(host: Host, name: str) -> Iterator[None]:
+    """A phase that fails before the jump leaves no payload in the server's memory."""
+    try:
+        yield
+    except (Failure, KeyboardInterrupt):
+        if name in STAGING:
+            phases.unstage(host)
+        raise
 
 
 def kexec(host: Host, yes: str = "") -> dict[str, Any]:

@@ -316,6 +316,12 @@ def expected_downtime(host: Host) -> str:
     return f"{file.read_text()} s, as the last time" if file.exists() else "unknown yet"
 
 
+def unstage(host: Host) -> None:
+    """Free the server's memory of what was staged there, unless it is the initramfs by now."""
+    with suppress(Failure), connect(endpoint(host), status=FAILED) as remote:
+        remote.sh(["sh", "-c", f"test -e {STAGE}/boot.json || umount -l {STAGE}"])
+
+
 def clean() -> dict[str, Any]:
     """Remove all that interrupted runs left in memory, for any host."""
     top = places.memory("any").parent

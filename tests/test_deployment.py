@@ -1,0 +1,42 @@
+"""The chain of the phases: what is left behind when one of them fails."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from anemos.log import FAILED, Failure
+from anemos.workstation import deployment, phases, places
+from anemos.workstation.host import Host
+
+HOST = Host("mx", Path("hosts/mx"), address="192.0.2.1", host_key="ssh-ed25519 AAAA")
+
+
+@pytest.mark.parametrize(
+    ("failing", "unstaged"),
+    [("reveal-secrets", []), ("upload", ["mx"]), ("build-initramfs", ["mx"]), ("verify", [])],
+)
+def test_failure_leaves_no_secret_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str, unstaged: list[str]
+) -> None:
+    """Neither in the workstation's memory nor, before the jump, in the server's."""
+    seen: list[str] = []
+
+    def fail(host: Host) -> NoReturn:
+        secret = places.memory("mx") / "secrets/files/key"
+        secret.parent.mkdir(parents=True)
+        secret.touch()
+        raise Failure("broken", status=FAILED)
+
+    def work(host: Host) -> dict[str, Any]:
+        return {}
+
+    monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(phases, "unstage", lambda host: seen.append(host.name))
+    chain = {name: fail if name == failing else work for name in deployment.PHASES}
+    monkeypatch.setattr(deployment, "PHASES", chain)
+
+    with pytest.raises(Failure, match="broken"):
+        deployment.deploy(HOST, yes="mx")
+    assert seen == unstaged
+    assert not list(tmp_path.rglob("key"))
