@@ -250,7 +250,7 @@ class Answer:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def sh(self, argv: list[str]) -> str:
+    def sh(self, argv: list[str], **options: object) -> str:
         return self.text
 
 

@@ -17,7 +17,14 @@ from anemos.workstation import facts, phases, places
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
 from anemos.workstation.phases import State
-from anemos.workstation.ssh import ConnectionLost, Endpoint, LoginRefused, Unreachable, WrongHostKey
+from anemos.workstation.ssh import (
+    ConnectionLost,
+    Endpoint,
+    LoginRefused,
+    TimedOut,
+    Unreachable,
+    WrongHostKey,
+)
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -348,3 +355,22 @@ def test_host_key_among_the_secrets(tmp_path: Path) -> None:
     phases.check_host_keys(replace(HOST, host_key=other), tmp_path)
     with pytest.raises(Failure, match=r"none of those among the secrets: ssh_host_ed25519_key$"):
         phases.check_host_keys(replace(HOST, host_key=pinned), tmp_path)
+
+
+def test_command_without_an_answer_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that reboots while it is asked leaves a connection that nobody ends."""
+    silent = TimedOut("no end after 20 s", status=FAILED)
+    answers = iter([silent, Identity("new", False, "d-1", 1.0)])
+
+    def identify(remote: object) -> Identity:
+        answer = next(answers)
+        if isinstance(answer, Failure):
+            raise answer
+        return answer
+
+    Server(monkeypatch)
+    monkeypatch.setattr(facts, "identify", identify)
+    where = phases.endpoint(HOST)
+
+    seen = phases.await_boot(HOST, where, phases.rebooted_from("old"), 5, "new system")
+    assert seen.boot_id == "new"

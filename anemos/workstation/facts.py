@@ -10,6 +10,7 @@ from anemos.log import FAILED, die
 from anemos.workstation import places
 from anemos.workstation.ssh import Remote
 
+ANSWER_S = 20.0  # a machine that reboots meanwhile never answers, nor does its network
 SCRIPT = places.ROOT / "anemos/server/facts.sh"
 BOOT = "/run/anemos/boot.json"  # in the initramfs
 STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
@@ -58,7 +59,8 @@ def identify(remote: Remote) -> Identity:
     """Quicker than all facts: what is polled with."""
     answered = time.time()
     files = ["/proc/sys/kernel/random/boot_id", BOOT, STAMP]
-    lines = remote.sh(["sh", "-c", 'cat "$@" 2>/dev/null || :', "cat", *files]).splitlines()
+    argv = ["sh", "-c", 'cat "$@" 2>/dev/null || :', "cat", *files]
+    lines = remote.sh(argv, timeout=ANSWER_S, shown=["identify"]).splitlines()
     try:
         boot_id, *rest = lines
         stamp = json.loads("".join(rest) or "{}")

@@ -25,13 +25,13 @@ from anemos.workstation.facts import Facts, Identity
 from anemos.workstation.gpg import Keyring
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
-from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, Unreachable, connect
+from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, TimedOut, Unreachable, connect
 
 SERVER = places.ROOT / "anemos/server"
 STAGE = "/run/anemos"
 POLL_S = 0.5
 # What a system on its way down or up may answer with; a command may be killed with everything else.
-GONE = (Unreachable, ConnectionLost, CommandFailed)
+GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed)
 Ready = Callable[[Identity], bool]
 
 

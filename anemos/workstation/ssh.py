@@ -82,6 +82,10 @@ class ConnectionLost(Failure):
     """The connection ended while a command ran: what became of the command is unknown."""
 
 
+class TimedOut(Failure):
+    """A command did not end in time; the server may have gone without a word."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     address: str  # IP address or DNS name, nothing else in it
@@ -183,7 +187,8 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
                 feed(channel, data, timeout)
                 status, out, err = listen(channel, timeout, log)
             except TimeoutError:
-                die(f"{quote(shown)}: no end after {timeout:.0f} s", status=FAILED)
+                message = f"{quote(shown)}: no end after {timeout:.0f} s"
+                raise TimedOut(message, status=FAILED) from None
         if status == -1:
             raise lost
         if status:
