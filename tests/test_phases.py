@@ -359,7 +359,8 @@ def test_host_key_among_the_secrets(tmp_path: Path) -> None:
 
 def test_command_without_an_answer_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that reboots while it is asked leaves a connection that nobody ends."""
-    silent = TimedOut("no end after 20 s", status=FAILED)
+    silent = TimedOut("no end after 10 s", status=FAILED)
+    answers: Iterator[Failure | Identity]
     answers = iter([silent, Identity("new", False, "d-1", 1.0)])
 
     def identify(remote: object) -> Identity:

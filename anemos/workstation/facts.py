@@ -10,7 +10,7 @@ from anemos.log import FAILED, die
 from anemos.workstation import places
 from anemos.workstation.ssh import Remote
 
-ANSWER_S = 20.0  # a machine that reboots meanwhile never answers, nor does its network
+ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
 SCRIPT = places.ROOT / "anemos/server/facts.sh"
 BOOT = "/run/anemos/boot.json"  # in the initramfs
 STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
