@@ -85,6 +85,7 @@ class Demo:
         public = self.secret("stock", "host_key")
         known.write_text(f"[127.0.0.1]:{self.port(22)} {public}")
         options = ["-F", "none", "-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes"]
+        options += ["-o", "ServerAliveInterval=15"]  # a machine that is gone ends no connection
         options += ["-o", "StrictHostKeyChecking=yes", "-i", f"{self.directory}/id_ed25519"]
         argv = ["ssh", *options, "-p", str(self.port(22)), "root@127.0.0.1", *words]
         return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
@@ -268,24 +269,3 @@ def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
     assert demo.ssh("systemctl is-system-running --wait").strip() == "running"
     assert demo.kept_file("/alice/kept.txt") == b"a kept file\n"
     assert demo.phase("verify", 1)["status"] == 1
-
-
-def test_failure_after_the_point_of_no_return(demo: Demo) -> None:
-    """The installation breaks half-way: the machine stays, answers under its key, and says why.
-
-    Comes after all other tests: no system is left on the disk.
-    """
-    for phase in ("reveal-secrets", "pack", "upload", "build-initramfs", "kexec"):
-        demo.phase(phase, 0)
-    with demo.inv("watch", "--host", "demo", "--json") as process:
-        assert process.stderr and process.stdout
-        for line in process.stderr:
-            if "| Package layer ..." in line:
-                demo.ssh("until busybox pkill tar; do sleep 0.2; done")
-        error = json.loads(process.stdout.read())
-
-    assert (process.returncode, error["status"]) == (3, 3)
-    assert "tar --extract" in error["error"]
-    assert demo.ssh("ls /run/anemos/point-of-no-return").strip() == "/run/anemos/point-of-no-return"
-    assert "FAILED: tar --extract" in demo.ssh("cat /run/anemos/log")
-    assert demo.kept_file("/alice/kept.txt") == b"a kept file\n"
