@@ -12,7 +12,7 @@ from anemos.workstation import facts, phases
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
 from anemos.workstation.phases import State
-from anemos.workstation.ssh import Endpoint, Remote, connect, pinned_key
+from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
 
 SETTLE_S = 300.0  # systemd's last jobs
 UNITS = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
@@ -58,7 +58,7 @@ def examine(host: Host, state: State, seen: Facts, where: Endpoint) -> Iterator[
         "boot id", seen.boot_id != state.old_boot_id, f"{state.old_boot_id} -> {seen.boot_id}"
     )
     yield Check("deployment", seen.deployment == state.deployment, seen.deployment)
-    yield Check("host key", True, f"answered with {pinned_key(where).fingerprint}")
+    yield Check("host key", True, f"answered with {fingerprint(where.host_key)}")
     for port in host.ports:
         listens = port in seen.listening
         yield Check(f"port {port}", listens, "listens" if listens else "nobody listens")
