@@ -5,7 +5,7 @@ opens no SSH connection and touches no GPG key; and none reads the developer's o
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +13,9 @@ import gnupg
 import paramiko
 import pytest
 import sh
+
+from tests import tree
+from tests.tree import Tree
 
 # What a test opens up with its marker -> where that is closed. The lowest place, because
 # `from anemos.run import run` takes a name along that no patch of anemos.run would reach.
@@ -69,3 +72,10 @@ def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", os.fspath(directory))
     for variable in PERSONAL:
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="module")
+def module_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """A copy of the project, for all tests of a module."""
+    with tree.copied(tmp_path_factory.mktemp("tree")) as copy:
+        yield copy

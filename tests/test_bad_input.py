@@ -11,19 +11,13 @@ import pytest
 from anemos.log import BAD_INPUT
 from anemos.run import run
 from anemos.workstation.gpg import Keyring
-from tests import sshd, tree
+from tests import sshd
 from tests.tree import HOST_KEY, IMGBUILD, TOML, Done, Tree
 
 pytestmark = pytest.mark.real("run", "gpg")
 
 FACTS = (Path(__file__).parent / "data/facts-virtio").read_text()
 GOOD = IMGBUILD.replace("SYSTEM", "demo-system").replace("DATA", "demo-data")
-
-
-@pytest.fixture(scope="module")
-def module_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    with tree.copied(tmp_path_factory.mktemp("tree")) as copy:
-        yield copy
 
 
 @pytest.fixture

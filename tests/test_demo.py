@@ -50,7 +50,7 @@ class Demo:
 
     def inv(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "invoke", *words],
+            [sys.executable, "-m", "anemos.workstation.program", *words],
             cwd=ROOT,
             env={**os.environ, "XDG_STATE_HOME": os.fspath(self.state)},
             stdin=subprocess.DEVNULL,

@@ -20,19 +20,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def put_lock(tree: Path, version: str) -> None:
-    """A requirements.lock with one wheel, whose `inv` prints VERSION, its place and its words."""
+    """A requirements.lock with one wheel: its Anemos prints VERSION, its place and its words."""
     wheel = tree / f"stub-{version}-py3-none-any.whl"
     info = f"stub-{version}.dist-info"
-    code = "import os, sys\ndef main(): print('{}', os.getcwd(), *sys.argv[1:], sep='|')\n"
+    code = "import os, sys\nprint('{}', os.getcwd(), *sys.argv[1:], sep='|')\n"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("stub.py", code.format(version))
+        archive.writestr("stub.py", "")
         archive.writestr(
             f"{info}/METADATA", f"Metadata-Version: 2.1\nName: stub\nVersion: {version}\n"
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        archive.writestr(f"{info}/entry_points.txt", "[console_scripts]\ninv = stub:main\n")
+        archive.writestr("anemos/workstation/program.py", code.format(version))
+        archive.writestr(f"{info}/entry_points.txt", "[console_scripts]\nstub = stub:main\n")
         archive.writestr(f"{info}/RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     (tree / "requirements.lock").write_text(f"./{wheel.name} --hash=sha256:{digest}\n")
@@ -108,7 +109,7 @@ def test_venv_is_repaired_and_updated(made: Path, tmp_path: Path) -> None:
         inv(tree, "x")
     lock.write_text(good)  # beside it, a .venv without packages
     assert inv(tree, "x") == f"1|{tree}|x\n"
-    assert (tree / ".venv/bin/inv").read_text().startswith(f"#!{tree}/.venv/bin/python")
+    assert (tree / ".venv/bin/stub").read_text().startswith(f"#!{tree}/.venv/bin/python")
     put_lock(tree, "2")
     assert inv(tree, "x") == f"2|{tree}|x\n"
 

@@ -45,7 +45,7 @@ class Tree:
     def inv(self, *words: str, stdin: int = subprocess.DEVNULL, **variables: str) -> Done:
         """Run `inv WORDS`. Whatever becomes of it, nobody sees a traceback."""
         done = subprocess.run(
-            [sys.executable, "-m", "invoke", *words],
+            [sys.executable, "-m", "anemos.workstation.program", *words],
             cwd=self.directory,
             env=environment(self.home) | variables,
             stdin=stdin,

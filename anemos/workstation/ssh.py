@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import BinaryIO
 
 import fabric
@@ -42,8 +42,7 @@ from anemos.run import Argv, CommandFailed, quote
 ANSWER_S = 10  # for the TCP handshake, then for the first line of the server
 HANDSHAKE_S = 30  # for each of key exchange, login, opening a channel: emulated machines are slow
 SILENCE_S = 30  # a peer that acknowledges nothing for so long is dead
-POLL_S = 1
-STILL_S = 20  # a wait longer than this says what it waits for
+STILL_S = 20  # a file that takes longer than this tells how far it is
 CHUNK = 1 << 18
 WINDOW = 1 << 21  # paramiko's receive window: no channel ever buffers more than this
 
@@ -352,39 +351,3 @@ def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:
     many = hung_up and not endpoint.identity
     hint = "too many keys in the agent? name one as identity" if many else ""
     return Unreachable(f"{endpoint}: no SSH connection: {reason}", hint=hint, status=status)
-
-
-def answers(endpoint: Endpoint) -> bool:
-    """Whether a login works now. Raises as `connect` does, except Unreachable."""
-    try:
-        with connect(endpoint):
-            return True
-    except Unreachable:
-        return False
-
-
-def wait_for(
-    endpoint: Endpoint, *, deadline_s: float, reason: str, status: int = BAD_INPUT
-) -> None:
-    """Wait until a login works, DEADLINE_S seconds at most. REASON: what is waited for.
-
-    Raises Unreachable at the deadline; what `connect` raises else, at once.
-    """
-    began = spoke = monotonic()
-    while True:
-        try:
-            with connect(endpoint, status=status):
-                return
-        except Unreachable as error:
-            last = error
-        waited = monotonic() - began
-        if waited >= deadline_s:
-            raise Unreachable(
-                f"gave up waiting for {reason} after {waited:.0f} s: {last.message}",
-                hint=last.hint,
-                status=status,
-            )
-        if monotonic() - spoke >= STILL_S:
-            spoke = monotonic()
-            info(f"still waiting for {reason} ({waited:.0f} s): {last.message}")
-        sleep(POLL_S)
