@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,8 @@ ROUTES = [
     for route in CAPTURED[f"{family} route show"]
 ]
 ETH0 = {
+    "name": "eth0",
+    "kind": "ether",
     "mac": "52:54:00:00:00:01",
     "mtu": 1500,
     "addresses": [
@@ -37,18 +40,69 @@ ETH0 = {
         {"family": "-4", "dst": "10.0.0.0/8", "gateway": "203.0.113.2", "flags": []},
         {"family": "-6", "dst": "default", "gateway": "fe80::1", "metric": 1024, "flags": []},
     ],
+    "dhcp": False,
 }
 BRIDGE = {
+    "name": "eth1",
+    "kind": "ether",
     "mac": "52:54:00:00:00:02",
     "mtu": 1500,
     "addresses": [{"local": "198.51.100.5", "prefixlen": 24, "family": "inet"}],
     "routes": [],
+    "dhcp": False,
+}
+VLAN = {
+    "name": "eth0.100",
+    "kind": "vlan",
+    "parent": "eth0",
+    "id": 100,
+    "protocol": "802.1Q",
+    "mtu": 1500,
+    "addresses": [{"local": "192.168.100.2", "prefixlen": 24, "family": "inet"}],
+    "routes": [],
+    "dhcp": False,
 }
 
 
 def test_select() -> None:
-    """No loopback, no VLAN, no bridge without hardware; of addresses no temporary and local one."""
-    assert server.select(LINKS, ROUTES) == [ETH0, BRIDGE]
+    """No loopback, no bridge without hardware; of addresses no temporary and local one."""
+    assert server.select(LINKS, ROUTES) == [ETH0, BRIDGE, VLAN]
+
+
+def ether(name: str, **more: Any) -> dict[str, Any]:
+    return {"ifname": name, "link_type": "ether", "mtu": 1500, "addr_info": [], **more}
+
+
+def virtual(name: str, kind: str, data: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return ether(name, linkinfo={"info_kind": kind, "info_data": data}, **more)
+
+
+ADDRESS = {"family": "inet", "local": "192.0.2.7", "prefixlen": 24, "scope": "global"}
+STACK = [
+    virtual("vmbr0", "bridge", {}, address="a1", addr_info=[ADDRESS | {"dynamic": True}]),
+    virtual("bond0.7", "vlan", {"protocol": "802.1Q", "id": 7}, link="bond0", master="vmbr0"),
+    virtual("bond0", "bond", {"mode": "802.3ad", "miimon": 100, "ad_lacp_rate": "fast"})
+    | {"address": "a1"},
+    ether("eth0", address="a1", permaddr="a1", master="bond0"),
+    ether("eth1", address="a1", permaddr="a2", master="bond0"),
+    virtual("tap0", "tun", {}, address="a0", master="vmbr0"),
+    virtual("wg0", "wireguard", {}, addr_info=[ADDRESS]) | {"link_type": "none"},
+    virtual("dummy0", "dummy", {}, address="a3", addr_info=[ADDRESS]),
+]
+
+
+def test_stack() -> None:
+    """A bridge with a VLAN on a bond of two: the VLAN gets the address, on what it stands on."""
+    found = server.select([link | {"address": link.get("address", "a1")} for link in STACK], [])
+
+    assert [each["name"] for each in found] == ["eth0", "eth1", "bond0", "bond0.7"]
+    eth0, eth1, bond, vlan = found
+    assert (eth0["mac"], eth1["mac"], bond["mac"]) == ("a1", "a2", "a1")
+    assert bond["members"] == ["eth0", "eth1"]
+    assert bond["options"] == {"mode": "802.3ad", "miimon": 100, "lacp_rate": "fast"}
+    assert (vlan["parent"], vlan["id"]) == ("bond0", 7)
+    assert [len(each["addresses"]) for each in found] == [0, 0, 0, 1]
+    assert [each["dhcp"] for each in found] == [False, False, False, True]
 
 
 def test_select_nothing() -> None:
@@ -73,24 +127,22 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_capture(captured: dict[str, Any], tmp_path: Path) -> None:
     found = server.capture(tmp_path, "203.0.113.7")
 
-    assert found == {"interfaces": [ETH0, BRIDGE], "dns": []}
+    assert found == {"interfaces": [ETH0, BRIDGE, VLAN], "dns": [], "operator": "inet"}
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.parametrize("address", ["198.51.100.5", "2001:db8::7"])
+@pytest.mark.parametrize("address", ["198.51.100.5", "192.168.100.2", "2001:db8::7"])
 def test_way_back_to_the_operator(captured: dict[str, Any], tmp_path: Path, address: str) -> None:
     captured["-6 route show"] = []
 
     assert server.capture(tmp_path, address)["interfaces"]
 
 
-@pytest.mark.parametrize(
-    "address", ["192.168.100.2", "172.17.0.1", "127.0.0.1", "203.0.113.8", "fe80::1%eth0", ""]
-)
+@pytest.mark.parametrize("address", ["172.17.0.1", "127.0.0.1", "203.0.113.8", "fe80::1%eth0", ""])
 def test_no_way_back_to_the_operator(
     captured: dict[str, Any], tmp_path: Path, address: str
 ) -> None:
-    """By the VLAN, say: nobody would reach the machine in its initramfs."""
+    """By a bridge of containers, say: nobody would reach the machine in its initramfs."""
     with pytest.raises(Failure, match=f"you came in by {address or '[?]'}, which the initramfs"):
         server.capture(tmp_path, address)
 
@@ -104,7 +156,7 @@ def test_one_of_several_ways(captured: dict[str, Any], tmp_path: Path) -> None:
     ]
     captured["-6 route show"] = []
 
-    eth0, bridge = server.capture(tmp_path, "203.0.113.7")["interfaces"]
+    eth0, bridge, _ = server.capture(tmp_path, "203.0.113.7")["interfaces"]
 
     assert eth0["routes"] == [
         {"family": "-4", "dst": "default", "gateway": "203.0.113.1", "flags": ["onlink"]}
@@ -151,7 +203,7 @@ def test_nameservers(
 
 
 def test_commands() -> None:
-    assert [" ".join(argv) for argv in initramfs.commands("ens3", ETH0)] == [
+    assert [" ".join(argv) for argv in initramfs.commands("ens3", ETH0, {})] == [
         "ip link set ens3 mtu 1500 up",
         "ip address replace 203.0.113.7/24 dev ens3",
         "ip address replace 10.9.9.9/32 dev ens3",
@@ -171,7 +223,7 @@ def test_routes_without_gateway_come_first() -> None:
         ]
     }
 
-    assert [" ".join(argv[1:]) for argv in initramfs.commands("x", interface)[2:]] == [
+    assert [" ".join(argv[1:]) for argv in initramfs.commands("x", interface, {})[2:]] == [
         "-4 route replace 10.0.0.1 metric 5 dev x",
         "-6 route replace default dev x",
         "-4 route replace default via 10.0.0.1 onlink dev x",
@@ -203,11 +255,16 @@ def test_up(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.symlink_to("precious")
 
-    initramfs.up({"interfaces": [ETH0], "dns": ["10.0.2.3", "2001:db8::53"]}, resolv_conf)
+    monkeypatch.setattr(initramfs, "lives", lambda family: False)
+    monkeypatch.setattr(initramfs, "NO_IPV6", tmp_path / "no_ipv6")
+    dns = ["10.0.2.3", "2001:db8::53"]
+
+    initramfs.up({"interfaces": [ETH0], "dns": dns, "operator": "inet"}, resolv_conf)
 
     assert done[:2] == ["ip link set lo up", "ip link set ens3 mtu 1500 up"]
     assert len(done) == 8
-    assert resolv_conf.read_text() == "nameserver 10.0.2.3\nnameserver 2001:db8::53\n"
+    assert (tmp_path / "no_ipv6").read_text() == "1"
+    assert resolv_conf.read_text() == "nameserver 10.0.2.3\n"
     assert (tmp_path / "precious").read_text() == "precious"
 
 
@@ -220,7 +277,7 @@ def test_missing_interface(net: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(initramfs, "wait_for", wait_for)
 
     with pytest.raises(Failure, match="no network interface with MAC address 52:54:00:00:00:02"):
-        initramfs.up({"interfaces": [BRIDGE], "dns": []}, tmp_path / "resolv.conf")
+        initramfs.up({"interfaces": [BRIDGE]}, tmp_path / "resolv.conf")
 
 
 # With a real kernel: a network namespace with one end of a cable, which gets another name.
@@ -316,10 +373,36 @@ def test_same_network_again(
         assert state("wan0")["addresses"] == state("wan0")["routes"] == []
 
         for _ in range(2):  # once more changes nothing, and nothing fails
-            for argv in initramfs.commands("wan0", json.loads(json.dumps(interface))):
+            for argv in initramfs.commands("wan0", json.loads(json.dumps(interface)), {}):
                 run(argv)
 
         assert state("wan0") == before
 
     with ThreadPoolExecutor() as pool:
         pool.submit(scene).result()
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+@pytest.mark.parametrize("there", [[], ["inet"], ["inet6"], ["inet", "inet6"]], ids=str)
+def test_gateway_that_answers(there: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the other end of the cable, the gateways of the families THERE."""
+    monkeypatch.setattr(initramfs, "GATEWAY_S", 3.0)
+    far = f"anemos-{os.getpid()}-{len(there)}"
+    address = {"inet": "203.0.113.1/24", "inet6": "fe80::1/64 nodad"}
+
+    def scene() -> dict[str, bool]:
+        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        ip("link add eth0 type veth peer name far", f"link set far netns {far}")
+        ip("link set eth0 up", f"-n {far} link set far up", *SETUPS["both"])
+        ip(*(f"-n {far} address add {address[family]} dev far" for family in there))
+        return {family: initramfs.lives(family) for family in initramfs.FAMILIES}
+
+    ip(f"netns add {far}")
+    try:
+        with ThreadPoolExecutor() as pool:
+            found = pool.submit(scene).result()
+    finally:
+        ip(f"netns delete {far}")
+
+    assert found == {family: family in there for family in initramfs.FAMILIES}
