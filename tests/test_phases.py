@@ -13,10 +13,9 @@ import pytest
 
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, phases, places
+from anemos.workstation import facts, phases, places, reach
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
-from anemos.workstation.phases import State
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
@@ -25,6 +24,7 @@ from anemos.workstation.ssh import (
     Unreachable,
     WrongHostKey,
 )
+from anemos.workstation.state import State, load_state
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -36,7 +36,7 @@ KILLED = CommandFailed(["sh"], -15, "")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(phases, "POLL_S", 0)
+    monkeypatch.setattr(reach, "POLL_S", 0)
 
 
 # State
@@ -54,7 +54,7 @@ def test_state_is_read_back() -> None:
 
     state.save()
 
-    assert phases.load_state(HOST) == state
+    assert load_state(HOST) == state
 
 
 def test_state_is_ours_alone(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_state_is_ours_alone(tmp_path: Path) -> None:
 def test_hosts_have_states_of_their_own() -> None:
     State("mx", deployment="d-1").save()
 
-    assert phases.load_state(replace(HOST, name="other")) == State("other")
+    assert load_state(replace(HOST, name="other")) == State("other")
 
 
 def test_state_that_was_not_written_whole() -> None:
@@ -77,9 +77,9 @@ def test_state_that_was_not_written_whole() -> None:
     State("mx", deployment="old").save()
     (places.memory("mx") / "state.new").write_text('{"host": "m')
 
-    assert phases.load_state(HOST).deployment == "old"
+    assert load_state(HOST).deployment == "old"
     State("mx", deployment="new").save()
-    assert phases.load_state(HOST).deployment == "new"
+    assert load_state(HOST).deployment == "new"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_phase_that_comes_too_early(state: State | None, needs: str, before: str
         state.save()
 
     with pytest.raises(Failure, match="mx: not ready for this phase") as caught:
-        phases.load_state(HOST, needs, before)
+        load_state(HOST, needs, before)
 
     assert (caught.value.hint, caught.value.status) == (f"./inv {before} --host mx", BAD_INPUT)
 
@@ -124,8 +124,8 @@ def test_deployment_ids() -> None:
 
 
 def test_endpoint(tmp_path: Path) -> None:
-    assert phases.endpoint(HOST) == Endpoint("192.0.2.1", 2222, "root", HOST.host_key, None)
-    assert phases.endpoint(replace(HOST, identity=f"{tmp_path}/id")).identity == tmp_path / "id"
+    assert reach.endpoint(HOST) == Endpoint("192.0.2.1", 2222, "root", HOST.host_key, None)
+    assert reach.endpoint(replace(HOST, identity=f"{tmp_path}/id")).identity == tmp_path / "id"
 
 
 def test_vm_that_does_not_run() -> None:
@@ -135,7 +135,7 @@ def test_vm_that_does_not_run() -> None:
     (places.state("demo") / "vm/port-22").write_text("2222")
 
     with pytest.raises(Failure, match="the VM of demo is not running") as caught:
-        phases.endpoint(host)
+        reach.endpoint(host)
 
     assert (caught.value.hint, caught.value.status) == ("./inv demo --host demo", BAD_INPUT)
     assert sorted(each.name for each in places.state("demo").iterdir()) == ["vm"]
@@ -145,7 +145,7 @@ def test_vm_that_does_not_run() -> None:
     ("base", "expected"), [("", ""), ("/cache/base-d2b1e2.squashfs", "d2b1e2")]
 )
 def test_base_hash(base: str, expected: str) -> None:
-    assert phases.base_hash(State("mx", base=base)) == expected
+    assert State("mx", base=base).base_hash == expected
 
 
 def test_sizes_of_what_is_not_made_yet(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
         self.answers, self.statuses = list(answers), set[int]()
-        monkeypatch.setattr(phases, "connect", self.connect)
+        monkeypatch.setattr(reach, "connect", self.connect)
         monkeypatch.setattr(facts, "identify", self.identify)
 
     @contextmanager
@@ -206,8 +206,8 @@ class Machine:
 
 
 def await_boot(host: Host = HOST) -> Identity:
-    return phases.await_boot(
-        host, phases.endpoint(host), phases.rebooted_from("old"), host.timeouts.up, "new system"
+    return reach.await_boot(
+        host, reach.endpoint(host), reach.rebooted_from("old"), host.timeouts.up, "new system"
     )
 
 
@@ -231,7 +231,7 @@ def test_await_boot_of_somebody_else(monkeypatch: pytest.MonkeyPatch, kind: type
 def test_await_boot_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None)
-    monkeypatch.setattr("anemos.workstation.phases.time", time)
+    monkeypatch.setattr("anemos.workstation.reach.time", time)
     Machine(monkeypatch, *[AWAY, "old"] * 50)
     host = replace(HOST, timeouts=Timeouts(up=9))
 
@@ -247,7 +247,7 @@ def test_await_end(monkeypatch: pytest.MonkeyPatch, end: object) -> None:
     machine = Machine(monkeypatch, "old", "old", end, "never asked")
     state = State("mx", old_boot_id="old", last_answer=9.0)
 
-    phases.await_end(HOST, phases.endpoint(HOST), state)
+    reach.await_end(HOST, reach.endpoint(HOST), state)
 
     assert machine.answers == ["never asked"]
     assert state.last_answer == 2.0
@@ -256,12 +256,12 @@ def test_await_end(monkeypatch: pytest.MonkeyPatch, end: object) -> None:
 def test_old_system_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None)
-    monkeypatch.setattr("anemos.workstation.phases.time", time)
+    monkeypatch.setattr("anemos.workstation.reach.time", time)
     Machine(monkeypatch, *["old"] * 50)
     host = replace(HOST, timeouts=Timeouts(down=9))
 
     with pytest.raises(Failure, match="mx: the old system still runs 9 s after kexec") as caught:
-        phases.await_end(host, phases.endpoint(host), State("mx", old_boot_id="old"))
+        reach.await_end(host, reach.endpoint(host), State("mx", old_boot_id="old"))
 
     assert caught.value.status == FAILED
 
@@ -275,9 +275,10 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lost: bool = False) -> None:
         self.done: list[str] = []
         self.lost = lost
-        monkeypatch.setattr(phases, "connect", self.connect)
-        monkeypatch.setattr(phases, "script", self.script)
-        monkeypatch.setattr(phases, "await_end", lambda *_: self.done.append("await end"))
+        for module in (phases, reach):
+            monkeypatch.setattr(module, "connect", self.connect)
+        monkeypatch.setattr(reach, "script", self.script)
+        monkeypatch.setattr(reach, "await_end", lambda *_: self.done.append("await end"))
 
     @contextmanager
     def connect(self, endpoint: Endpoint, *, status: int = BAD_INPUT) -> Iterator["Server"]:
@@ -300,7 +301,7 @@ class Server:
 def jump(monkeypatch: pytest.MonkeyPatch, seen: Identity) -> dict[str, Any]:
     State("mx", deployment="d-1", remote_base="/base").save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
-    monkeypatch.setattr(phases, "await_boot", lambda *_: seen)
+    monkeypatch.setattr(reach, "await_boot", lambda *_: seen)
     return phases.kexec(HOST)
 
 
@@ -317,7 +318,7 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
         "await end",
         "touch /run/anemos/go",
     ]
-    state = phases.load_state(HOST)
+    state = load_state(HOST)
     assert state.old_boot_id == "old"
     assert state.last_answer > 0
 
@@ -371,7 +372,7 @@ def test_command_without_an_answer_is_waited_out(monkeypatch: pytest.MonkeyPatch
 
     Server(monkeypatch)
     monkeypatch.setattr(facts, "identify", identify)
-    where = phases.endpoint(HOST)
+    where = reach.endpoint(HOST)
 
-    seen = phases.await_boot(HOST, where, phases.rebooted_from("old"), 5, "new system")
+    seen = reach.await_boot(HOST, where, reach.rebooted_from("old"), 5, "new system")
     assert seen.boot_id == "new"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from anemos import disks, log
+from anemos import archive, disks, log
 from anemos.digest import sha256
 from anemos.disks import Device, Fingerprint
 from anemos.image import imgbuild
@@ -213,7 +213,7 @@ def test_staged_file_is_not_what_was_sent(stage: Path, name: str, damage: str) -
 
 
 def test_manifest(stage: Path) -> None:
-    manifest = staging.read_manifest(stage / "payload")
+    manifest = archive.read_manifest(stage / "payload")
 
     assert (manifest["deployment"], manifest["host"]) == ("d-1", "mx")
     assert manifest["keep"] == [{"name": "data", "match": {"serial": "S"}, "part": 0, "mount": ""}]
@@ -237,7 +237,7 @@ def test_nobody_could_log_in(tmp_path: Path) -> None:
         if content is not None:
             allowed.write_text(content)
         with pytest.raises(Failure, match=r"/root/\.ssh/authorized_keys lists nobody"):
-            staging.ssh_entries(host)
+            staging.ssh_keys(host)
         allowed.touch()
 
 
@@ -248,7 +248,7 @@ def test_no_host_keys(tmp_path: Path) -> None:
         key.unlink()
 
     with pytest.raises(Failure, match="no host key in /etc/ssh"):
-        staging.ssh_entries(host)
+        staging.ssh_keys(host)
 
 
 # The program

@@ -9,11 +9,11 @@ import pytest
 
 from anemos.log import FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, phases, places, report, verify
+from anemos.workstation import facts, places, reach, report, verify
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host
-from anemos.workstation.phases import State
 from anemos.workstation.ssh import Endpoint, pinned_key
+from anemos.workstation.state import State
 from anemos.workstation.verify import Check
 from tests.tree import HOST_KEY
 
@@ -181,7 +181,7 @@ def test_kept(
     host: Host, monkeypatch: pytest.MonkeyPatch, after: dict[str, Any], passed: bool
 ) -> None:
     server: Any = object()
-    monkeypatch.setattr(phases, "enter", lambda *_: json.dumps([after]))
+    monkeypatch.setattr(reach, "enter", lambda *_: json.dumps([after]))
 
     (check,) = verify.check_kept(host, replace(STATE, kept=[BEFORE]), server, FACTS)
 
@@ -225,7 +225,7 @@ def test_fresh() -> None:
 def test_old_system_came_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
     STATE.save()
-    monkeypatch.setattr(phases, "await_boot", lambda *_: Identity("new", False, "d-0", 1.0))
+    monkeypatch.setattr(reach, "await_boot", lambda *_: Identity("new", False, "d-0", 1.0))
 
     with pytest.raises(Failure, match="mx runs the old system: nothing was deployed") as caught:
         verify.verify(HOST)

@@ -10,11 +10,11 @@ import pytest
 
 from anemos.log import FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, phases, places, watch
+from anemos.workstation import facts, places, reach, watch
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts
-from anemos.workstation.phases import State
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Unreachable, WrongHostKey
+from anemos.workstation.state import State
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)
 
@@ -102,13 +102,13 @@ class Machine:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(phases, "POLL_S", 0)
+    monkeypatch.setattr(reach, "POLL_S", 0)
     State("mx", deployment="d-1").save()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *answers: Any, host: Host = HOST) -> Machine:
     machine = Machine(*answers)
-    for module in (watch, phases):
+    for module in (watch, reach):
         monkeypatch.setattr(module, "connect", machine.connect)
     monkeypatch.setattr(facts, "identify", machine.identify)
     machine.result = watch.watch(host)

@@ -9,7 +9,7 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import phases, report, stock, verify, vm, watch
+from anemos.workstation import phases, reach, report, stock, verify, vm, watch
 from anemos.workstation.host import Host
 
 Phase = Callable[[Host], dict[str, Any]]
@@ -87,9 +87,7 @@ def demo(host: Host) -> dict[str, Any]:
     stock.create(host)
     vm.start(machine)
     with log.step("Waiting for the server"):
-        phases.await_boot(
-            host, phases.endpoint(host), lambda seen: True, host.timeouts.up, "server"
-        )
+        reach.await_boot(host, reach.endpoint(host), lambda seen: True, host.timeouts.up, "server")
     result = deploy(host)
     goodbye(host, machine)
     return result
@@ -103,7 +101,7 @@ def stop(host: Host) -> dict[str, Any]:
 
 def goodbye(host: Host, machine: vm.Vm) -> None:
     """How to look at the machine."""
-    where = phases.endpoint(host)
+    where = reach.endpoint(host)
     known_hosts = machine.directory / "known_hosts"
     known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
     ssh = f"ssh -p {where.port} -i {where.identity} -o UserKnownHostsFile={known_hosts}"

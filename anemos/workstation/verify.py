@@ -8,11 +8,11 @@ from typing import Any
 from anemos import log
 from anemos.log import FAILED, UNVERIFIED, Failure, die
 from anemos.run import CommandFailed
-from anemos.workstation import facts, phases
+from anemos.workstation import facts, reach
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
-from anemos.workstation.phases import State
 from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
+from anemos.workstation.state import State, load_state, remember_downtime
 
 SETTLE_S = 300.0  # systemd's last jobs
 UNITS = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
@@ -30,26 +30,26 @@ def verify(host: Host) -> dict[str, Any]:
 
     Raises Failure: status 1 when the old system came back, 4 when a check fails.
     """
-    state = phases.load_state(host, "old_boot_id", "kexec")
-    where = phases.endpoint(host)
+    state = load_state(host, "old_boot_id", "kexec")
+    where = reach.endpoint(host)
     with log.step("Waiting for the new system"):
-        up = phases.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
+        up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
     if up.deployment != state.deployment:
         die(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
     state.first_answer = state.first_answer or up.answered
     state.save()
     with connect(where, status=UNVERIFIED) as remote:
         units = check_units(remote)  # waits for the end of the boot: what listens does so then
-        seen = facts.gather(remote, phases.base_hash(state))
+        seen = facts.gather(remote, state.base_hash)
         checks = [*examine(host, state, seen, where), units, *check_kept(host, state, remote, seen)]
         checks += check_own(host, remote)
     for each in checks:
         log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
-    phases.remember_downtime(host, state)
+    remember_downtime(host, state)
     return conclude(host, state, seen, checks)
 
 
-def fresh(state: State) -> phases.Ready:
+def fresh(state: State) -> reach.Ready:
     return lambda seen: seen.boot_id != state.old_boot_id and not seen.in_initramfs
 
 
@@ -83,7 +83,7 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
         return
     words = json.dumps([asdict(each) for each in keep])
     try:
-        found = json.loads(phases.enter(remote, seen.base, "fingerprint", words))
+        found = json.loads(reach.enter(remote, seen.base, "fingerprint", words))
     except Failure as failure:
         yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
         return

@@ -7,9 +7,10 @@ from typing import Any
 
 from anemos import log
 from anemos.log import FAILED, IN_INITRAMFS, Failure, die
-from anemos.workstation import facts, phases
+from anemos.workstation import facts, reach
 from anemos.workstation.host import Host
 from anemos.workstation.ssh import Remote, connect
+from anemos.workstation.state import load_state
 
 EVENTS = "/run/anemos/events"
 
@@ -32,7 +33,7 @@ class Watch:
         """Read events until the stream or the initramfs ends."""
         end = monotonic() + self.host.timeouts.install
         while monotonic() < end:
-            with suppress(*phases.GONE, Ended), self.connected() as remote:
+            with suppress(*reach.GONE, Ended), self.connected() as remote:
                 seen = facts.identify(remote)
                 if not seen.in_initramfs:
                     self.then = seen.deployment
@@ -41,11 +42,11 @@ class Watch:
                 remote.sh(tail, timeout=self.host.timeouts.install, log=self.hear)
             if self.last.get("event") in ("failed", "done"):
                 return
-            sleep(phases.POLL_S)
+            sleep(reach.POLL_S)
         die(f"{self.host.name}: no end of the installation in sight", status=self.status)
 
     def connected(self) -> AbstractContextManager[Remote]:
-        return connect(phases.endpoint(self.host), status=self.status)
+        return connect(reach.endpoint(self.host), status=self.status)
 
     def hear(self, line: str) -> None:
         try:
@@ -72,7 +73,7 @@ def watch(host: Host) -> dict[str, Any]:
     initramfs.
     """
     watching = Watch(host)
-    deployment = phases.load_state(host, "deployment", "pack").deployment
+    deployment = load_state(host, "deployment", "pack").deployment
     try:
         watching.follow()
     except Failure as failure:
@@ -87,13 +88,13 @@ def watch(host: Host) -> dict[str, Any]:
 def failed(host: Host, watching: Watch) -> None:
     message = watching.last["message"]
     if watching.passed:
-        where = phases.endpoint(host)
+        where = reach.endpoint(host)
         hint = f"it waits in the initramfs: ssh -p {where.port} root@{where.address}"
         die(f"{host.name}: {message}", hint=hint, status=IN_INITRAMFS)
     with log.step("Waiting for the old system"):
-        phases.await_boot(
+        reach.await_boot(
             host,
-            phases.endpoint(host),
+            reach.endpoint(host),
             lambda seen: not seen.in_initramfs,
             host.timeouts.up,
             "old system",

@@ -1,0 +1,74 @@
+"""Where a host answers, the wait until it does, and what runs there."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from anemos.log import FAILED, die
+from anemos.run import CommandFailed
+from anemos.workstation import facts, places, stock, vm
+from anemos.workstation.facts import Identity
+from anemos.workstation.host import Host
+from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, TimedOut, Unreachable, connect
+from anemos.workstation.state import State
+
+SERVER = places.ROOT / "anemos/server"
+STAGE = "/run/anemos"
+POLL_S = 0.5
+# What a system on its way down or up may answer with; a command may be killed with everything else.
+GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed)
+Ready = Callable[[Identity], bool]
+
+
+def endpoint(host: Host) -> Endpoint:
+    """Where HOST answers, and the key that it is pinned to, in all of its systems."""
+    if host.vm is None:
+        return Endpoint(host.address, host.port, "root", host.host_key, host.identity_file)
+    machine = vm.of(host)
+    if not machine.pid:
+        die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
+    identity = stock.operator_key(host.name)
+    return Endpoint("127.0.0.1", machine.port(22), "root", machine.host_key, identity)
+
+
+def await_end(host: Host, where: Endpoint, state: State) -> None:
+    """Wait until the old system does not answer any more; remember when it last did."""
+    end = time.monotonic() + host.timeouts.down
+    while time.monotonic() < end:
+        try:
+            with connect(where, status=FAILED) as remote:
+                seen = facts.identify(remote)
+        except GONE:
+            return
+        if seen.boot_id != state.old_boot_id:
+            return
+        state.last_answer = seen.answered
+        time.sleep(POLL_S)
+    die(f"{host.name}: the old system still runs {host.timeouts.down} s after kexec", status=FAILED)
+
+
+def rebooted_from(old: str) -> Ready:
+    return lambda seen: seen.boot_id != old
+
+
+def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: str) -> Identity:
+    """Wait for a system that READY accepts. Raises Failure (status 1) at the end."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        with suppress(*GONE), connect(where, status=FAILED) as remote:
+            seen = facts.identify(remote)
+            if ready(seen):
+                return seen
+        time.sleep(POLL_S)
+    die(f"{host.name}: no answer from the {what} within {timeout} s", status=FAILED)
+
+
+def script(remote: Remote, name: str, *words: str, timeout: float = 60) -> str:
+    """Run a script of anemos/server on the server."""
+    argv = ["sh", "-c", (SERVER / name).read_text(), name, *words]
+    return remote.sh(argv, timeout=timeout, shown=[name, *words])
+
+
+def enter(remote: Remote, base: str, *words: str) -> str:
+    """Run `python3 -m anemos.server WORDS` on the server, in the base image."""
+    return script(remote, "enter.sh", base, *words, timeout=300)

@@ -1,0 +1,62 @@
+"""What one phase of a deployment leaves for the next: JSON in memory-backed storage."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anemos.log import die
+from anemos.workstation import places
+from anemos.workstation.host import Host
+
+
+@dataclass
+class State:
+    """A deployment as far as it has come."""
+
+    host: str
+    deployment: str = ""
+    base: str = ""  # file on the workstation
+    layer: str = ""  # the same; "" when the initramfs bootstraps
+    remote_base: str = ""  # file on the server
+    old_boot_id: str = ""
+    last_answer: float = 0.0  # of the old system: seconds since the epoch
+    first_answer: float = 0.0  # of the new system
+    kept: list[dict[str, Any]] = field(default_factory=list)  # fingerprints in the old system
+    sent: dict[str, int] = field(default_factory=dict)  # bytes: base, layer, payload
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 of the base image, "" when there is none yet."""
+        return Path(self.base).stem.removeprefix("base-") if self.base else ""
+
+    def save(self) -> None:
+        file = places.memory(self.host) / "state.json"
+        fresh = file.with_suffix(".new")
+        fresh.touch(0o600)
+        fresh.write_text(json.dumps(asdict(self)))
+        fresh.rename(file)
+
+
+def load_state(host: Host, needs: str = "", hint: str = "") -> State:
+    """The state of HOST's deployment. Raises Failure when the field NEEDS is still empty."""
+    file = places.memory(host.name) / "state.json"
+    state = State(**json.loads(file.read_text())) if file.exists() else State(host.name)
+    if needs and not getattr(state, needs):
+        die(f"{host.name}: not ready for this phase", hint=f"./inv {hint} --host {host.name}")
+    return state
+
+
+def payload_file(host: Host) -> Path:
+    return places.memory(host.name) / "payload"
+
+
+def remember_downtime(host: Host, state: State) -> None:
+    """For the next plan."""
+    file = places.state(host.name) / "downtime"
+    file.write_text(f"{state.first_answer - state.last_answer:.0f}")
+
+
+def expected_downtime(host: Host) -> str:
+    file = places.state(host.name) / "downtime"
+    return f"{file.read_text()} s, as the last time" if file.exists() else "unknown yet"
