@@ -3,16 +3,21 @@
 import hashlib
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import leaks
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
@@ -34,7 +39,12 @@ class Run:
 @dataclass
 class Demo:
     state: Path
+    seen: Path
     runs: list[Run] = field(default_factory=list)
+    processes: set[bytes] = field(default_factory=set)
+    swapped_kib: int = 0
+    old_disk: list[str] = field(default_factory=list)  # hits on it
+    new_disk: dict[str, int] = field(default_factory=dict)  # how often each marker stands there
 
     @property
     def directory(self) -> Path:
@@ -59,7 +69,8 @@ class Demo:
             text=True,
         )
 
-    def deploy(self) -> None:
+    def deploy(self, pauses: Mapping[str, Callable[[], object]] | None = None) -> None:
+        """Run `demo`. PAUSES: what is done, by the beginning of the line at which it waits."""
         with self.inv("demo", "--json") as process:
             assert process.stderr and process.stdout
             log, raw = [], {}
@@ -68,6 +79,13 @@ class Demo:
                 for moment in ("POINT OF NO RETURN", "Rebooting into the new system"):
                     if moment in line:
                         raw[moment] = sha256(self.disk)
+                for start, action in (pauses or {}).items():
+                    if line.startswith(start):
+                        process.send_signal(signal.SIGSTOP)
+                        try:
+                            action()
+                        finally:
+                            process.send_signal(signal.SIGCONT)
             printed = process.stdout.read()
         assert process.returncode == 0, "\n".join(log)
         self.runs.append(Run(json.loads(printed), log, raw))
@@ -79,7 +97,7 @@ class Demo:
         assert process.returncode == status, log
         return dict(json.loads(printed))
 
-    def ssh(self, *words: str) -> str:
+    def ssh_argv(self) -> list[str]:
         """OpenSSH's own client, which knows nothing but the key that the stock server had."""
         known = self.directory / "known"
         public = self.secret("stock", "host_key")
@@ -87,13 +105,40 @@ class Demo:
         options = ["-F", "none", "-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes"]
         options += ["-o", "ServerAliveInterval=15"]  # a machine that is gone ends no connection
         options += ["-o", "StrictHostKeyChecking=yes", "-i", f"{self.directory}/id_ed25519"]
-        argv = ["ssh", *options, "-p", str(self.port(22)), "root@127.0.0.1", *words]
+        return ["ssh", *options, "-p", str(self.port(22)), "root@127.0.0.1"]
+
+    def ssh(self, *words: str) -> str:
+        argv = [*self.ssh_argv(), *words]
         return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
     def secret(self, host: str, path: str) -> str:
         file = self.directory / "secrets" / host / f"{path}.gpg"
         argv = ["gpg", "--homedir", f"{self.directory}/gnupg", "--batch", "--quiet", "--decrypt"]
         return subprocess.run([*argv, file], check=True, capture_output=True, text=True).stdout
+
+    def turn_swap_on(self) -> None:
+        self.ssh("fallocate -l 256M /swap && chmod 600 /swap && mkswap -q /swap && swapon /swap")
+
+    def look_at_the_old_disk(self) -> None:
+        """All is staged, the jump comes next: have the server swap what it can, and search."""
+        more = "$(awk '/MemAvailable/ { print int($2 / 1024) + 100 }' /proc/meminfo)M"
+        self.ssh(f"dd if=/dev/zero of=/dev/null bs={more} count=2; sync")
+        self.swapped_kib = int(self.ssh("awk 'NR > 1 { print $4 }' /proc/swaps"))
+        self.old_disk = leaks.hits([self.system_disk], self.markers())
+
+    def look_at_the_new_disk(self) -> None:
+        self.ssh("sync")
+        found = {name: leaks.count(self.system_disk, [m]) for name, m in self.markers().items()}
+        self.new_disk = found
+
+    @property
+    def system_disk(self) -> Path:
+        return self.directory / "vm" / "stock-system.img"
+
+    def markers(self) -> dict[str, bytes]:
+        """What must not be seen: a line of the private key, the password."""
+        key = self.secret("demo", "etc/ssl/private/demo.key").splitlines()[1]
+        return {"key": key.encode(), "password": self.secret("demo", "PASSWORD").strip().encode()}
 
     def kept_file(self, path: str) -> bytes:
         """A file on the data disk, read from the raw image."""
@@ -116,9 +161,22 @@ def sha256(file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    machine = Demo(tmp_path_factory.mktemp("state"))
+    machine = Demo(tmp_path_factory.mktemp("state"), tmp_path_factory.mktemp("seen"))
     try:
-        machine.deploy()
+        with leaks.sampled_processes() as machine.processes, ExitStack() as stack:
+
+            def look_at_the_old_system() -> None:
+                machine.turn_swap_on()
+                sampler = leaks.sampled_server(machine.ssh_argv(), machine.seen / "server")
+                stack.enter_context(sampler)
+
+            machine.deploy(
+                {
+                    "plan demo ...": look_at_the_old_system,
+                    "kexec demo ...": machine.look_at_the_old_disk,
+                }
+            )
+            machine.look_at_the_new_disk()
         machine.deploy()
         yield machine
     finally:
@@ -198,14 +256,27 @@ def test_new_system(demo: Demo) -> None:
     assert says[8:] == ["/home/alice", "1"]
 
 
-def test_https(demo: Demo) -> None:
-    """The page, over TLS with the certificate from the secrets and no other, shows the id."""
+def fetch(demo: Demo, path: str, **headers: str) -> str:
+    """Over TLS, with the certificate from the secrets and no other."""
     context = ssl.create_default_context(cadata=demo.secret("demo", "etc/ssl/demo.crt"))
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
-    with opener.open(f"https://127.0.0.1:{demo.port(443)}/", timeout=60) as answer:
-        page = answer.read().decode()
+    server = HTTPSConnection("127.0.0.1", demo.port(443), timeout=60, context=context)
+    with closing(server):
+        server.request("GET", path, headers=headers)
+        answer = server.getresponse()
+        return f"{answer.status} {answer.read().decode()}"
 
-    assert f"<code>{demo.runs[-1].report['deployment']}</code>" in page
+
+def test_https(demo: Demo) -> None:
+    """The page shows the deployment's id."""
+    assert f"<code>{demo.runs[-1].report['deployment']}</code>" in fetch(demo, "/")
+
+
+def test_password(demo: Demo) -> None:
+    """A value from the secrets, in a template, opens the private page."""
+    login = b64encode(f"operator:{demo.secret('demo', 'PASSWORD').strip()}".encode()).decode()
+
+    assert fetch(demo, "/private/").startswith("401 ")
+    assert "knows the password" in fetch(demo, "/private/", Authorization=f"Basic {login}")
 
 
 def test_old_system_is_gone(demo: Demo) -> None:
@@ -249,6 +320,39 @@ def test_nothing_stays_in_memory(demo: Demo) -> None:
     ]
 
     assert left == []
+
+
+def test_no_secret_on_the_old_disk(demo: Demo) -> None:
+    """Not in a file, not in swap, though that was in use: the machine was short of memory."""
+    assert demo.swapped_kib > 0
+    assert demo.old_disk == []
+
+
+def test_no_secret_in_processes_and_logs(demo: Demo) -> None:
+    """Arguments, environments, logs, events, reports, of the workstation and of the server."""
+    (demo.seen / "workstation").write_bytes(b"\n".join(demo.processes))
+    for number, run in enumerate(demo.runs):
+        (demo.seen / f"log-{number}").write_text("\n".join([*run.log, json.dumps(run.report)]))
+    (demo.seen / "born").write_text(demo.ssh("cat /var/log/anemos.log; journalctl || dmesg"))
+    sampled = (demo.seen / "server").read_bytes()
+
+    assert b"anemos.workstation.program" in (demo.seen / "workstation").read_bytes()
+    assert all(word in sampled for word in (b"anemos.initramfs", b"point-of-no-return", b"sshd"))
+    assert leaks.hits(demo.seen.iterdir(), demo.markers()) == []
+
+
+def test_no_secret_in_the_workstations_files(demo: Demo) -> None:
+    """Nor elsewhere on its disk: what is kept of a deployment, caches, the project."""
+    cache = Path("~/.cache/anemos").expanduser()
+    files = [file for file in leaks.everything_below(demo.state, cache, ROOT)]
+
+    assert any(file.name == "demo.key.gpg" for file in files)
+    assert leaks.hits(set(files) - {demo.system_disk}, demo.markers()) == []
+
+
+def test_secrets_are_in_their_places_only(demo: Demo) -> None:
+    """On the raw disk of the new system each stands once."""
+    assert demo.new_disk == {"key": 1, "password": 1}
 
 
 def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
