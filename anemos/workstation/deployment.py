@@ -70,7 +70,7 @@ def kexec(host: Host, yes: str = "") -> dict[str, Any]:
 
 def confirm(host: Host, yes: str) -> None:
     """Have the operator type the host's name, unless the machine is a throw-away one."""
-    if host.vm is not None or yes == host.name:
+    if host.local or yes == host.name:
         return
     if yes:
         die(f"--yes {yes} does not name the host {host.name}")
@@ -85,7 +85,7 @@ def demo(host: Host) -> dict[str, Any]:
     """Start the VM of HOST, with a stock system when it is new, and deploy HOST to it."""
     machine = vm.of(host)
     stock.create(host)
-    vm.start(machine)
+    vm.start(machine, machine.drives)
     with log.step("Waiting for the server"):
         reach.await_boot(host, reach.endpoint(host), lambda seen: True, host.timeouts.up, "server")
     result = deploy(host)

@@ -22,7 +22,7 @@ Ready = Callable[[Identity], bool]
 
 def endpoint(host: Host) -> Endpoint:
     """Where HOST answers, and the key that it is pinned to, in all of its systems."""
-    if host.vm is None:
+    if not host.local:
         return Endpoint(host.address, host.port, "root", host.host_key, host.identity_file)
     machine = vm.of(host)
     if not machine.pid:
