@@ -67,7 +67,6 @@ def test_machine(accel: str, expected: str) -> None:
     assert options(argv, "-accel") == [expected]
     assert options(argv, "-m") == ["768"]
     assert options(argv, "-serial") == [f"file:{MACHINE.console}"]
-    assert options(argv, "-pidfile") == [str(MACHINE.directory / "pid")]
     assert "-no-reboot" not in argv
 
 

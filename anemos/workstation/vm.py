@@ -78,7 +78,8 @@ def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> 
         (vm.directory / f"port-{guest}").write_text(str(port))
     vm.console.unlink(missing_ok=True)
     accel = accelerator()
-    run([*command(vm, drives, forward, accel), *words])
+    daemon = ["-daemonize", "-pidfile", str(vm.directory / "pid")]
+    run([*command(vm, drives, forward, accel), *daemon, *words])
     log.info(f"VM {vm.name} runs ({accel}); its console: {vm.console}")
 
 
@@ -119,8 +120,7 @@ def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str
     except ValueError as error:
         die(str(error))
     words += [*vm.settings.network.words(forward), "-device", "virtio-rng-pci"]
-    words += ["-serial", f"file:{vm.console}", "-daemonize", "-pidfile", str(vm.directory / "pid")]
-    return words
+    return [*words, "-serial", f"file:{vm.console}"]
 
 
 def machine(accel: str) -> list[str]:
@@ -149,7 +149,7 @@ def accelerator() -> str:
 def kvm_works() -> bool:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
-    with suppress(Failure), images.boot_files() as (kernel, initrd):
+    with suppress(Failure), images.boot_files(images.base()) as (kernel, initrd):
         said = run(
             [*machine("kvm"), "-m", "512", "-no-reboot", "-serial", "stdio"]
             + ["-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 anemos.probe"],
