@@ -40,6 +40,15 @@ def write(directory: Path, parts: Parts) -> None:
     (directory / "cmdline").write_text(kexec.cmdline("") + "\n")
 
 
+def host_keys(revealed: Path) -> dict[str, Path]:
+    """The SSH host keys among the REVEALED secrets, by name."""
+    return {file.name: file for file in sorted(revealed.glob("files/etc/ssh/ssh_host_*_key"))}
+
+
+def public_key(private: Path) -> str:
+    return run(["ssh-keygen", "-y", "-f", private]).strip()
+
+
 def boot(parts: Parts) -> dict[str, Any]:
     return archive.boot(
         archive.read_manifest(parts.payload),

@@ -27,6 +27,9 @@ from anemos.workstation.plan import Sizes
 from anemos.workstation.ssh import ConnectionLost, Remote, connect
 from anemos.workstation.state import State, expected_downtime, load_state, payload_file
 
+# What the old system said last, for `export`: it may be gone by then.
+CAPTURED = "captured.json"
+
 # --- plan
 
 
@@ -173,6 +176,8 @@ def build_initramfs(host: Host) -> dict[str, Any]:
         words = [state.remote_base, sha256(payload_file(host)), layer]
         answer = json.loads(reach.enter(remote, state.remote_base, "build-initramfs", *words))
     state.kept = answer["kept"]
+    captured = {key: answer[key] for key in ("network", "kept")}
+    (places.state(host.name) / CAPTURED).write_text(json.dumps(captured))
     state.save()
     return {"host": host.name, "network": answer["network"], "kept": state.kept}
 
