@@ -76,13 +76,51 @@ def deploy(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any
 
 
 @command
-def demo(c: Context, host: str = "demo", stop: bool = False, json: bool = False) -> Any:
+def demo(
+    c: Context, host: str = "demo", fresh: bool = False, stop: bool = False, json: bool = False
+) -> Any:
     """Deploy HOST to a stock server in a local VM, and prove it."""
     return (
         workstation("deployment").stop(load(host))
         if stop
-        else workstation("deployment").demo(load(host))
+        else workstation("deployment").demo(load(host), fresh)
     )
+
+
+@command
+def test(
+    c: Context, host: str = "", keep: bool = False, stop: bool = False, json: bool = False
+) -> Any:
+    """Install HOST in a local VM, from blank disks, with throw-away secrets, and prove it."""
+    return (
+        workstation("local").stop(load(host))
+        if stop
+        else workstation("local").test(load(host), keep)
+    )
+
+
+@command
+def export(
+    c: Context,
+    host: str = "",
+    output: str = "",
+    plaintext_on_disk: bool = False,
+    mac: str = "",
+    address: str = "",
+    gateway: str = "",
+    dns: str = "",
+    json: bool = False,
+) -> Any:
+    """Write kernel, initrd and command line that install HOST on a machine started by hand."""
+    export = workstation("export")
+    options = export.Options(output, plaintext_on_disk, mac, address, gateway, dns)
+    return export.export(load(host), options)
+
+
+@command
+def go(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
+    """Let the initramfs that was started by hand ERASE the system disks and install HOST."""
+    return workstation("deployment").go(load(host), yes)
 
 
 @command

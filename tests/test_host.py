@@ -39,7 +39,7 @@ def test_defaults(hosts: Path) -> None:
         build_on="workstation",
         ports=[22],
         timeouts=Timeouts(down=180, initramfs=300, install=3600, up=600),
-        vm=None,
+        vm=VmSettings(),
     )
 
 
@@ -89,7 +89,11 @@ def test_vm(hosts: Path) -> None:
         ('address = "mx"\n', f"{WHERE}: needs address and host_key"),
         ('host_key = "ssh-ed25519 AAAA"\n', f"{WHERE}: needs address and host_key"),
         ('address = ""\nhost_key = "k"\n', f"{WHERE}: needs address and host_key"),
-        ("[vm]\n", f"{WHERE}, [vm]: stock is missing"),
+        ("[vm]\n", f"{WHERE}: needs address and host_key"),
+        (MINIMAL + '[vm]\nstock = "s"\n', f"{WHERE}: address and, in [vm], stock"),
+        (MINIMAL + '[vm]\naddress = "x"\n', f"{WHERE}, [vm]: Expected 4 octets in 'x'"),
+        (MINIMAL + '[vm]\naddress = "192.0.2.1/32"\n', "[vm]: 192.0.2.1/32: a local VM's network"),
+        (MINIMAL + '[vm]\naddress = "192.0.2.1/24"\n', "[vm]: 10.0.2.2 is no gateway in"),
         # Unknown names: fields of Host that are not host.toml's, too.
         (MINIMAL + "colour = 1\n", f"{WHERE}: unknown name 'colour'"),
         (MINIMAL + 'name = "x"\n', f"{WHERE}: unknown name 'name'"),

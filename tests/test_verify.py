@@ -84,7 +84,9 @@ def test_conclude() -> None:
 def test_report_tells_everything(capsys: pytest.CaptureFixture[str]) -> None:
     result = verify.conclude(HOST, STATE, FACTS, GOOD)
 
-    report.show(result | {"phases": [{"name": "plan", "seconds": 1.5}]})
+    report.show(
+        result | {"phases": [{"name": "plan", "seconds": 1.5}]}, "mx is deployed and verified"
+    )
 
     said = capsys.readouterr()
     assert said.out == ""

@@ -1,9 +1,12 @@
 """Local machines: how QEMU is called, and which process is theirs."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +16,12 @@ from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, Failure
 from anemos.workstation import places, vm
 from anemos.workstation.host import Host, VmSettings
+from anemos.workstation.qemu import Drive
 from anemos.workstation.vm import Vm
 
-MACHINE = Vm("demo", VmSettings("stock", memory=768, forward=[443]))
+SETTINGS = VmSettings("stock", memory=768, forward=[443])
+# A path of this process's own.
+MACHINE = Vm("demo", Path(tempfile.gettempdir(), f"anemos-vm-{os.getpid()}"), SETTINGS)
 
 
 def options(argv: list[str], name: str) -> list[str]:
@@ -28,7 +34,8 @@ def command(accel: str = "tcg") -> list[str]:
     )
     words = {"target": "debian", "format": "disk", "layout": layout}
     disks = imgbuild.interpret(Path("hosts/stock"), words).layout.disks
-    return vm.command(MACHINE, disks, {22: 2222, 443: 8443}, accel)
+    drives = [Drive(d.name, MACHINE.directory / f"stock-{d.name}.img", d.match) for d in disks]
+    return vm.command(MACHINE, drives, {22: 2222, 443: 8443}, accel)
 
 
 def test_disks_have_the_serials_of_the_layout() -> None:
@@ -47,7 +54,8 @@ def test_disks_have_the_serials_of_the_layout() -> None:
 
 def test_network_is_for_this_machine_alone() -> None:
     assert options(command(), "-netdev") == [
-        "user,id=net,hostfwd=tcp:127.0.0.1:2222-10.0.2.15:22,hostfwd=tcp:127.0.0.1:8443-10.0.2.15:443"
+        "user,id=net,net=10.0.2.0/24,host=10.0.2.2,dns=10.0.2.3,dhcpstart=10.0.2.15,"
+        "hostfwd=tcp:127.0.0.1:2222-10.0.2.15:22,hostfwd=tcp:127.0.0.1:8443-10.0.2.15:443"
     ]
 
 
@@ -59,12 +67,11 @@ def test_machine(accel: str, expected: str) -> None:
     assert options(argv, "-accel") == [expected]
     assert options(argv, "-m") == ["768"]
     assert options(argv, "-serial") == [f"file:{MACHINE.console}"]
-    assert options(argv, "-pidfile") == [str(MACHINE.directory / "pid")]
     assert "-no-reboot" not in argv
 
 
 def test_no_vm() -> None:
-    with pytest.raises(Failure, match=r"hosts/mx/host.toml has no \[vm\]") as caught:
+    with pytest.raises(Failure, match=r"hosts/mx/host.toml has no stock in \[vm\]") as caught:
         vm.of(Host("mx", Path("hosts/mx"), "192.0.2.1", "key"))
 
     assert caught.value.status == BAD_INPUT
@@ -74,9 +81,10 @@ def test_no_vm() -> None:
 
 
 @pytest.fixture
-def directory() -> Path:
+def directory() -> Iterator[Path]:
     MACHINE.directory.mkdir()
-    return MACHINE.directory
+    yield MACHINE.directory
+    shutil.rmtree(MACHINE.directory)
 
 
 def test_nothing_runs(directory: Path) -> None:
@@ -110,7 +118,7 @@ def test_process_that_is_gone(directory: Path) -> None:
 
 def test_start_without_disks(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="VM demo has no disks") as caught:
-        vm.start(MACHINE)
+        vm.start(MACHINE, [])
 
     assert caught.value.hint == "./inv demo makes them"
 
@@ -133,6 +141,7 @@ def test_install(tmp_path: Path) -> None:
     assert (disk.name, disk.stat().st_size) == ("stock-system.img", 2**30)
     assert disk.stat().st_blocks * 512 < 2**20
     assert not stale.exists()
+    shutil.rmtree(MACHINE.directory)
 
 
 # KVM or not

@@ -4,6 +4,7 @@ Its exit status is init's cue: 0 reboots into the new system; anything else rebo
 one before the point of no return, and after it keeps the machine here, reachable over SSH.
 """
 
+import math
 import sys
 import tarfile
 import time
@@ -40,8 +41,9 @@ def main() -> None:
         check_room(spec, erase)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
-    # A lost operator is a reason to go back (init does that when this fails).
-    hardware.wait_for("word from the operator", events.GO.exists, OPERATOR_S)
+    # A lost operator is a reason to go back (init does that when this fails), if there is a way.
+    patience = math.inf if events.STAY.exists() else OPERATOR_S
+    hardware.wait_for("word from the operator", events.GO.exists, patience)
     events.point_of_no_return()
     install.install(given, spec, erase, mounts)
 

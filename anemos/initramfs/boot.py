@@ -17,7 +17,7 @@ class Boot:
     layer: str  # SHA-256 of the package layer, or "": bootstrap here
     ssh_port: int
     network: dict[str, Any]
-    kept: list[dict[str, Any]]  # fingerprints taken in the old system
+    kept: list[dict[str, Any]] | None  # fingerprints taken in the old system, if there was one
 
     @property
     def stamp(self) -> str:

@@ -13,6 +13,7 @@ from anemos.initramfs.boot import HERE
 EVENTS = HERE / "events"
 LOG = HERE / "log"
 PASSED = HERE / "point-of-no-return"  # init looks for it
+STAY = HERE / "stay"  # there from the start where no old system waits: init looks for it
 GO = HERE / "go"  # the operator's word, once the workstation has seen who answers here
 
 

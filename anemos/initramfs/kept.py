@@ -12,18 +12,20 @@ from anemos.log import FAILED, die
 from anemos.run import run
 
 
-def secure(keep: tuple[Kept, ...], before: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+def secure(
+    keep: tuple[Kept, ...], before: list[dict[str, Any]] | None
+) -> dict[str, tuple[str, str]]:
     """Put the kept disks out of reach and return their file systems: mount -> (UUID, type).
 
-    BEFORE: the fingerprints taken in the old system. Raises Failure for a disk that is missing,
-    ambiguous or changed.
+    BEFORE: the fingerprints taken in the old system; None when there was none. Raises Failure for
+    a disk that is missing, ambiguous or changed.
     """
     mounts: dict[str, tuple[str, str]] = {}
-    expected = {each["name"]: each["digest"] for each in before}
+    expected = {each["name"]: each["digest"] for each in before or []}
     for each in keep:
         device = disks.resolve(each.name, each.match, disks.devices())
         found = disks.fingerprint(each.name, device)
-        if found.digest != expected.get(each.name):
+        if before is not None and found.digest != expected.get(each.name):
             die(f"kept disk {each.name!r} is not what it was in the old system", status=FAILED)
         if each.mount:
             mounts[each.mount] = found.filesystem(each.part)

@@ -11,6 +11,7 @@ from anemos import log
 from anemos.log import Failure, die
 from anemos.workstation import phases, reach, report, stock, verify, vm, watch
 from anemos.workstation.host import Host
+from anemos.workstation.state import load_state
 
 Phase = Callable[[Host], dict[str, Any]]
 
@@ -47,7 +48,7 @@ def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     finally:
         phases.forget(host)
     result["phases"] = seconds
-    report.show(result)
+    report.show(result, f"{host.name} is deployed and verified")
     return result
 
 
@@ -70,7 +71,7 @@ def kexec(host: Host, yes: str = "") -> dict[str, Any]:
 
 def confirm(host: Host, yes: str) -> None:
     """Have the operator type the host's name, unless the machine is a throw-away one."""
-    if host.vm is not None or yes == host.name:
+    if host.local or yes == host.name:
         return
     if yes:
         die(f"--yes {yes} does not name the host {host.name}")
@@ -81,11 +82,23 @@ def confirm(host: Host, yes: str) -> None:
         die("not confirmed; nothing was done")
 
 
-def demo(host: Host) -> dict[str, Any]:
-    """Start the VM of HOST, with a stock system when it is new, and deploy HOST to it."""
+def go(host: Host, yes: str = "") -> dict[str, Any]:
+    """The word for an initramfs that was started by hand (see export)."""
+    state = load_state(host, "stays", "export")
+    confirm(host, yes)
+    return {"host": host.name, "boot_id": reach.go(host, state).boot_id}
+
+
+def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
+    """Start the VM of HOST, with a stock system when it is new, and deploy HOST to it.
+
+    FRESH: whatever is on the VM's disks, they are made anew.
+    """
     machine = vm.of(host)
+    if fresh:
+        vm.remove(machine)
     stock.create(host)
-    vm.start(machine)
+    vm.start(machine, machine.drives)
     with log.step("Waiting for the server"):
         reach.await_boot(host, reach.endpoint(host), lambda seen: True, host.timeouts.up, "server")
     result = deploy(host)
@@ -101,11 +114,7 @@ def stop(host: Host) -> dict[str, Any]:
 
 def goodbye(host: Host, machine: vm.Vm) -> None:
     """How to look at the machine."""
-    where = reach.endpoint(host)
-    known_hosts = machine.directory / "known_hosts"
-    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
-    ssh = f"ssh -p {where.port} -i {where.identity} -o UserKnownHostsFile={known_hosts}"
-    log.info(f"Log in:   {ssh} {where.user}@{where.address}")
+    log.info(f"Log in:   {vm.login(machine, reach.endpoint(host))}")
     for guest in machine.settings.forward:
         log.info(f"Port {guest}: https://{host.name}:{machine.port(guest)}/")
         tls = ["curl", f"--resolve {host.name}:{machine.port(guest)}:127.0.0.1"]

@@ -1,6 +1,6 @@
 """A host: hosts/<name>/ with its IMGBUILD and its host.toml.
 
-host.toml, all but address and host_key optional:
+host.toml, all but address and host_key optional, and without them if [vm] has `stock`:
 
     address = "mx.example.org"
     host_key = "ssh-ed25519 AAAA..."   # pinned: the contents of an ssh_host_*_key.pub
@@ -15,10 +15,13 @@ host.toml, all but address and host_key optional:
     install = 3600                     # without a word from the initramfs
     up = 600                           # until the new system is up
 
-    [vm]                               # instead of address and host_key: a local, throw-away VM
-    stock = "stock"                    # IMGBUILD in hosts/ of the system that it starts with
+    [vm]                               # the local VM of `./inv test`
     memory = 1024                      # MiB
     forward = [443]                    # guest's ports to be reached from here, 22 aside
+    address = "10.0.2.15/24"           # the network that the host expects to be in: IPv4
+    gateway = "10.0.2.2"
+    stock = "stock"                    # instead of address and host_key: a host that is a local VM
+                                       # and no more; it starts with this system, one of hosts/
 """
 
 import os
@@ -31,10 +34,10 @@ from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 from anemos.workstation import places
+from anemos.workstation.qemu import Network
 
 BUILD_ON = ("workstation", "initramfs")
 INTERNAL = ("name", "directory", "timeouts", "vm")  # not plain values of host.toml
-REQUIRED = ("stock",)
 MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
@@ -53,9 +56,15 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class VmSettings:
-    stock: str
+    stock: str = ""
     memory: int = 1024
     forward: list[int] = field(default_factory=list)
+    address: str = Network.address
+    gateway: str = Network.gateway
+
+    @property
+    def network(self) -> Network:
+        return Network(self.address, self.gateway)
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,12 @@ class Host:
     build_on: str = "workstation"
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
-    vm: VmSettings | None = None
+    vm: VmSettings = field(default_factory=VmSettings)
+
+    @property
+    def local(self) -> bool:
+        """No machine but a local VM, which `demo` makes."""
+        return bool(self.vm.stock)
 
     @property
     def identity_file(self) -> Path | None:
@@ -120,12 +134,18 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     host = Host(name, directory, **checked(where, Host, given), **tables)
     if host.build_on not in BUILD_ON:
         die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
-    if host.vm is None and not (host.address and host.host_key):
+    if not host.local and not (host.address and host.host_key):
         die(
             f"{where}: needs address and host_key",
-            hint="./inv adopt pins the key; or [vm], for a local VM",
+            hint="./inv adopt pins the key; or stock in [vm], for a local VM",
         )
-    for port in (host.port, *host.ports, *(host.vm.forward if host.vm else ())):
+    if host.local and host.address:
+        die(f"{where}: address and, in [vm], stock: a local VM or a server?")
+    try:
+        host.vm.network.check()
+    except ValueError as error:
+        die(f"{where}, [vm]: {error}")
+    for port in (host.port, *host.ports, *host.vm.forward):
         if port > MAX_PORT:
             die(f"{where}: {port} is not the number of a port")
     return host
@@ -141,11 +161,6 @@ def checked(where: str, kind: type, given: Any) -> dict[str, Any]:
             die(f"{where}: unknown name {name!r}", hint=f"known: {', '.join(types)}")
         if not fits(value, types[name]):
             die(f"{where}: {name} is {value!r}, expected {EXPECTED[types[name]]}")
-    missing = [
-        each.name for each in fields(kind) if each.name in REQUIRED and each.name not in given
-    ]
-    if missing:
-        die(f"{where}: {missing[0]} is missing")
     return given
 
 

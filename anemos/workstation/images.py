@@ -107,9 +107,9 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
 
 
 @contextmanager
-def boot_files() -> Iterator[tuple[Path, Path]]:
-    """Kernel and first initrd of the base image, as files."""
+def boot_files(image: Path) -> Iterator[tuple[Path, Path]]:
+    """Kernel and first initrd of the base image IMAGE, as files."""
     with TemporaryDirectory() as name:
         out = Path(name) / "root"
-        run(["unsquashfs", "-quiet", "-no-progress", "-dest", out, base(), "boot"])
+        run(["unsquashfs", "-quiet", "-no-progress", "-dest", out, image, "boot"])
         yield out / "boot/vmlinuz", out / "boot/initrd"

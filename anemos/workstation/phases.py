@@ -27,6 +27,9 @@ from anemos.workstation.plan import Sizes
 from anemos.workstation.ssh import ConnectionLost, Remote, connect
 from anemos.workstation.state import State, expected_downtime, load_state, payload_file
 
+# What the old system said last, for `export`: it may be gone by then.
+CAPTURED = "captured.json"
+
 # --- plan
 
 
@@ -69,7 +72,7 @@ def size(file: str | Path) -> int:
 def reveal(host: Host) -> dict[str, Any]:
     """Decrypt the secrets of HOST into memory."""
     into = places.memory(host.name) / "secrets"
-    if host.vm is None:
+    if not host.local:
         found = secrets.reveal(Keyring(None), places.SECRETS, host.name, into)
     else:
         root = places.state(host.name) / "secrets"
@@ -100,7 +103,7 @@ def check_host_keys(host: Host, directory: Path) -> None:
     if not private:
         return
     public = [run(["ssh-keygen", "-y", "-f", key]).split()[:2] for key in private]
-    pinned = vm.of(host).host_key if host.vm else host.host_key
+    pinned = vm.of(host).host_key if host.local else host.host_key
     if pinned.split()[:2] not in public:
         names = ", ".join(key.name for key in private)
         die(f"{host.name}: the pinned host key is none of those among the secrets: {names}")
@@ -121,8 +124,8 @@ def new_deployment() -> str:
 
 def builtin_values(host: Host, state: State) -> dict[str, str]:
     """The values that every template may use."""
-    values = {"deployment": state.deployment, "host": host.name}
-    identity = stock.operator_key(host.name) if host.vm else host.identity_file
+    values = {"deployment": state.deployment, "host": host.directory.name}
+    identity = stock.operator_key(host.name) if host.local else host.identity_file
     public = identity.with_name(identity.name + ".pub") if identity else None
     if public and public.is_file():
         values["operator_key"] = public.read_text().strip()
@@ -173,6 +176,8 @@ def build_initramfs(host: Host) -> dict[str, Any]:
         words = [state.remote_base, sha256(payload_file(host)), layer]
         answer = json.loads(reach.enter(remote, state.remote_base, "build-initramfs", *words))
     state.kept = answer["kept"]
+    captured = {key: answer[key] for key in ("network", "kept")}
+    (places.state(host.name) / CAPTURED).write_text(json.dumps(captured))
     state.save()
     return {"host": host.name, "network": answer["network"], "kept": state.kept}
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from anemos import log
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed
 from anemos.workstation import facts, places, stock, vm
@@ -22,7 +23,7 @@ Ready = Callable[[Identity], bool]
 
 def endpoint(host: Host) -> Endpoint:
     """Where HOST answers, and the key that it is pinned to, in all of its systems."""
-    if host.vm is None:
+    if not host.local:
         return Endpoint(host.address, host.port, "root", host.host_key, host.identity_file)
     machine = vm.of(host)
     if not machine.pid:
@@ -51,8 +52,10 @@ def rebooted_from(old: str) -> Ready:
     return lambda seen: seen.boot_id != old
 
 
-def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: str) -> Identity:
-    """Wait for a system that READY accepts. Raises Failure (status 1) at the end."""
+def await_boot(
+    host: Host, where: Endpoint, ready: Ready, timeout: int, what: str, status: int = FAILED
+) -> Identity:
+    """Wait for a system that READY accepts. Raises Failure (STATUS) at the end."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         with suppress(*GONE), connect(where, status=FAILED) as remote:
@@ -60,7 +63,24 @@ def await_boot(host: Host, where: Endpoint, ready: Ready, timeout: int, what: st
             if ready(seen):
                 return seen
         time.sleep(POLL_S)
-    die(f"{host.name}: no answer from the {what} within {timeout} s", status=FAILED)
+    die(f"{host.name}: no answer from the {what} within {timeout} s", status=status)
+
+
+def go(host: Host, state: State) -> Identity:
+    """Wait for the initramfs of STATE's deployment; tell it that it may erase the system disks."""
+    where = endpoint(host)
+
+    def ready(seen: Identity) -> bool:
+        return seen.in_initramfs and seen.deployment == state.deployment
+
+    with log.step("Waiting for the initramfs"):
+        seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
+    state.old_boot_id, state.last_answer = seen.boot_id, seen.answered
+    state.save()
+    # Whether a lost word has arrived, the events tell.
+    with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
+        remote.sh(["touch", f"{STAGE}/go"])
+    return seen
 
 
 def script(remote: Remote, name: str, *words: str, timeout: float = 60) -> str:

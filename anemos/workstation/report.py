@@ -1,5 +1,6 @@
 """The table at the end of a deployment."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -8,9 +9,12 @@ from rich.table import Table
 MIB = 2**20
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print REPORT (see verify.conclude, with `phases`) on standard error."""
-    table = Table(title=f"{report['host']} is deployed and verified", title_justify="left")
+def show(report: dict[str, Any], title: str) -> None:
+    """Print REPORT (see verify.conclude, with `phases`) on standard error.
+
+    A local VM has neither downtime nor bytes that were sent.
+    """
+    table = Table(title=title, title_justify="left")
     table.add_column("what")
     table.add_column("evidence", overflow="fold")
     for what, evidence in [*_summary(report), *_phases(report), *_checks(report)]:
@@ -18,13 +22,12 @@ def show(report: dict[str, Any]) -> None:
     Console(stderr=True, highlight=False).print(table)
 
 
-def _summary(report: dict[str, Any]) -> list[tuple[str, str]]:
-    sent = report["bytes_sent"]
-    return [
-        ("kernel", report["kernel"]),
-        ("downtime", f"{report['downtime_s']} s"),
-        ("sent", ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sent.items())),
-    ]
+def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "kernel", report["kernel"]
+    if "downtime_s" in report:
+        yield "downtime", f"{report['downtime_s']} s"
+    if sent := report.get("bytes_sent"):
+        yield "sent", ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sent.items())
 
 
 def _phases(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ class State:
     last_answer: float = 0.0  # of the old system: seconds since the epoch
     first_answer: float = 0.0  # of the new system
     kept: list[dict[str, Any]] = field(default_factory=list)  # fingerprints in the old system
+    stays: bool = False  # started by hand: there is no old system that the initramfs goes back to
     sent: dict[str, int] = field(default_factory=dict)  # bytes: base, layer, payload
 
     @property

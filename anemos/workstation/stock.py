@@ -34,9 +34,14 @@ def operator_key(name: str) -> Path:
     """The SSH key that logs in to the VM NAME; its public half lies beside it."""
     key = places.state(name) / OPERATOR_KEY
     if not key.with_suffix(".pub").exists():
-        key.unlink(missing_ok=True)
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator", "-f", key])
+        make_key(key, "operator")
     return key
+
+
+def make_key(file: Path, comment: str) -> None:
+    """Make an SSH key pair, instead of what an interrupted call left."""
+    file.unlink(missing_ok=True)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", file])
 
 
 def create(host: Host) -> None:

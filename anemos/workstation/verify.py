@@ -33,7 +33,8 @@ def verify(host: Host) -> dict[str, Any]:
     state = load_state(host, "old_boot_id", "kexec")
     where = reach.endpoint(host)
     with log.step("Waiting for the new system"):
-        up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
+        what = (fresh(state), host.timeouts.up, "new system", UNVERIFIED)
+        up = reach.await_boot(host, where, *what)
     if up.deployment != state.deployment:
         die(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
     state.first_answer = state.first_answer or up.answered

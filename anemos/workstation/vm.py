@@ -3,33 +3,32 @@
 import os
 import shutil
 import socket
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from anemos import log
 from anemos.image import imgbuild
-from anemos.image.layout import Disk
-from anemos.log import Failure, die
+from anemos.log import FAILED, Failure, die
 from anemos.run import run
-from anemos.workstation import images, places
+from anemos.workstation import images, places, qemu
 from anemos.workstation.host import Host, VmSettings
+from anemos.workstation.qemu import Drive
+from anemos.workstation.ssh import Endpoint
 
 PROBE_S = 20.0  # a guest that boots says so within 2 s under KVM
-MAC = "52:54:00:a2:e0:05"
-ADDRESS = "10.0.2.15"  # QEMU's user network: gateway 10.0.2.2, DNS 10.0.2.3
+END_S = 10.0
 
 
 @dataclass(frozen=True)
 class Vm:
-    """The machine of a host: everything lies in one directory."""
+    """A machine: everything lies in one directory."""
 
     name: str
+    directory: Path
     settings: VmSettings
-
-    @property
-    def directory(self) -> Path:
-        return places.state(self.name) / "vm"
 
     @property
     def console(self) -> Path:
@@ -43,13 +42,18 @@ class Vm:
     @property
     def pid(self) -> int:
         """The process that runs it, 0 when none does (proc_pid_cmdline(5))."""
-        file = self.directory / "pid"
-        if not file.exists():
-            return 0
-        pid = int(file.read_text())
-        cmdline = Path(f"/proc/{pid}/cmdline")
-        ours = cmdline.exists() and os.fsencode(self.directory) in cmdline.read_bytes()
-        return pid if ours else 0
+        with suppress(OSError):  # either file may go while it is looked at
+            pid = int((self.directory / "pid").read_text())
+            if os.fsencode(self.directory) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return 0
+
+    @property
+    def drives(self) -> list[Drive]:
+        """The disks of the stock system that it was made from."""
+        stock = self.settings.stock
+        disks = imgbuild.load(places.HOSTS / stock).layout.disks
+        return [Drive(d.name, self.directory / f"{stock}-{d.name}.img", d.match) for d in disks]
 
     def port(self, guest: int) -> int:
         """The port on this machine that leads to port GUEST of the VM."""
@@ -58,13 +62,13 @@ class Vm:
 
 
 def of(host: Host) -> Vm:
-    if host.vm is None:
-        die(f"hosts/{host.name}/host.toml has no [vm]: {host.name} is a real machine")
-    return Vm(host.name, host.vm)
+    if not host.local:
+        die(f"hosts/{host.name}/host.toml has no stock in [vm]: {host.name} is a real machine")
+    return Vm(host.name, places.state(host.name) / "vm", host.vm)
 
 
-def start(vm: Vm) -> None:
-    """Start VM from its disks; they are made from the stock image when there are none."""
+def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> None:
+    """Start VM with its disks DRIVES; WORDS: more of qemu(1)'s arguments."""
     if vm.pid:
         log.info(f"VM {vm.name} is running")
         return
@@ -74,9 +78,9 @@ def start(vm: Vm) -> None:
     for guest, port in forward.items():
         (vm.directory / f"port-{guest}").write_text(str(port))
     vm.console.unlink(missing_ok=True)
-    disks = imgbuild.load(places.HOSTS / vm.settings.stock).layout.disks
     accel = accelerator()
-    run(command(vm, disks, forward, accel))
+    daemon = ["-daemonize", "-pidfile", str(vm.directory / "pid")]
+    run([*command(vm, drives, forward, accel), *daemon, *words])
     log.info(f"VM {vm.name} runs ({accel}); its console: {vm.console}")
 
 
@@ -84,8 +88,32 @@ def stop(vm: Vm) -> None:
     """End VM as a power cut does."""
     if pid := vm.pid:
         os.kill(pid, 15)
+        await_exit(vm, END_S)
         log.info(f"VM {vm.name} is stopped")
     (vm.directory / "pid").unlink(missing_ok=True)
+
+
+def remove(vm: Vm) -> None:
+    """End VM and remove its disks."""
+    stop(vm)
+    shutil.rmtree(vm.directory, ignore_errors=True)
+
+
+def await_exit(vm: Vm, timeout: float) -> None:
+    """Wait until VM has ended by itself. Raises Failure after TIMEOUT seconds."""
+    end = time.monotonic() + timeout
+    while vm.pid:
+        if time.monotonic() > end:
+            die(f"VM {vm.name} still runs after {timeout:.0f} s", status=FAILED)
+        time.sleep(0.1)
+
+
+def login(vm: Vm, where: Endpoint) -> str:
+    """The command that logs in to VM, which answers at WHERE."""
+    known_hosts = vm.directory / "known_hosts"
+    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
+    ssh = f"ssh -p {where.port} -i {where.identity} -o UserKnownHostsFile={known_hosts}"
+    return f"{ssh} {where.user}@{where.address}"
 
 
 def install(vm: Vm, files: list[Path], host_key: str) -> None:
@@ -99,21 +127,15 @@ def install(vm: Vm, files: list[Path], host_key: str) -> None:
     fresh.rename(vm.directory)
 
 
-def command(vm: Vm, disks: tuple[Disk, ...], forward: dict[int, int], accel: str) -> list[str]:
-    """qemu(1)'s argv. Disks have the serials of the stock system's layout. Pure."""
+def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str) -> list[str]:
+    """qemu(1)'s argv. FORWARD: the guest's port -> this machine's. Pure. Raises Failure."""
     words = [*machine(accel), "-m", str(vm.settings.memory), "-smp", "2"]
-    for disk in disks:
-        file = vm.directory / f"{vm.settings.stock}-{disk.name}.img"
-        words += [
-            "-drive",
-            f"file={file},format=raw,if=none,id={disk.name},cache=unsafe,discard=unmap",
-        ]
-        words += ["-device", f"virtio-blk-pci,drive={disk.name},serial={disk.match['serial']}"]
-    ports = [f"hostfwd=tcp:127.0.0.1:{here}-{ADDRESS}:{guest}" for guest, here in forward.items()]
-    words += ["-netdev", ",".join(["user", "id=net", *ports])]
-    words += ["-device", f"virtio-net-pci,netdev=net,mac={MAC}", "-device", "virtio-rng-pci"]
-    words += ["-serial", f"file:{vm.console}", "-daemonize", "-pidfile", str(vm.directory / "pid")]
-    return words
+    try:
+        words += qemu.drives(drives)
+    except ValueError as error:
+        die(str(error))
+    words += [*vm.settings.network.words(forward), "-device", "virtio-rng-pci"]
+    return [*words, "-serial", f"file:{vm.console}"]
 
 
 def machine(accel: str) -> list[str]:
@@ -142,7 +164,7 @@ def accelerator() -> str:
 def kvm_works() -> bool:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
-    with suppress(Failure), images.boot_files() as (kernel, initrd):
+    with suppress(Failure), images.boot_files(images.base()) as (kernel, initrd):
         said = run(
             [*machine("kvm"), "-m", "512", "-no-reboot", "-serial", "stdio"]
             + ["-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 anemos.probe"],

@@ -87,10 +87,10 @@ def watch(host: Host) -> dict[str, Any]:
 
 def failed(host: Host, watching: Watch) -> None:
     message = watching.last["message"]
-    if watching.passed:
+    if watching.passed or load_state(host).stays:
         where = reach.endpoint(host)
         hint = f"it waits in the initramfs: ssh -p {where.port} root@{where.address}"
-        die(f"{host.name}: {message}", hint=hint, status=IN_INITRAMFS)
+        die(f"{host.name}: {message}", hint=hint, status=watching.status)
     with log.step("Waiting for the old system"):
         reach.await_boot(
             host,

@@ -1,0 +1,68 @@
+"""An initramfs that is put together here, for a machine that is started by hand, or a local VM."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anemos import archive
+from anemos.archive import Keys
+from anemos.digest import sha256
+from anemos.run import run
+from anemos.server import kexec
+from anemos.workstation import images
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What goes into it."""
+
+    base: Path
+    layer: Path | None  # None: the initramfs bootstraps
+    payload: Path
+    keys: Keys  # of its sshd, and who may log in
+    network: Mapping[str, Any]  # see server/network.py
+    kept: Sequence[Mapping[str, Any]] | None = None  # fingerprints; None: there are none to compare
+    port: int = 22
+    stay: bool = True  # whatever fails: there is no old system to go back to
+
+
+def write(directory: Path, parts: Parts) -> None:
+    """Write `kernel`, `initrd` (mode 0600) and `cmdline` into DIRECTORY."""
+    with images.boot_files(parts.base) as (kernel, initrd):
+        run(["cp", kernel, directory / "kernel"])
+        out = directory / "initrd"
+        out.unlink(missing_ok=True)
+        out.touch(0o600)
+        with out.open("wb") as file:
+            archive.found(file, initrd, parts.base, parts.layer)
+            archive.finish(file, boot(parts), parts.payload, parts.keys, stay=parts.stay)
+    (directory / "cmdline").write_text(kexec.cmdline("") + "\n")
+
+
+def host_keys(revealed: Path) -> dict[str, Path]:
+    """The SSH host keys among the REVEALED secrets, by name."""
+    return {file.name: file for file in sorted(revealed.glob("files/etc/ssh/ssh_host_*_key"))}
+
+
+def public_key(private: Path) -> str:
+    return run(["ssh-keygen", "-y", "-f", private]).strip()
+
+
+def boot(parts: Parts) -> dict[str, Any]:
+    return archive.boot(
+        archive.read_manifest(parts.payload),
+        parts.base,
+        sha256(parts.payload),
+        sha256(parts.layer) if parts.layer else "",
+        ssh_port=parts.port,
+        network=parts.network,
+        kept=parts.kept,
+    )
+
+
+def qemu_words(directory: Path) -> list[str | Path]:
+    """qemu(1)'s arguments that start what `write` left in DIRECTORY; a reboot is QEMU's end."""
+    kernel, initrd = directory / "kernel", directory / "initrd"
+    line = (directory / "cmdline").read_text().strip()
+    return ["-no-reboot", "-kernel", kernel, "-initrd", initrd, "-append", line]
