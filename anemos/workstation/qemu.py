@@ -112,16 +112,20 @@ def describe(mac: str, address: str, gateway: str, dns: Sequence[str]) -> dict[s
     default = {"family": f"-{own.version}", "dst": "default", "gateway": gateway}
     # A gateway outside of the interface's own network is reached directly.
     flags = [] if not gateway or ipaddress.ip_address(gateway) in own.network else ["onlink"]
+    family = "inet" if own.version == 4 else "inet6"
     interface = {
+        "name": "eth0",
+        "kind": "ether",
         "mac": mac.lower(),
         "mtu": 1500,
         "addresses": [
             {
                 "local": str(own.ip),
                 "prefixlen": own.network.prefixlen,
-                "family": "inet" if own.version == 4 else "inet6",
+                "family": family,
             }
         ],
         "routes": [default | {"flags": flags}] if gateway else [],
+        "dhcp": False,
     }
-    return {"interfaces": [interface], "dns": list(dns)}
+    return {"interfaces": [interface], "dns": list(dns), "operator": family}
