@@ -175,7 +175,7 @@ def test_taken_from_the_kernel(sysfs: Sysfs, done: list[str]) -> None:
 
     mounts = kept.secure((keep("data", "VDB", 1, "/home"),), before("data"))
 
-    assert mounts == {"/home": ("U", "ext4")}
+    assert mounts == [("/home", "U", "ext4", "defaults")]
     assert done == ["taken vdb"]
     assert (sysfs.top / "bus/virtio/drivers/virtio_blk/unbind").read_text() == "virtio2"
     assert [each.name for each in disks.devices()] == ["vda"]
@@ -188,7 +188,7 @@ def test_several(sysfs: Sysfs, done: list[str]) -> None:
 
     mounts = kept.secure((keep("one", "VDB"), keep("two", "S", 1, "/srv")), before("one", "two"))
 
-    assert mounts == {"/srv": ("U", "ext4")}
+    assert mounts == [("/srv", "U", "ext4", "defaults")]
     assert done == ["taken vdb", "taken sda"]
 
 
@@ -238,5 +238,5 @@ def test_no_file_system_to_mount(sysfs: Sysfs, done: list[str]) -> None:
 
 
 def test_nothing_to_keep(done: list[str]) -> None:
-    assert kept.secure((), []) == {}
+    assert kept.secure((), []) == []
     assert done == []

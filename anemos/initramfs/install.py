@@ -1,22 +1,22 @@
 """After the point of no return: disks are erased and the new system is written."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from anemos import log
 from anemos.disks import Device
-from anemos.image import bootloader, bootstrap, definition, layout, tree
+from anemos.image import bootloader, bootstrap, definition, filesystems, layout, tree
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Disk, Part
+from anemos.image.layout import Carrier, Disk, Mounted, Volume
 from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
 from anemos.initramfs.hardware import wait_for
 from anemos.run import run
 
 TARGET = Path("/target")
-Mounts = Mapping[str, tuple[str, str]]
+Mounts = Sequence[Mounted]
 
 
 def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mounts) -> None:
@@ -25,6 +25,8 @@ def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mou
     with log.step("Partitioning"):
         for disk in spec.layout.disks:
             partition(disk, devices[disk.name], seed)
+        for carrier in spec.layout.filesystems():
+            make_fs(carrier, devices, seed)
     with mounted(spec, devices, seed):
         with log.step("Package layer"):
             package_layer(boot, spec)
@@ -39,16 +41,24 @@ def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mou
 
 
 def partition(disk: Disk, device: Device, seed: str) -> None:
-    """Wipe what is there, write the table, make the file systems."""
+    """Wipe what is there, write the table."""
     run(["wipefs", "--all", "--force", "--quiet", *reversed(nodes_of(device)), device.path])
     script = layout.sfdisk_script(disk, device.size, seed)
     run(["sfdisk", "--quiet", "--wipe=always", device.path], data=script.encode(), log=log.info)
-    for number, part in enumerate(disk.parts, 1):
-        node = device.part(number)
-        wait_for(str(node), node.is_block_device)
-        if part.fs:
-            uuid = layout.fs_uuid(disk, part, seed)
-            run([f"mkfs.{part.fs}", "-q", "-F", "-U", uuid, node], log=log.info)
+
+
+def make_fs(carrier: Carrier, devices: Mapping[str, Device], seed: str) -> None:
+    node = node_of(carrier, devices)
+    wait_for(str(node), node.is_block_device)
+    argv = filesystems.make(carrier.fs, layout.fs_uuid(carrier, seed), node)
+    run(argv, log=log.info)
+
+
+def node_of(carrier: Carrier, devices: Mapping[str, Device]) -> Path:
+    if isinstance(carrier.what, Volume):
+        return carrier.what.node
+    assert carrier.disk is not None
+    return devices[carrier.disk.name].part(carrier.number)
 
 
 def nodes_of(device: Device) -> list[Path]:
@@ -58,16 +68,16 @@ def nodes_of(device: Device) -> list[Path]:
 @contextmanager
 def mounted(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> Iterator[None]:
     """The new file systems, mounted below TARGET."""
-    for disk, number, part in spec.layout.mounts():
-        mount(devices[disk.name], number, part)
+    for carrier in spec.layout.mounts():
+        mount(carrier, node_of(carrier, devices))
     yield
     run(["umount", "--recursive", TARGET])
 
 
-def mount(device: Device, number: int, part: Part) -> None:
-    point = TARGET if part.mount == "/" else tree.inside(TARGET, part.mount.lstrip("/"))
+def mount(carrier: Carrier, node: Path) -> None:
+    point = TARGET if carrier.mount == "/" else tree.inside(TARGET, carrier.mount.lstrip("/"))
     point.mkdir(parents=True, exist_ok=True)
-    run(["mount", "-t", part.fs, device.part(number), point])
+    run(["mount", "-t", carrier.fs, node, point])
 
 
 def package_layer(boot: Boot, spec: Imgbuild) -> None:
@@ -83,8 +93,8 @@ def define(boot: Boot, spec: Imgbuild, kept: Mounts) -> None:
     payload = spec.directory.parent
     definition.apply(spec, TARGET, [payload / "files"], secrets=payload / "secrets")
     tree.write(TARGET, "etc/fstab", layout.fstab(spec.layout, boot.deployment, kept))
-    for point in kept:
-        tree.inside(TARGET, point.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for each in kept:
+        tree.inside(TARGET, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
     tree.write(TARGET, "etc/anemos/deployment.json", boot.stamp)
     carry_host_keys()
     # The next deployment need not send the base image.
