@@ -231,7 +231,7 @@ def test_missing_and_ambiguous(sysfs: Sysfs, done: list[str]) -> None:
 def test_no_file_system_to_mount(sysfs: Sysfs, done: list[str]) -> None:
     sysfs.virtio("vda", 1)
 
-    with pytest.raises(Failure, match="kept disk 'data': no file system on partition 2"):
+    with pytest.raises(Failure, match="kept 'data': no file system on partition 2"):
         kept.secure((keep("data", "VDA", 2, "/home"),), before("data"))
 
     assert done == []

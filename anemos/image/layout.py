@@ -397,12 +397,11 @@ def crypttab(layout: Layout, seed: str) -> str:
 
 
 def mdadm_conf(layout: Layout, seed: str) -> str:
-    """mdadm.conf(5). MAILADDR: mdadm's monitor does not start without one."""
-    arrays = [
+    """The ARRAY lines of mdadm.conf(5)."""
+    return "".join(
         f"ARRAY {volume.node} metadata=1.2 UUID={array_uuid(volume, seed)}\n"
         for volume in volumes(layout, "raid")
-    ]
-    return "".join(["MAILADDR root\n", *arrays]) if arrays else ""
+    )
 
 
 def volumes(layout: Layout, kind: str) -> Iterator[Volume]:
