@@ -135,7 +135,7 @@ def test_no_parent(sysfs: Sysfs) -> None:
 # What is done
 
 
-def print_of(name: str, device: Device, digest: str = "same") -> Fingerprint:
+def print_of(name: str, device: Device, only: int = 0, digest: str = "same") -> Fingerprint:
     return Fingerprint(name, device.serial, device.size, digest, ((0, "", ""), (1, "U", "ext4")))
 
 
@@ -166,7 +166,7 @@ def keep(name: str, serial: str, part: int = 0, mount: str = "") -> Kept:
 
 
 def before(*names: str, digest: str = "same") -> list[dict[str, Any]]:
-    return [asdict(print_of(name, Device("", "", "", 1), digest)) for name in names]
+    return [asdict(print_of(name, Device("", "", "", 1), digest=digest)) for name in names]
 
 
 def test_taken_from_the_kernel(sysfs: Sysfs, done: list[str]) -> None:
@@ -210,7 +210,7 @@ def test_read_only_where_the_bus_cannot(
 def test_changed(sysfs: Sysfs, done: list[str], fingerprints: list[dict[str, Any]]) -> None:
     sysfs.virtio("vda", 1)
 
-    with pytest.raises(Failure, match="kept disk 'data' is not what it was") as caught:
+    with pytest.raises(Failure, match="kept 'data' is not what it was") as caught:
         kept.secure((keep("data", "VDA"),), fingerprints)
 
     assert caught.value.status == FAILED
@@ -235,6 +235,17 @@ def test_no_file_system_to_mount(sysfs: Sysfs, done: list[str]) -> None:
         kept.secure((keep("data", "VDA", 2, "/home"),), before("data"))
 
     assert done == []
+
+
+def test_partition(sysfs: Sysfs, done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk it lies on stays, and is written to."""
+    sysfs.virtio("vda", 1)
+    one = Kept("old", {"serial": "VDA"}, 1, "/old", "ro", disk="system")
+
+    assert kept.secure((one,), before("old")) == [("/old", "U", "ext4", "ro")]
+
+    assert done == ["blockdev --setro /dev/vda1"]
+    assert [each.name for each in disks.devices()] == ["vda"]
 
 
 def test_nothing_to_keep(done: list[str]) -> None:
