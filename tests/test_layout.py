@@ -149,6 +149,50 @@ def test_sizes_of_a_stack() -> None:
     assert found["swap"] == 100 * MIB
 
 
+TWO = "disk d serial=s\npart r size=1G fs=ext4 mount=/\npart a size=1G\npart b\npart c size=8M\n"
+VOLUMES = [
+    ("raid m level=1 on=d/a,d/x", "'raid m level=1 on=d/a,d/x': no 'd/x' to lie on: DISK/PART or"),
+    ("raid m level=1 on=d/a,m", "no 'm' to lie on"),  # a cycle; a longer one needs such a line, too
+    ("vg v on=l\nluks l on=d/a key=k/k", "'vg v on=l': no 'l' to lie on"),
+    ("raid m level=1 on=d/a,d/a", "'d/a' is in use: 'raid m level=1 on=d/a,d/a'"),
+    (
+        "luks l on=d/a key=k/k\nvg v on=d/a",
+        "'vg v on=d/a': 'd/a' is in use: 'luks l on=d/a key=k/k'",
+    ),
+    ("vg v on=d/r", "'d/r' is in use: 'part r size=1G fs=ext4 mount=/'"),
+    ("raid m level=1 on=d/a", "a RAID has at least two members"),
+    ("raid m level=1", "a RAID has at least two members"),
+    ("raid m level=5 on=d/a,d/b", "level= is one of 0, 1, 10"),
+    ("raid m on=d/a,d/b", "level= is one of 0, 1, 10"),
+    (
+        "raid m level=1 on=d/a,d/b size=1G",
+        "'raid m level=1 on=d/a,d/b size=1G': unknown option 'size'",
+    ),
+    ("luks l on=d/a,d/b key=k/k", "luks lies on one: on=..."),
+    ("luks l on=d/a", "key= is the path of a secret, etc/luks/l.key"),
+    *((f"luks l on=d/a key={key}", "key= is the path") for key in ("k", "/k/k", "a/../k", "a//k")),
+    ("luks l on=d/c key=k/k", "layout: luks 'l': no room on d/c"),
+    ("luks control on=d/a key=k/k", "a volume's name has up to 25 letters"),
+    ("vg a-b on=d/a", "a volume's name has up to 25 letters, digits and _"),
+    ("vg v on=d/a\nlv snapshot1 on=v", "a volume's name has up to 25 letters"),
+    ("vg v on=d/a\nlv x_tmeta on=v", "a volume's name has up to 25 letters"),
+    ("vg d on=d/a", "'vg d on=d/a': the name 'd' stands there twice"),
+    ("lv x on=d/a", "lv lies on a vg, and nothing else does"),
+    ("vg v on=d/a\nvg w on=v", "lv lies on a vg, and nothing else does"),
+    ("vg v on=d/a fs=ext4", "'vg v on=d/a fs=ext4': unknown option 'fs'"),
+    ("vg v on=d/a\nlv x on=v\nlv y on=v", "layout: vg 'v': two volumes without a size"),
+    (
+        "vg v on=d/a\nlv x on=v size=2G",
+        "layout: vg 'v': its volumes do not fit in 1069547520 bytes",
+    ),
+    (
+        "vg v on=d/a\nlv x on=v size=200M fs=xfs",
+        "layout: x: xfs needs 300 MiB, has 209715200 bytes",
+    ),
+    ("vg v on=d/a\npart x", "'part x': expected `disk NAME ...`"),
+]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -216,6 +260,7 @@ def test_sizes_of_a_stack() -> None:
             "disk d serial=s table=msdos image=3T\npart r fs=ext4 mount=/",
             "layout: disk 'd': table=gpt is needed beyond 2T, by the disks' image=",
         ),
+        *((f"{TWO}{volume}", message) for volume, message in VOLUMES),
     ],
 )
 def test_refused(text: str, message: str) -> None:
