@@ -477,3 +477,12 @@ def test_image_has_room_for_large_partitions() -> None:
     (disk,) = parse("disk d serial=s\npart r fs=ext4 mount=/ size=100G").disks
 
     assert disk.image > 100 * 1024**3
+
+
+def test_examples_of_the_reference() -> None:
+    text = (Path(__file__).parents[1] / "docs/imgbuild.md").read_text()
+    examples = re.findall(r"(?m)^layout='\n(.*?)'\n(?:keep='\n(.*?)')?", text, re.DOTALL)
+    assert len(examples) >= 3
+    for example, keep in examples:
+        whole = parse(example)
+        assert whole.root() and len(parse_keep(keep, whole)) == bool(keep)

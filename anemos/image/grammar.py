@@ -61,7 +61,10 @@ class Draft:
     below_disk: bool = False
 
     def layout(self) -> Layout:
-        disks = (replace(disk, image=disk.image or roomy(disk.parts)) for disk in self.disks)
+        disks = (
+            replace(disk, image=disk.image or roomy([*disk.parts, *self.volumes]))
+            for disk in self.disks
+        )
         return Layout(tuple(disks), tuple(self.volumes))
 
 
@@ -85,8 +88,8 @@ def parse(text: str) -> Layout:
     return whole
 
 
-def roomy(parts: Sequence[Part]) -> int:
-    """Bytes of an image file for PARTS, when the layout does not say."""
+def roomy(parts: Sequence[Part | Volume]) -> int:
+    """Bytes of a sparse image file for a disk with PARTS, when the layout does not say."""
     return max(IMAGE, sum(part.size or 0 for part in parts) + UNITS["G"])
 
 
