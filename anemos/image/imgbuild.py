@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from anemos.image import layout
+from anemos.image import grammar
 from anemos.image.layout import Kept, Layout
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, meaning, run
@@ -116,8 +116,8 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
     where = f"{directory}/IMGBUILD"
     kind, *options = found.get("format", "dir").split() or [""]
     try:
-        disks = layout.parse(found.get("layout", ""))
-        kept = layout.parse_keep(found.get("keep", ""))
+        disks = grammar.parse(found.get("layout", ""))
+        kept = grammar.parse_keep(found.get("keep", ""), disks)
     except ValueError as error:
         die(f"{where}: {error}")
     check_format(where, kind, options, disks)
@@ -158,7 +158,7 @@ def check_format(where: str, kind: str, options: list[str], disks: Layout) -> No
 
 
 def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
-    taken = {part.mount for _, _, part in disks.mounts()}
+    taken = {each.mount for each in disks.mounts()}
     for each in kept:
         if each.mount in taken:
             die(f"{where}: keep: mount {each.mount!r} stands in the layout, too")
@@ -166,11 +166,16 @@ def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
 
 def check_grub(where: str, disks: Layout, cmdline: str) -> None:
     """All that GRUB needs from the IMGBUILD, asked long before a disk is erased."""
-    for disk, _, part in disks.mounts():
-        if part.mount == "/boot" or part.mount.startswith("/boot/"):
+    for each in disks.mounts():
+        if each.mount == "/boot" or each.mount.startswith("/boot/"):
             die(f"{where}: bootloader=grub needs /boot in the root file system")
-        if part.mount == "/" and disk.table == "gpt" and "bios" not in {p.type for p in disk.parts}:
-            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {disk.name!r}")
+        if each.mount != "/":
+            continue
+        if each.disk is None or each.fs != "ext4":
+            die(f"{where}: bootloader=grub needs / on a partition with ext4")
+        if each.disk.table == "gpt" and "bios" not in {part.type for part in each.disk.parts}:
+            name = each.disk.name
+            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {name!r}")
     # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
     if match := re.search(r"""["'\\$`;&|<>{}#]""", cmdline):
         die(f"{where}: cmdline has a {match[0]}, which GRUB does not pass on")
