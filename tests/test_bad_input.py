@@ -113,7 +113,7 @@ def stranger() -> Iterator[Keyring]:
 @pytest.fixture(scope="module")
 def ciphertext(stranger: Keyring) -> tuple[str, bytes]:
     key = stranger.generate("Stranger")
-    return key, stranger.encrypt(b"PLAINTEXT", "KEY", [key])
+    return key, stranger.encrypt(b"PLAINTEXT", "KEY", [key], "mx/etc/mx.key")
 
 
 @pytest.mark.parametrize(

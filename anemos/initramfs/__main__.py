@@ -15,9 +15,10 @@ from anemos import disks, log
 from anemos.digest import sha256
 from anemos.image import imgbuild, layout
 from anemos.image.imgbuild import Imgbuild
-from anemos.initramfs import boot, events, hardware, install, kept, network, sshd
+from anemos.initramfs import boot, events, fetch, hardware, install, kept, network, sshd
 from anemos.initramfs.boot import HERE, Boot
 from anemos.log import FAILED, Failure, die
+from anemos.run import no_core_dumps
 
 PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0
@@ -25,6 +26,7 @@ GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
 
 
 def main() -> None:
+    no_core_dumps()
     events.start()
     given = boot.load()
     log.info(f"anemos: deployment {given.deployment} of {given.host}")
@@ -39,6 +41,7 @@ def main() -> None:
         found = disks.devices()
         erase = {d.name: disks.resolve(d.name, d.match, found) for d in spec.layout.disks}
         check_room(spec, erase)
+        fetch.fetch(spec, PAYLOAD / "secrets")
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
