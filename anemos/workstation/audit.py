@@ -40,7 +40,9 @@ class Entry:
 def show(vault: Vault, only: str = "") -> dict[str, Any]:
     """List the secrets of all hosts, or of one, on standard error."""
     found = [each for of in hosts(vault, only) for each in entries(vault, of)]
-    table = Table("host", "name", "kind", "encrypted to", "signature", "used")
+    table = Table()
+    for title in ("host", "name", "kind", "encrypted to", "signature", "used"):
+        table.add_column(title, overflow="fold")  # whole, however narrow: they are to be copied
     for each in found:
         used = "yes" if each.used else "no"
         whom = "\n".join(each.recipients) or f"({each.source})"
