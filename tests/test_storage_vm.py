@@ -153,7 +153,10 @@ def boot(directory: Path, files: list[Path]) -> str:
         words += ["-drive", f"file={file},format=raw,if=none,id={serial},cache=unsafe"]
         words += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
     base = images.base()
-    with images.boot_files() as (kernel, initrd), (directory / "initramfs").open("wb") as archive:
+    with (
+        images.boot_files(base) as (kernel, initrd),
+        (directory / "initramfs").open("wb") as archive,
+    ):
         archive.write(initrd.read_bytes())
         archive.write(bytes(-archive.tell() % cpio.PADDING))
         given = {"layout": LAYOUT, "keep": KEEP, "activate": activation()}

@@ -16,9 +16,20 @@ from anemos import disks, log
 from anemos.digest import sha256
 from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
-from anemos.initramfs import boot, events, hardware, install, kept, network, sshd, storage
+from anemos.initramfs import (
+    boot,
+    events,
+    fetch,
+    hardware,
+    install,
+    kept,
+    network,
+    sshd,
+    storage,
+)
 from anemos.initramfs.boot import HERE, Boot
 from anemos.log import FAILED, Failure, die
+from anemos.run import no_core_dumps
 
 PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0
@@ -26,6 +37,7 @@ GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
 
 
 def main() -> None:
+    no_core_dumps()
     events.start()
     given = boot.load()
     log.info(f"anemos: deployment {given.deployment} of {given.host}")
@@ -38,6 +50,7 @@ def main() -> None:
         await_disks(spec)
         found = disks.devices()
         erase = {d.name: disks.resolve(d.name, d.match, found) for d in spec.layout.disks}
+        fetch.fetch(spec, PAYLOAD / "secrets")
         plan = storage.check(spec.layout, spec.keep, erase, PAYLOAD / "secrets")
         spec = replace(spec, layout=plan)
         mounts = kept.secure(spec.keep, given.kept)

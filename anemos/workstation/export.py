@@ -14,7 +14,7 @@ from anemos.log import Failure, die
 from anemos.workstation import initramfs, phases, places, qemu
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
-from anemos.workstation.secrets import require_memory
+from anemos.workstation.scratch import require_memory
 from anemos.workstation.state import State, load_state, payload_file
 
 AUTHORIZED = "root/.ssh/authorized_keys"
