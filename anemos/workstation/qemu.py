@@ -108,6 +108,8 @@ class Network:
 
 def describe(mac: str, address: str, gateway: str, dns: Sequence[str]) -> dict[str, Any]:
     """A network of one interface, in the format of server/network.py. Raises ValueError."""
+    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", mac.lower()):
+        raise ValueError(f"{mac} is no MAC address")
     own = ipaddress.ip_interface(address)
     family = "inet" if own.version == 4 else "inet6"
     default = {"family": f"-{own.version}", "dst": "default", "gateway": gateway}
