@@ -60,11 +60,14 @@ SERVER_FILES = {
     "iface eth0 inet static\n    address 203.0.113.5/24\n    gateway 203.0.113.1\n",
     "root/.ssh/authorized_keys": f"{FOREIGN_KEY}\n",
 }
+# Its package layer is faked, and has no GRUB.
 SMALL = """\
 target=debian
 format=disk
+bootloader=grub
+packages=linux-image-amd64
 layout='
-disk system serial=SYSTEM image=256M
+disk system serial=SYSTEM image=256M table=msdos
 part root fs=ext4 mount=/
 '
 keep='
@@ -176,9 +179,10 @@ def test_export_started_by_hand(project: Tree, small: Path) -> None:
         assert inv(project, small, "go", "--host", "small", "--yes", "other")[0] == 2
         assert [lab.sha256(each) for each in before] == digests
         assert inv(project, small, "go", "--host", "small", "--yes", "small")[0] == 0
-        status, _, log = inv(project, small, "watch", "--host", "small")
-        assert status == 0, log
-        guest.await_end()
+        status, said, _ = inv(project, small, "watch", "--host", "small")
+        assert (status, said["status"]) == (3, 3)
+        assert "the image has no GRUB" in said["error"]
+        assert "the image has no GRUB" in guest.sh("cat /run/anemos/log")
         assert lab.sha256(before[0]) != digests[0]
         assert lab.sha256(before[1]) == digests[1]
 
@@ -192,9 +196,9 @@ def exported(project: Tree, cache: Path, room: lab.Room, port: int) -> Path:
     status, made, log = inv(project, cache, *words)
     assert status == 0, log
     operator = room.directory / "operator"
-    lines = [f'address = "127.0.0.1"\nport = {port}', f'host_key = "{made["public"]}"']
-    project.host("small", "\n".join([*lines, f'identity = "{operator}"']), SMALL)
-    room.host_key = made["public"]
+    lines = ['address = "127.0.0.1"', f"port = {port}", f'identity = "{operator}"', made["public"]]
+    project.host("small", "\n".join(lines), SMALL)
+    room.host_key = made["public"].split('"')[1]
     output = room.directory / "export"
     network = ["--mac", "52:54:00:a2:e0:05", "--address", "10.0.2.15/24", "--gateway", "10.0.2.2"]
     status, said, log = inv(

@@ -11,7 +11,7 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import initramfs, phases, places, qemu
+from anemos.workstation import initramfs, phases, places, plan, qemu
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
 from anemos.workstation.secrets import require_memory
@@ -36,7 +36,7 @@ Rescue system of a provider (it needs kexec-tools):
 
 iPXE:
     #!ipxe
-    kernel kernel {cmdline}
+    kernel kernel initrd=initrd {cmdline}
     initrd initrd
     boot
 
@@ -67,6 +67,7 @@ def export(host: Host, options: Options) -> dict[str, Any]:
     """Write kernel, initrd, cmdline and README of a new deployment. Raises Failure."""
     directory = Path(options.output)
     check_output(options, directory)
+    phases.refuse(host, list(plan.bootable(host.imgbuild())))
     network, kept = described(options) if options.mac or options.address else captured(host)
     try:
         phases.reveal(host)

@@ -110,12 +110,17 @@ def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
 
 def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """What would leave a machine that does not come back."""
-    if not spec.layout.disks:
-        yield "the IMGBUILD has no layout: nothing to install on"
+    yield from bootable(spec)
+    if spec.bootloader and facts.efi:
+        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
+
+
+def bootable(spec: Imgbuild) -> Iterator[str]:
+    """The same, as far as the IMGBUILD alone tells it."""
+    if not any(part.mount == "/" for _, _, part in spec.layout.mounts()):
+        yield "the IMGBUILD has no layout with a root: nothing to install on"
     if not spec.bootloader:
         yield "the IMGBUILD has no bootloader: the new system would not start"
-    elif facts.efi:
-        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
     if not any(package.startswith("linux-image") for package in spec.packages):
         yield "the IMGBUILD has no kernel among its packages (linux-image-...)"
 
