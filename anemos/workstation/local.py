@@ -22,6 +22,7 @@ from anemos.workstation import (
     initramfs,
     phases,
     places,
+    plan,
     reach,
     report,
     scratch,
@@ -92,6 +93,7 @@ def test(host: Host, keep: bool = False) -> dict[str, Any]:
 
     Without KEEP the VM is gone afterwards. Raises Failure with the exit statuses of log.py.
     """
+    phases.refuse(host, list(plan.bootable(host.imgbuild())))
     trial = prepare(host)
     discard(trial)
     try:

@@ -6,7 +6,7 @@ What one leaves for the next is a State (state.py).
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,7 +57,11 @@ def make_plan(host: Host) -> dict[str, Any]:
 
 
 def require(host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes, also: str = "") -> None:
-    wrong = [*plan.problems(host, spec, seen, sizes), *([also] if also else [])]
+    refuse(host, [*plan.problems(host, spec, seen, sizes), *([also] if also else [])])
+
+
+def refuse(host: Host, wrong: Sequence[str]) -> None:
+    """Die with all that is WRONG, if anything is."""
     if wrong:
         die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
 

@@ -158,12 +158,17 @@ def _lowest(name: str, facts: Facts) -> set[str]:
 
 def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """What would leave a machine that does not come back."""
-    if not spec.layout.disks:
-        yield "the IMGBUILD has no layout: nothing to install on"
+    yield from bootable(spec)
+    if spec.bootloader and facts.efi:
+        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
+
+
+def bootable(spec: Imgbuild) -> Iterator[str]:
+    """The same, as far as the IMGBUILD alone tells it."""
+    if not any(each.mount == "/" for each in spec.layout.mounts()):
+        yield "the IMGBUILD has no layout with a root: nothing to install on"
     if not spec.bootloader:
         yield "the IMGBUILD has no bootloader: the new system would not start"
-    elif facts.efi:
-        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
     for kind, (tool, why) in TOOLS.items():
         volumes = list(layout.volumes(spec.layout, kind))
         if volumes and not any(package.startswith(tool) for package in spec.packages):
