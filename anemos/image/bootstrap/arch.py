@@ -19,12 +19,12 @@ from anemos.image.bootstrap.common import (
 )
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, die
-from anemos.run import run
+from anemos.run import CommandFailed, run
 
 KEYRING = Path("/etc/pacman.d/gnupg")
 MIRRORLIST = Path("/etc/pacman.d/mirrorlist")
 # Not for other machines: keys that sign for this one, and the sockets of its agent.
-PRIVATE = ("private-keys-v1.d", "openpgp-revocs.d", "secring.gpg", "S.*", ".#*", "*.lock")
+PRIVATE = ("private-keys-v1.d", "openpgp-revocs.d", "secring.gpg", "S.*", ".#*", "*.lock", "*~")
 IDENTITY_MAP = ["0", "0", "4294967295"]  # user_namespaces(7): of the initial one
 
 # As Arch's own pacman.conf(5).
@@ -112,28 +112,34 @@ def make_keyring(imgbuild: Imgbuild, keyring: Path) -> None:
     if not keys and KEYRING.is_dir():
         shutil.copytree(KEYRING, keyring, ignore=shutil.ignore_patterns(*PRIVATE))
         return
+    keyring.mkdir(mode=0o755)
+    (keyring / "pubring.gpg").touch()  # pacman(8) insists on this format
     with log.step("Making pacman's keyring"):
-        pacman_key: list[str | Path] = ["pacman-key", "--gpgdir", keyring]
-        try:
-            run([*pacman_key, "--init"])
-            if keys:
-                run([*pacman_key, "--add", *keys])
-                run([*pacman_key, "--lsign-key", *fingerprints(keyring)])
-            else:
-                run([*pacman_key, "--populate", "archlinux"])
-        finally:
-            run(["gpgconf", "--homedir", keyring, "--kill", "all"])
+        if keys:
+            trust(keyring, keys)
+        else:
+            populate(keyring)
 
 
-def fingerprints(keyring: Path) -> list[str]:
-    """Of all keys in KEYRING but the one that it signs with (gnupg's doc/DETAILS)."""
-    argv: list[str | Path] = ["gpg", "--homedir", keyring, "--batch", "--with-colons"]
-    own = set(re.findall(r"(?m)^fpr:+(\w+):", run([*argv, "--list-secret-keys"])))
-    return [
-        found
-        for found in re.findall(r"(?m)^pub:.*\nfpr:+(\w+):", run([*argv, "--list-keys"]))
-        if found not in own
-    ]
+def trust(keyring: Path, keys: list[Path]) -> None:
+    """Trust KEYS fully: no signature of another key makes them valid (gpg(1), ownertrust)."""
+    gpg: list[str | Path] = ["gpg", "--homedir", keyring, "--batch", "--no-permission-warning"]
+    try:
+        run([*gpg, "--import", *keys])
+    except CommandFailed as failed:
+        die(f"{keys[0].parent}: not all are OpenPGP public keys\n{failed.output.strip()}")
+    found = re.findall(r"(?m)^pub:.*\nfpr:+(\w+):", run([*gpg, "--with-colons", "--list-keys"]))
+    ultimate = "".join(f"{fingerprint}:6:\n" for fingerprint in found)
+    run([*gpg, "--import-ownertrust"], data=ultimate.encode())
+
+
+def populate(keyring: Path) -> None:
+    """Trust what Arch Linux does, by its package archlinux-keyring (pacman-key(8))."""
+    try:
+        run(["pacman-key", "--gpgdir", keyring, "--init"])
+        run(["pacman-key", "--gpgdir", keyring, "--populate", "archlinux"])
+    finally:
+        run(["gpgconf", "--homedir", keyring, "--kill", "all"])
 
 
 def clean(root: Path) -> None:
