@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from anemos import disks, log
 from anemos.digest import sha256
-from anemos.image import imgbuild, layout
+from anemos.image import bootstrap, imgbuild, layout
 from anemos.image.imgbuild import Imgbuild
 from anemos.initramfs import boot, events, hardware, install, kept, network, sshd
 from anemos.initramfs.boot import HERE, Boot
@@ -55,7 +55,10 @@ def definition(given: Boot) -> Imgbuild:
         check("layer", given.layer)
     with tarfile.open(HERE / "payload") as archive:
         archive.extractall(PAYLOAD)
-    return imgbuild.load(PAYLOAD / "host")
+    spec = imgbuild.load(PAYLOAD / "host")
+    if not given.layer:
+        bootstrap.check(spec)
+    return spec
 
 
 def check(name: str, digest: str) -> None:

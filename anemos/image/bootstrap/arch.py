@@ -62,12 +62,12 @@ EXPLANATIONS: list[Explanation] = [
 
 
 def check(imgbuild: Imgbuild) -> None:
-    if Path("/proc/self/uid_map").read_text().split() != IDENTITY_MAP:
-        die("target=arch: needs root", hint="pacstrap(8) mounts a devtmpfs, which only root may")
     configuration(imgbuild)
 
 
 def make(imgbuild: Imgbuild, output: Path) -> None:
+    if Path("/proc/self/uid_map").read_text().split() != IDENTITY_MAP:
+        die("target=arch: needs root", hint="pacstrap(8) mounts a devtmpfs, which only root may")
     # A path that is short enough for the socket of gpg-agent.
     with tree(output) as root, TemporaryDirectory(prefix="anemos-") as name:
         keyring = Path(name) / "gnupg"
