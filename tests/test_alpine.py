@@ -86,9 +86,8 @@ def without_apk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_apk")
 def test_apk_from_the_repository(host: Path, key: ApkKey) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text()
     root = bootstrapped(host)
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert str(host) not in Path("/proc/self/mountinfo").read_text()
     argv = (root / "lib/argv").read_text().split()
     assert argv[:4] == ["add", "--root", str(root), "--initdb"]
     assert argv[argv.index("--keys-dir") + 1] == f"{root}/etc/apk/keys"

@@ -66,10 +66,9 @@ def bootstrapped(host: Path, more: str = "") -> Path:
 
 
 def test_bootstrap(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     root = bootstrapped(host, "excludes='/usr/share/doc/*'")
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert str(host) not in Path("/proc/self/mountinfo").read_text()
     assert run([root / "usr/bin/hi"]) == "hello\n"
     assert stat.S_IMODE((root / "usr/bin/hello").stat().st_mode) == 0o755
     assert (root / "usr/share/doc").is_dir() is False
@@ -172,7 +171,7 @@ def test_boots(host: Path, key: Signer) -> None:
             {"/usr/bin/busybox": initrd.parent / "bin/busybox", "/usr/bin/init": INIT},
             {"/bin": "usr/bin", **{f"/usr/bin/{name}": "busybox" for name in programs}},
         )
-        linux = Package("linux", {"/boot/vmlinuz-linux": kernel})
+        linux = Package("linux", {"/boot/vmlinuz-linux": kernel.resolve()})
         pacman_repository([HELLO, linux, busybox], made, key)
     configure(host, made)
     (host / "IMGBUILD").write_text(DEFINITION)
