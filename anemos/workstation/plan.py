@@ -16,6 +16,8 @@ from anemos.workstation.host import Host
 MIB = 2**20
 # What the installing system itself takes: its kernel, Python, sshd, file systems' buffers.
 WORKING_MEMORY = 200 * MIB
+# What the names of their kernel packages begin with.
+KERNELS = {"debian": "linux-image-", "arch": "linux", "alpine": "linux-"}
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
         yield "the IMGBUILD has no bootloader: the new system would not start"
     elif facts.efi:
         yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
-    if not any(package.startswith("linux-image") for package in spec.packages):
-        yield "the IMGBUILD has no kernel among its packages (linux-image-...)"
+    kernel = KERNELS[spec.target]
+    if not any(package.startswith(kernel) for package in spec.packages):
+        yield f"the IMGBUILD has no kernel among its packages ({kernel}...)"
 
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:
