@@ -4,13 +4,11 @@ import platform
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from anemos import log
 from anemos.image import chroot
 from anemos.image import tree as files
-from anemos.image.bootstrap import apk
+from anemos.image.bootstrap import apk, fetching
 from anemos.image.bootstrap.common import (
     MIRROR,
     NO_PACKAGE,
@@ -23,6 +21,7 @@ from anemos.image.bootstrap.common import (
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, die
 
+PROGRAMS: tuple[str, ...] = ("apk",)
 KEYS = Path("/etc/apk/keys")
 STATIC = "apk-tools-static"
 PROGRAM = "sbin/apk.static"
@@ -137,11 +136,10 @@ def fetch_apk(imgbuild: Imgbuild, keys: Path, scratch: Path) -> Path:
 
 def fetch(url: str) -> bytes:
     try:
-        with urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 (what the user configured)
+        with fetching.opened(url, timeout=TIMEOUT_S) as answer:
             return bytes(answer.read())
     except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        die(f"the mirror does not give {url}: {reason}", hint=MIRROR, status=FAILED)
+        die(f"the mirror does not give {url}: {error}", hint=MIRROR, status=FAILED)
 
 
 def inputs(imgbuild: Imgbuild) -> dict[str, object]:

@@ -21,6 +21,7 @@ from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, die
 from anemos.run import CommandFailed, run
 
+PROGRAMS: tuple[str, ...] = ("pacman", "pacstrap")
 KEYRING = Path("/etc/pacman.d/gnupg")
 MIRRORLIST = Path("/etc/pacman.d/mirrorlist")
 # Not for other machines: keys that sign for this one, and the sockets of its agent.

@@ -14,10 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from shutil import which
 from typing import Any
-from urllib.request import Request, urlopen
 
-from anemos import digest, log
-from anemos.image.bootstrap import targets
+from anemos import log
+from anemos.image.bootstrap import fetching, targets
+from anemos.image.bootstrap.common import digests
+from anemos.image.bootstrap.targets import TARGETS
 from anemos.image.imgbuild import Imgbuild
 from anemos.run import run
 
@@ -29,14 +30,14 @@ Mirror = dict[str, str] | None
 
 def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
     """All that the layer depends on, but for the state of the mirror."""
-    target = targets.of(imgbuild)
-    programs = [Path(found) for found in map(which, target.programs) if found]
-    recipe = [Path(str(target.module.__file__)), *programs]
+    target = TARGETS[imgbuild.target]
+    recipe = Path(__file__).with_name(f"{imgbuild.target}.py")
+    programs = [Path(found) for found in map(which, target.PROGRAMS) if found]
     return {
         "target": imgbuild.target,
         "packages": sorted(set(imgbuild.packages)),
         **target.inputs(imgbuild),
-        "programs": {file.name: digest.sha256(file) for file in recipe},
+        "programs": digests(recipe, *programs),
     }
 
 
@@ -53,7 +54,7 @@ def layer_file(imgbuild: Imgbuild, cache: Path) -> Path:
 def mirror_state(imgbuild: Imgbuild) -> Mirror:
     """The state of the mirror's index files by URL; None when it cannot be told."""
     try:
-        return {url: state(url) for url in targets.of(imgbuild).indexes(imgbuild)} or None
+        return {url: state(url) for url in TARGETS[imgbuild.target].indexes(imgbuild)} or None
     except (OSError, ValueError) as error:
         log.info(f"The mirror does not tell its state: {error}")
         return None
@@ -61,9 +62,11 @@ def mirror_state(imgbuild: Imgbuild) -> Mirror:
 
 def state(url: str) -> str:
     """When the file at URL was changed, and its size. Raises OSError, ValueError."""
-    with urlopen(Request(url, method="HEAD"), timeout=ASK_S) as answer:  # noqa: S310
-        headers = answer.headers
-        return " ".join(headers.get(name, "") for name in ("Last-Modified", "Content-Length"))
+    with fetching.opened(url, timeout=ASK_S, method="HEAD") as answer:
+        changed, size = (answer.headers.get(name) for name in ("Last-Modified", "Content-Length"))
+    if not changed:
+        raise ValueError(f"{url}: without a time")
+    return f"{changed} {size}"
 
 
 def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> Path:

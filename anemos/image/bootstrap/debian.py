@@ -7,6 +7,8 @@ from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, die
 from anemos.run import Argv
 
+PROGRAMS: tuple[str, ...] = ("mmdebstrap",)
+
 # The last step of mmdebstrap, in the chroot. Until then INITRD=No kept the kernel's hooks from
 # making an initramfs before everything that goes into it is there, and a trigger from making it
 # again (initramfs-tools(7), update-initramfs(8)). This is what a kernel package's postinst does.

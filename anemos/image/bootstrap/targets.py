@@ -1,9 +1,7 @@
 """The table of distributions, and what they have in common."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol
 
 from anemos import log
 from anemos.image.bootstrap import alpine, arch, debian
@@ -11,39 +9,30 @@ from anemos.image.imgbuild import Imgbuild
 from anemos.run import run
 
 
-@dataclass(frozen=True)
-class Target:
-    """How one distribution is bootstrapped. Another program for it is another `make`."""
+class Target(Protocol):
+    """How one distribution is bootstrapped: a module. Another program for it is another module."""
 
-    # Write the root file system to a directory, or to a tar file, compressed as its suffix says.
-    make: Callable[[Imgbuild, Path], None]
-    # Raise Failure for what the IMGBUILD or the files beside it lack. Asks no network.
-    check: Callable[[Imgbuild], None]
-    # All that the layer depends on, packages aside: name -> anything that JSON can express.
-    inputs: Callable[[Imgbuild], dict[str, object]]
-    # The files of the mirror that change with it; none if they are not known.
-    indexes: Callable[[Imgbuild], list[str]]
-    # The programs that do it.
-    programs: tuple[str, ...]
-    module: ModuleType
+    PROGRAMS: tuple[str, ...]  # what does it
 
+    def make(self, imgbuild: Imgbuild, output: Path) -> None:
+        """Write the root file system to a directory, or a tar file, compressed by its suffix."""
 
-TARGETS = {
-    "debian": Target(
-        debian.make, debian.check, debian.inputs, debian.indexes, ("mmdebstrap",), debian
-    ),
-    "arch": Target(arch.make, arch.check, arch.inputs, arch.indexes, ("pacman", "pacstrap"), arch),
-    "alpine": Target(alpine.make, alpine.check, alpine.inputs, alpine.indexes, ("apk",), alpine),
-}
+    def check(self, imgbuild: Imgbuild) -> None:
+        """Raise Failure for what the IMGBUILD or the files beside it lack. Asks no network."""
+
+    def inputs(self, imgbuild: Imgbuild) -> dict[str, object]:
+        """All that the layer depends on, packages aside: values that JSON can express."""
+
+    def indexes(self, imgbuild: Imgbuild) -> list[str]:
+        """URLs of the files of the mirror that change with it; none if they are not known."""
 
 
-def of(imgbuild: Imgbuild) -> Target:
-    return TARGETS[imgbuild.target]
+TARGETS: dict[str, Target] = {"debian": debian, "arch": arch, "alpine": alpine}
 
 
 def check(imgbuild: Imgbuild) -> None:
     """Raise Failure for everything about the bootstrap that can be known without starting it."""
-    of(imgbuild).check(imgbuild)
+    TARGETS[imgbuild.target].check(imgbuild)
 
 
 def bootstrap(imgbuild: Imgbuild, output: Path) -> None:
@@ -54,7 +43,7 @@ def bootstrap(imgbuild: Imgbuild, output: Path) -> None:
     check(imgbuild)
     suite = f" {imgbuild.suite}" if imgbuild.target == "debian" else ""
     with log.step(f"Bootstrapping {imgbuild.target}{suite}"):
-        of(imgbuild).make(imgbuild, output)
+        TARGETS[imgbuild.target].make(imgbuild, output)
 
 
 def unpack(layer: Path, root: Path) -> None:
