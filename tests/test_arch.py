@@ -163,7 +163,7 @@ def test_boots(host: Path, key: Signer) -> None:
     """The whole builder, with Debian's kernel and a static busybox as packages of Arch."""
     made = host / "repository"
     made.mkdir()
-    with images.boot_files() as (kernel, initrd):
+    with images.boot_files(images.base()) as (kernel, initrd):
         run(["bsdtar", "-xf", initrd, "-C", initrd.parent, "bin/busybox"])
         programs = ("sh", "mount", "cat", "cp", "id", "poweroff")
         busybox = Package(
