@@ -37,7 +37,8 @@ E: The repository 'http://x/debian bookworm InRelease' is not signed.
         (
             UNKNOWN,
             2,
-            "{0}: packages: Debian has no package nosuch\n{0}: packages: Debian has no package other",
+            "{0}: packages: Debian has no package nosuch\n"
+            "{0}: packages: Debian has no package other",
         ),
         (AWAY, 1, "the mirror cannot be reached: nowhere.invalid\n  ("),
         (NO_SUITE, 1, "no Debian suite at the mirror: http://x/debian bookwurm Release\n  ("),

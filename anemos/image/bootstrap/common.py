@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,19 +20,27 @@ NO_PACKAGE = "packages: {} has no package {}"
 MIRROR = "is the mirror right, and the network up?"
 
 
-def call(argv: Argv, where: Path, explanations: Sequence[Explanation], output: Path) -> None:
-    """Run ARGV, its lines in the log; temporary files go beside OUTPUT. WHERE: for messages.
+def call(
+    argv: Argv,
+    where: Path,
+    explanations: Sequence[Explanation],
+    output: Path,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Run ARGV, its lines in the log; temporary files go beside OUTPUT.
+
+    WHERE: the IMGBUILD, for messages. EXTRA: more of its environment.
 
     Raises Failure: what the first of EXPLANATIONS that fits says; else CommandFailed.
     """
     try:
-        run(argv, env=environment(output), cwd=where.parent, log=log.info)
+        run(argv, env={**environment(output), **(extra or {})}, cwd=where.parent, log=log.info)
     except CommandFailed as failed:
         for pattern, message, hint, status in explanations:
             found = sorted({match.expand(message) for match in re.finditer(pattern, failed.output)})
+            file = f"{where}: " if status == BAD_INPUT else ""
             if found:
-                where_ = f"{where}: " if status == BAD_INPUT else ""
-                die("\n".join(f"{where_}{each}" for each in found), hint=hint, status=status)
+                die("\n".join(f"{file}{each}" for each in found), hint=hint, status=status)
         raise
 
 
@@ -46,6 +54,7 @@ def environment(output: Path) -> dict[str, str]:
 @contextmanager
 def tree(output: Path) -> Iterator[Path]:
     """A directory to fill: OUTPUT itself, or one that becomes the tar file OUTPUT."""
+    output = output.resolve()  # programs run elsewhere
     if ".tar" not in output.suffixes:
         output.mkdir(exist_ok=True)
         yield output

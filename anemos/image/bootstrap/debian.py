@@ -55,14 +55,13 @@ def check(imgbuild: Imgbuild) -> None:
 
 
 def make(imgbuild: Imgbuild, output: Path) -> None:
-    call(mmdebstrap(imgbuild, output.resolve()), imgbuild.file, EXPLANATIONS, output)
+    argv = mmdebstrap(imgbuild, output.resolve())
+    call(argv, imgbuild.file, EXPLANATIONS, output, {"INITRD": "No"})
 
 
 def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
     """mmdebstrap(1): OUTPUT is a directory, or a tar file, compressed as its suffix says."""
     return [
-        "env",
-        "INITRD=No",
         "mmdebstrap",
         "--variant=minbase",
         # The root that runs this may be one of a user namespace only, where mknod(2) is refused.
@@ -75,7 +74,7 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         f'--setup-hook=echo force-unsafe-io >"$1/{UNSAFE}"',
         f"--customize-hook=env -u INITRD chroot \"$1\" sh -ec '{quoted(INITRAMFS)}'",
         # The machine that boots has its own; mmdebstrap copies this one's name and resolver.
-        f"--customize-hook=cd $1 && rm -f {UNSAFE} etc/ssh/ssh_host_*_key* etc/hostname"
+        f'--customize-hook=cd "$1" && rm -f {UNSAFE} etc/ssh/ssh_host_*_key* etc/hostname'
         " etc/resolv.conf",
         imgbuild.suite,
         output,
