@@ -141,6 +141,7 @@ def test_not_a_key(host: Path) -> None:
 
 INIT = """#!/bin/sh
 mount -t proc proc /proc
+mount -t devtmpfs dev /dev
 exec >/dev/ttyS0 2>&1
 echo "token: $(hello), $(id -u), $(cat /etc/motd), $(cat /etc/provisioned)"
 poweroff -f
