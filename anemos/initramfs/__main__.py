@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from anemos import disks, log
 from anemos.digest import sha256
-from anemos.image import imgbuild
+from anemos.image import bootstrap, imgbuild
 from anemos.image.imgbuild import Imgbuild
 from anemos.initramfs import (
     boot,
@@ -70,7 +70,10 @@ def definition(given: Boot) -> Imgbuild:
         check("layer", given.layer)
     with tarfile.open(HERE / "payload") as archive:
         archive.extractall(PAYLOAD)
-    return imgbuild.load(PAYLOAD / "host")
+    spec = imgbuild.load(PAYLOAD / "host")
+    if not given.layer:
+        bootstrap.check(spec)
+    return spec
 
 
 def check(name: str, digest: str) -> None:
