@@ -95,6 +95,8 @@ class Demo:
         with self.inv(name, "--host", "demo", "--json") as process:
             printed, log = process.communicate()
         assert process.returncode == status, log
+        with (self.seen / "phases").open("a") as file:
+            file.write(printed + log)
         return dict(json.loads(printed))
 
     def ssh_argv(self) -> list[str]:
@@ -361,11 +363,13 @@ def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
     Phase by phase, as a shell script would do it. Comes last: it reboots the machine.
     """
     before = demo.ssh("cat", "/etc/anemos/deployment.json")
-    for phase in ("reveal-secrets", "pack", "upload", "build-initramfs"):
-        demo.phase(phase, 0)
-    demo.ssh("e2label $(findmnt -n -o SOURCE /home) changed; sync")
-    demo.phase("kexec", 0)
-    error = demo.phase("watch", 1)
+    with leaks.sampled_processes() as processes:
+        for phase in ("reveal-secrets", "pack", "upload", "build-initramfs"):
+            demo.phase(phase, 0)
+        demo.ssh("e2label $(findmnt -n -o SOURCE /home) changed; sync")
+        demo.phase("kexec", 0)
+        error = demo.phase("watch", 1)
+    (demo.seen / "failing").write_bytes(b"\n".join(processes))
 
     assert "kept disk 'data' is not what it was in the old system" in error["error"]
     assert "runs the old system again" in error["error"]
@@ -373,3 +377,4 @@ def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
     assert demo.ssh("systemctl is-system-running --wait").strip() == "running"
     assert demo.kept_file("/alice/kept.txt") == b"a kept file\n"
     assert demo.phase("verify", 1)["status"] == 1
+    assert leaks.hits(demo.seen.iterdir(), demo.markers()) == []
