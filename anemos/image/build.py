@@ -2,14 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import bootstrap, definition, output
+from anemos.image import bootstrap, definition, output, reproducible, template, tree, unpacked
 from anemos.image.imgbuild import Imgbuild
+from anemos.image.manifest import Sources
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (tmpfs; only fresh directories are made in it)
 ROOM = 3 * 1024**3  # bytes free there for a build in memory
@@ -27,16 +28,37 @@ def build(
     secrets: Path | None = None,
 ) -> list[Path]:
     """Build the image of IMGBUILD into the directory OUT and return its files."""
+    output.check(imgbuild, out)
     with workspace() as scratch:
         layer = bootstrap.cached(imgbuild, cache, scratch, max_age_s)
-        root = scratch / "root"
-        root.mkdir()
-        with log.step("Unpacking the package layer"):
-            bootstrap.unpack(layer, root)
-        with log.step("Applying the definition"):
-            definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
-        with log.step(f"Writing {imgbuild.name} as {imgbuild.format}"):
-            return output.write(imgbuild, root, out, f"{imgbuild.name}/{bootstrap.key(imgbuild)}")
+        with unpacked.writable(layer, scratch) as lower:
+            given = reproducible.given()
+            epoch = lower.newest if given is None else given
+            with reproducible.environment(epoch):
+                with log.step("Applying the definition"):
+                    definition.apply(imgbuild, lower.root, inputs, values=values, secrets=secrets)
+                brought, secret = brought_in(lower.root, inputs, secrets)
+                known = lower.digests
+                sources = Sources(layer.name, lower.layer_sha256, inputs, secret, known)
+                with log.step(f"Writing {imgbuild.name} as {imgbuild.format}"):
+                    seed = f"{imgbuild.name}/{bootstrap.key(imgbuild)}"
+                    return output.write(
+                        imgbuild, lower.root, out, seed, epoch=epoch, sources=sources, kept=brought
+                    )
+
+
+def brought_in(
+    root: Path, inputs: Sequence[Path], secrets: Path | None
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Where below ROOT the definition's own files are; those of them that hold secret values."""
+    files = [path for directory in inputs for path, _ in tree.inputs(directory)]
+    secret = [path for path, _ in tree.inputs(secrets)] if secrets else []
+    secret += [p.removesuffix(template.SUFFIX) for p in files if p.endswith(template.SUFFIX)]
+
+    def places(paths: Iterable[str]) -> frozenset[str]:
+        return frozenset(os.fspath(tree.inside(root, path).relative_to(root)) for path in paths)
+
+    return places([*files, *secret]), places(secret)
 
 
 def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:

@@ -78,6 +78,19 @@ def directories(root: Path, directory: Path) -> None:
             parent.chmod(0o755)
 
 
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below ROOT, "." first, in the order of names: (path below ROOT, status)."""
+    yield ".", root.lstat()
+    todo = [""]
+    while todo:
+        prefix = todo.pop()
+        with os.scandir(root / prefix) as entries:
+            below = sorted(entries, key=lambda entry: entry.name)
+        for entry in below:
+            yield prefix + entry.name, entry.stat(follow_symlinks=False)
+        todo += [f"{prefix}{e.name}/" for e in reversed(below) if e.is_dir(follow_symlinks=False)]
+
+
 def inputs(directory: Path) -> Iterator[tuple[str, Path]]:
     """The input files below DIRECTORY, sorted: (path in the image, file).
 
