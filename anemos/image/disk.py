@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from anemos.image import bootloader, fsimage, layout, tree
@@ -52,8 +52,18 @@ def partition(disk: Disk, file: Path, seed: str) -> None:
     run(["sfdisk", "--quiet", file], data=script.encode())
 
 
-def fill(imgbuild: Imgbuild, root: Path, files: Mapping[str, Path], seed: str, epoch: int) -> None:
-    """Make all file systems, with what ROOT, which is used up, has at their mount points."""
+def fill(
+    imgbuild: Imgbuild,
+    root: Path,
+    files: Mapping[str, Path],
+    seed: str,
+    epoch: int,
+    wait: Callable[[], object],
+) -> None:
+    """Make all file systems, with what ROOT, which is used up, has at their mount points.
+
+    WAIT is called before ROOT is changed.
+    """
     # Children before parents: what lies below a mount point moves out of the parent's tree.
     carriers = [each for each in imgbuild.layout.filesystems() if not each.mount]
     for carrier in [*carriers, *reversed(imgbuild.layout.mounts())]:
@@ -61,6 +71,7 @@ def fill(imgbuild: Imgbuild, root: Path, files: Mapping[str, Path], seed: str, e
         uuid = layout.fs_uuid(carrier, seed)
         fsimage.make(carrier.fs, place(carrier, files), uuid, epoch, content)
         if content not in (None, root):
+            wait()
             empty(content, epoch)
 
 

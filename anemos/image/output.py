@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,9 @@ COMPRESSORS = {
     **dict.fromkeys(("xz", "txz"), ("xz", "-T0")),
     **dict.fromkeys(("gz", "tgz", "taz"), ("pigz", "-n")),
 }
+
+
+Read = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -62,31 +66,33 @@ def write(
     KEPT: see reproducible.forget. An older image is replaced when the new one is complete.
     """
     check(imgbuild, out)
-    with TemporaryDirectory(prefix=".anemos-", dir=out) as name:
-        job = Job(imgbuild, root, Path(name), seed, epoch)
+    with TemporaryDirectory(prefix=".anemos-", dir=out) as name, ThreadPoolExecutor() as pool:
         output = OUTPUTS[imgbuild.format]
+        job = Job(imgbuild, root, Path(name), seed, epoch)
         reproducible.forget(root, kept)
         output.prepare(job)
-        reproducible.clamp(root, epoch)
-        described = Path(name) / f"{imgbuild.name}.manifest.json"
-        described.write_text(manifest.text(imgbuild, root, sources, output.tools(job), epoch))
-        made = [made.rename(out / final) for final, made in output.write(job).items()]
+        entries = reproducible.clamp(root, epoch)
+        tools = output.tools(job)
+        text = pool.submit(manifest.text, imgbuild, root, entries, sources, tools, epoch)
+        made = output.write(job, text.result)
+        described = job.place / f"{imgbuild.name}.manifest.json"
+        described.write_text(text.result())
         described.rename(out / described.name)
-        return made
+        return [file.rename(out / final) for final, file in made.items()]
 
 
 def nothing(job: Job) -> None:
     pass
 
 
-def directory(job: Job) -> dict[str, Path]:
+def directory(job: Job, _: Read) -> dict[str, Path]:
     made = job.place / "directory"
     # No move: across file systems that reads device nodes, and forgets owners.
     run(["cp", "--archive", "--no-target-directory", job.root, made])
     return {job.imgbuild.name: made}
 
 
-def tar(job: Job) -> dict[str, Path]:
+def tar(job: Job, _: Read) -> dict[str, Path]:
     made = job.place / ".".join(["archive", "tar", *job.imgbuild.format_options])
     options = ["--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
     # Extended headers must not hold the number of tar's process, nor times of access and change.
@@ -103,7 +109,7 @@ def compressor(job: Job) -> tuple[str, ...]:
     return found if found and shutil.which(found[0]) else ()
 
 
-def squashfs(job: Job) -> dict[str, Path]:
+def squashfs(job: Job, _: Read) -> dict[str, Path]:
     made = job.place / "image"
     compression = job.imgbuild.format_options or ("zstd",)
     options = ["-noappend", "-quiet", "-no-progress", "-comp", *compression]
@@ -115,8 +121,8 @@ def prepare_disks(job: Job) -> None:
     disk.prepare(job.imgbuild, job.root, job.disks, job.seed)
 
 
-def disks(job: Job) -> dict[str, Path]:
-    disk.fill(job.imgbuild, job.root, job.disks, job.seed, job.epoch)
+def disks(job: Job, read: Read) -> dict[str, Path]:
+    disk.fill(job.imgbuild, job.root, job.disks, job.seed, job.epoch, read)
     names = disk.names(job.imgbuild)
     return {names[each]: file for each, file in job.disks.items()}
 
@@ -128,9 +134,13 @@ def disk_tools(job: Job) -> list[str]:
 
 @dataclass(frozen=True)
 class Output:
-    """A format. PREPARE writes what the tree lacks; WRITE returns files, by their final names."""
+    """A format. PREPARE writes what the tree lacks.
 
-    write: Callable[[Job], dict[str, Path]]
+    WRITE returns files by their final names. Before it changes the tree, it calls the function that
+    it is given, which ends when nobody else reads the tree.
+    """
+
+    write: Callable[[Job, Read], dict[str, Path]]
     tools: Callable[[Job], list[str]]
     prepare: Callable[[Job], None] = nothing
 

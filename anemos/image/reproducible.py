@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anemos.image import tree
+from anemos.image.tree import Entry
 from anemos.log import die
 
 VARIABLE = "SOURCE_DATE_EPOCH"
@@ -81,9 +82,10 @@ def traces(root: Path, pattern: str, kept: Set[str]) -> list[Path]:
     return [file for file in found if os.fspath(file.relative_to(root)) not in kept]
 
 
-def clamp(root: Path, epoch: int) -> None:
-    """Set every time of change below ROOT that is newer than EPOCH to EPOCH."""
-    # Files first: removing or making none, this changes no directory.
-    for path, status in tree.walk(root):
+def clamp(root: Path, epoch: int) -> list[Entry]:
+    """Set every time of change below ROOT that is newer than EPOCH to EPOCH. All there is below."""
+    entries = list(tree.walk(root))
+    for path, status in entries:
         if status.st_mtime > epoch:
             os.utime(root / path, (epoch, epoch), follow_symlinks=False)
+    return entries

@@ -9,6 +9,7 @@ from pathlib import Path
 from anemos.log import die
 
 MAX_LINKS = 40  # path_resolution(7)
+Entry = tuple[str, os.stat_result]  # path below a root, lstat(2)
 
 
 def inside(root: Path, path: str | os.PathLike[str]) -> Path:
@@ -78,8 +79,8 @@ def directories(root: Path, directory: Path) -> None:
             parent.chmod(0o755)
 
 
-def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Everything below ROOT, "." first, in the order of names: (path below ROOT, status)."""
+def walk(root: Path) -> Iterator[Entry]:
+    """Everything below ROOT, "." first, directory by directory, in the order of names."""
     yield ".", root.lstat()
     todo = [""]
     while todo:
