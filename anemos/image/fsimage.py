@@ -1,9 +1,10 @@
 """File systems in image files, filled from a tree; none is mounted that need not be.
 
-ext2, ext3, ext4 and vfat are made in their place in the image, btrfs and swap in a file of their
-own that is copied there, as their mkfs knows no offset. Any other is filled by mounting it, so that
-takes root. Of these, btrfs and what is mounted has random and current values in it: two such images
-of one tree are equal in content, not in bytes.
+ext2, ext3, ext4 and vfat are made in their place in the image, the rest in a file of its own that is
+copied there, as no other mkfs knows an offset. btrfs, xfs and others are filled by mounting them,
+which takes root. (mkfs.btrfs --rootdir forgets the status of the topmost directory and the numbers
+of devices; mkfs.xfs -p knows no extended attributes.) The kernel puts the time into these, so two of
+one tree are equal in content, not in bytes.
 """
 
 import os
@@ -132,21 +133,18 @@ def make_apart(fs: str, place: Place, uuid: str, source: Path | None) -> None:
         file = Path(name) / "fs"
         with file.open("wb") as empty:
             empty.truncate(place.size)
-        run(maker(fs, uuid, file, source))
-        if source and fs != "btrfs":
+        run(maker(fs, uuid, file))
+        if source:
             pour(source, file)
         splice(file, place)
 
 
-def maker(fs: str, uuid: str, file: Path, source: Path | None) -> Argv:
+def maker(fs: str, uuid: str, file: Path) -> Argv:
     if fs not in filesystems.MAKERS:
         if shutil.which(program(fs)) is None:
             die(f"there is no {program(fs)} here to make a file system of type {fs!r}")
         return [program(fs), file]
-    *argv, node = filesystems.make(fs, uuid, file)
-    if source and fs == "btrfs":
-        argv += ["--rootdir", source]
-    return [*argv, node]
+    return filesystems.make(fs, uuid, file)
 
 
 def pour(source: Path, file: Path) -> None:

@@ -76,7 +76,7 @@ def forget(root: Path, kept: Set[str]) -> None:
 def traces(root: Path, pattern: str, kept: Set[str]) -> list[Path]:
     # No link on the way leads out of the tree.
     fixed = pattern.partition("*")[0].rpartition("/")[0]
-    if tree.inside(root, f"{fixed}/.") != root / fixed:
+    if tree.inside(root, f"{fixed}/x").parent != root / fixed:
         return []
     found = [file for file in root.glob(pattern) if file.is_file() and not file.is_symlink()]
     return [file for file in found if os.fspath(file.relative_to(root)) not in kept]
