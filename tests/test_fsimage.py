@@ -161,8 +161,8 @@ def plain(source: Path) -> Path:
     for name in ("link", "long", "fifo", "null", "sparse", "sub/new\nline", 'sub/"quoted"'):
         (source / name).unlink()
     # mtools keeps a short name with such a letter in capitals, which FAT takes for the same.
-    for name in (b"\xff\xfe", b"what?offset=1", "\u00e4".encode()):
-        (source / "sub" / os.fsdecode(name)).unlink()
+    for odd in (b"\xff\xfe", b"what?offset=1", "\u00e4".encode()):
+        (source / "sub" / os.fsdecode(odd)).unlink()
     for path, _ in list(tree.walk(source)):
         os.utime(source / path, (EPOCH - 5, EPOCH - 8))
     return source

@@ -251,3 +251,39 @@ def test_without_overlay(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         spec, inputs, host / "again", cache=host / "cache", values=values, secrets=secrets
     )
     assert again.read_bytes() == made.read_bytes()
+
+
+MMDEBSTRAP = """#!/bin/sh
+# Stands for mmdebstrap: the output is the argument that is a .tar.
+for output; do case $output in *.tar) break; esac; done
+cp {layer} "$output"
+"""
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        ("", ""),
+        ("cat /proc/uptime >/etc/now", "/etc/now: sha256"),
+        ("touch /etc/$(cat /proc/sys/kernel/random/uuid)", ": only in one of them"),
+        ("umask 077; cat /proc/uptime >/etc/now", "x/etc/now: from byte "),
+    ],
+)
+def test_check(host: Path, noise: str, message: str) -> None:
+    """--check tells what two builds differ in."""
+    describe(host, "dir", f"provision() {{ {noise or ':'}; }}\n")
+    (layer,) = (host / "cache").glob("*.zst")
+    programs = host / "bin"
+    programs.mkdir()
+    run(["zstd", "-q", "-d", layer, "-o", host / "layer.tar"])
+    (programs / "mmdebstrap").write_text(MMDEBSTRAP.format(layer=host / "layer.tar"))
+    (programs / "mmdebstrap").chmod(0o755)
+    argv = [sys.executable, "-m", "anemos.image", "--check", "--output", "out"]
+    argv += ["--values", "values.json", "--secrets", "secrets"]
+    env = {"PYTHONPATH": os.fspath(ROOT), "PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(argv, cwd=host, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == (1 if message else 0), done.stderr
+    assert not message or "error: x: two builds differ:\n  | " in done.stderr
+    assert message in done.stderr
+    assert done.stdout == "out/x\n"
+    assert (host / "out/x/etc/conf").exists()

@@ -1,5 +1,6 @@
 """Puts the parts together: package layer, definition layer, output."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import bootstrap, definition, output, reproducible, template, tree, unpacked
+from anemos.image import (
+    bootstrap,
+    comparison,
+    definition,
+    output,
+    reproducible,
+    template,
+    tree,
+    unpacked,
+)
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.manifest import Sources
 
@@ -45,6 +55,28 @@ def build(
                     return output.write(
                         imgbuild, lower.root, out, seed, epoch=epoch, sources=sources, kept=brought
                     )
+
+
+def check(
+    imgbuild: Imgbuild,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    values: Mapping[str, str] | None = None,
+    secrets: Path | None = None,
+) -> None:
+    """Build again what lies in OUT, from nothing, and compare. Raises Failure if they differ."""
+    described = json.loads((out / f"{imgbuild.name}.manifest.json").read_text())
+    with (
+        log.step(f"Building {imgbuild.name} again"),
+        workspace() as scratch,
+        reproducible.environment(described["source_date_epoch"]),
+    ):
+        cache, again = scratch / "cache", scratch / "again"
+        cache.mkdir()
+        again.mkdir()
+        build(imgbuild, inputs, again, cache=cache, values=values, secrets=secrets)
+        comparison.require_same(imgbuild.name, out, again)
 
 
 def brought_in(

@@ -1,10 +1,10 @@
 """File systems in image files, filled from a tree; none is mounted that need not be.
 
-ext2, ext3, ext4 and vfat are made in their place in the image, the rest in a file of its own that is
-copied there, as no other mkfs knows an offset. btrfs, xfs and others are filled by mounting them,
-which takes root. (mkfs.btrfs --rootdir forgets the status of the topmost directory and the numbers
-of devices; mkfs.xfs -p knows no extended attributes.) The kernel puts the time into these, so two of
-one tree are equal in content, not in bytes.
+ext2, ext3, ext4 and vfat are made in their place in the image, the rest in a file of its own that
+is copied there, as no other mkfs knows an offset. btrfs, xfs and others are filled by mounting
+them, which takes root. (mkfs.btrfs --rootdir forgets the status of the topmost directory and the
+numbers of devices; mkfs.xfs -p knows no extended attributes.) The kernel puts the time into these,
+so two of one tree are equal in content, not in bytes.
 """
 
 import os
