@@ -265,7 +265,7 @@ cp {layer} "$output"
     [
         ("", ""),
         ("cat /proc/uptime >/etc/now", "/etc/now: sha256"),
-        ("touch /etc/$(cat /proc/sys/kernel/random/uuid)", ": only in one of them"),
+        (": >/etc/$(cat /proc/sys/kernel/random/uuid)", ": only in one of them"),
         ("umask 077; cat /proc/uptime >/etc/now", "x/etc/now: from byte "),
     ],
 )
