@@ -42,8 +42,11 @@ def given() -> int | None:
 
 
 @contextmanager
-def environment(epoch: int) -> Iterator[None]:
-    """All that is run meanwhile has EPOCH as its SOURCE_DATE_EPOCH."""
+def environment(epoch: int | None) -> Iterator[None]:
+    """All that is run meanwhile has EPOCH, unless that is None, as its SOURCE_DATE_EPOCH."""
+    if epoch is None:
+        yield
+        return
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(epoch)
     try:
