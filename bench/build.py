@@ -52,7 +52,7 @@ def own_mirror() -> str:
 
 def anemos(form: str, scratch: Path, mirror: str) -> Result:
     """Cold only if no other has made the package layer."""
-    host, cache = scratch / f"host-{form.split()[0]}", scratch / "cache"
+    host, cache = scratch / f"host-{form.split(maxsplit=1)[0]}", scratch / "cache"
     (host / "files/etc").mkdir(parents=True)
     (host / "out").mkdir()
     cache.mkdir(exist_ok=True)
