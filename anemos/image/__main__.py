@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anemos import log
-from anemos.image import build, imgbuild
+from anemos.image import build, comparison, imgbuild
 from anemos.log import Failure
 from anemos.run import no_core_dumps
 
@@ -93,7 +93,7 @@ def main() -> None:
     print(*files, sep="\n")
     if given.check:
         options = {"values": given.values, "secrets": given.secrets}
-        build.check(spec, given.inputs or default, given.output, **options)
+        comparison.check(spec, given.inputs or default, given.output, **options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Puts the parts together: package layer, definition layer, output."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,12 +10,9 @@ from tempfile import TemporaryDirectory
 from anemos import log
 from anemos.image import (
     bootstrap,
-    comparison,
     definition,
     output,
     reproducible,
-    template,
-    tree,
     unpacked,
 )
 from anemos.image.imgbuild import Imgbuild
@@ -47,7 +43,7 @@ def build(
             with reproducible.environment(epoch):
                 with log.step("Applying the definition"):
                     definition.apply(imgbuild, lower.root, inputs, values=values, secrets=secrets)
-                brought, secret = brought_in(lower.root, inputs, secrets)
+                brought, secret = reproducible.brought_in(lower.root, inputs, secrets)
                 known = lower.digests
                 sources = Sources(layer.name, lower.layer_sha256, inputs, secret, known)
                 with log.step(f"Writing {imgbuild.name} as {imgbuild.format}"):
@@ -55,42 +51,6 @@ def build(
                     return output.write(
                         imgbuild, lower.root, out, seed, epoch=epoch, sources=sources, kept=brought
                     )
-
-
-def check(
-    imgbuild: Imgbuild,
-    inputs: Sequence[Path],
-    out: Path,
-    *,
-    values: Mapping[str, str] | None = None,
-    secrets: Path | None = None,
-) -> None:
-    """Build again what lies in OUT, from nothing, and compare. Raises Failure if they differ."""
-    described = json.loads((out / f"{imgbuild.name}.manifest.json").read_text())
-    with (
-        log.step(f"Building {imgbuild.name} again"),
-        workspace() as scratch,
-        reproducible.environment(described["source_date_epoch"]),
-    ):
-        cache, again = scratch / "cache", scratch / "again"
-        cache.mkdir()
-        again.mkdir()
-        build(imgbuild, inputs, again, cache=cache, values=values, secrets=secrets)
-        comparison.require_same(imgbuild.name, out, again)
-
-
-def brought_in(
-    root: Path, inputs: Sequence[Path], secrets: Path | None
-) -> tuple[frozenset[str], frozenset[str]]:
-    """Where below ROOT the definition's own files are; those of them that hold secret values."""
-    files = [path for directory in inputs for path, _ in tree.inputs(directory)]
-    secret = [path for path, _ in tree.inputs(secrets)] if secrets else []
-    secret += [p.removesuffix(template.SUFFIX) for p in files if p.endswith(template.SUFFIX)]
-
-    def places(paths: Iterable[str]) -> frozenset[str]:
-        return frozenset(os.fspath(tree.inside(root, path).relative_to(root)) for path in paths)
-
-    return places([*files, *secret]), places(secret)
 
 
 def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:

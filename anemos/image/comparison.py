@@ -1,16 +1,40 @@
-"""Two builds of one image, compared: by their manifests, and then byte by byte."""
+"""An image built twice and compared: by the manifests of both, and then byte by byte."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anemos.image import tree
+from anemos import log
+from anemos.image import build, reproducible, tree
+from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, die
 
 CHUNK = 2**20
 SHOWN = 10
+
+
+def check(
+    imgbuild: Imgbuild,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    values: Mapping[str, str] | None = None,
+    secrets: Path | None = None,
+) -> None:
+    """Build again what lies in OUT, from nothing, and compare. Raises Failure if they differ."""
+    described = json.loads((out / f"{imgbuild.name}.manifest.json").read_text())
+    with (
+        log.step(f"Building {imgbuild.name} again"),
+        build.workspace() as scratch,
+        reproducible.environment(described["source_date_epoch"]),
+    ):
+        cache, again = scratch / "cache", scratch / "again"
+        cache.mkdir()
+        again.mkdir()
+        build.build(imgbuild, inputs, again, cache=cache, values=values, secrets=secrets)
+        require_same(imgbuild.name, out, again)
 
 
 def require_same(name: str, one: Path, two: Path) -> None:

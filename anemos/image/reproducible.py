@@ -5,11 +5,11 @@ since 1970. Where the environment does not say it, it is the newest time in the 
 """
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-from anemos.image import tree
+from anemos.image import template, tree
 from anemos.image.tree import Entry
 from anemos.log import die
 
@@ -56,6 +56,20 @@ def environment(epoch: int | None) -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
+
+
+def brought_in(
+    root: Path, inputs: Sequence[Path], secrets: Path | None
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Where below ROOT the definition's own files are; those of them that hold secret values."""
+    files = [path for directory in inputs for path, _ in tree.inputs(directory)]
+    secret = [path for path, _ in tree.inputs(secrets)] if secrets else []
+    secret += [p.removesuffix(template.SUFFIX) for p in files if p.endswith(template.SUFFIX)]
+
+    def places(paths: Iterable[str]) -> frozenset[str]:
+        return frozenset(os.fspath(tree.inside(root, path).relative_to(root)) for path in paths)
+
+    return places([*files, *secret]), places(secret)
 
 
 def newest(root: Path) -> int:
