@@ -66,7 +66,8 @@ def make_ext(fs: str, place: Place, uuid: str, epoch: int, source: Path | None) 
         where = f"{place.file.name}?offset={place.start}"
         found = run(["dumpe2fs", where], cwd=place.file.parent)
         script = settled(source.stat(), used_inodes(found), epoch)
-        argv = ["debugfs", "-w", "-f", "-", where]
+        # It repeats every command on standard output.
+        argv = ["sh", "-c", 'exec debugfs -w -f - "$1" >/dev/null', "sh", where]
         run(argv, cwd=place.file.parent, env=now, data=script.encode())
 
 
