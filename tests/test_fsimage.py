@@ -237,3 +237,11 @@ def test_full(tmp_path: Path, source: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert str(tmp_path) not in run(["losetup", "--list"])
     shutil.rmtree(source)
+
+
+def test_fat_ends_where_its_place_does(tmp_path: Path, source: Path) -> None:
+    """Its boot sector counts its own sectors, not the image's (FAT specification: BPB_TotSec)."""
+    place = image(tmp_path, "vfat", 64 * MIB, plain(source))
+    head = alone(place).read_bytes()[:512]
+    total = int.from_bytes(head[19:21], "little") or int.from_bytes(head[32:36], "little")
+    assert total * 512 == place.size

@@ -1,10 +1,11 @@
 """File systems in image files, filled from a tree; none is mounted that need not be.
 
-ext2, ext3, ext4 and vfat are made in their place in the image, the rest in a file of its own that
-is copied there, as no other mkfs knows an offset. btrfs, xfs and others are filled by mounting
-them, which takes root. (mkfs.btrfs --rootdir forgets the status of the topmost directory and the
-numbers of devices; mkfs.xfs -p knows no extended attributes.) The kernel puts the time into these,
-so two of one tree are equal in content, not in bytes.
+ext2, ext3 and ext4 are made in their place in the image, the rest in a file of its own that is
+copied there: no other mkfs knows an offset, or (mkfs.fat 4.2) takes the whole file's size for that
+of the file system then. btrfs, xfs and others are filled by mounting them, which takes root.
+(mkfs.btrfs --rootdir forgets the status of the topmost directory and the numbers of devices;
+mkfs.xfs -p knows no extended attributes.) The kernel puts the time into these, so two of one tree
+are equal in content, not in bytes.
 """
 
 import os
@@ -12,6 +13,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,12 +99,15 @@ def settled(top: os.stat_result, inodes: list[int], epoch: int) -> str:
 
 def make_fat(place: Place, uuid: str, epoch: int, source: Path | None) -> None:
     """mkfs.fat(8); mtools(1) fill it, in the order of names."""
-    start = f"{place.start // SECTOR}"
-    options = ["--invariant", "-i", uuid.replace("-", ""), "-h", start, f"--offset={start}"]
-    run(["mkfs.vfat", *options, place.file, f"{place.size // 1024}"])
-    if source is None:
-        return
-    drive = ["-i", f"{place.file}@@{place.start}"]
+    with apart(place) as file:
+        hidden = f"{place.start // SECTOR}"
+        run(["mkfs.vfat", "--invariant", "-i", uuid.replace("-", ""), "-h", hidden, file])
+        if source:
+            fill_fat(file, epoch, source)
+
+
+def fill_fat(file: Path, epoch: int, source: Path) -> None:
+    drive: list[str | Path] = ["-i", file]
     env = {"TZ": "UTC0", "SOURCE_DATE_EPOCH": str(epoch)}
     for parent, below, files in os.walk(source):
         below.sort()
@@ -130,13 +135,20 @@ def check_fat(parent: Path, names: list[str]) -> None:
 
 
 def make_apart(fs: str, place: Place, uuid: str, source: Path | None) -> None:
+    with apart(place) as file:
+        run(maker(fs, uuid, file))
+        if source:
+            pour(source, file)
+
+
+@contextmanager
+def apart(place: Place) -> Iterator[Path]:
+    """A file of PLACE's size, which is copied there at the end."""
     with TemporaryDirectory(dir=place.file.parent) as name:
         file = Path(name) / "fs"
         with file.open("wb") as empty:
             empty.truncate(place.size)
-        run(maker(fs, uuid, file))
-        if source:
-            pour(source, file)
+        yield file
         splice(file, place)
 
 
