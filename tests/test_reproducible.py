@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from anemos.image import bootstrap, build, imgbuild, reproducible, tree, unpacked
+from anemos.image.bootstrap import cache
 from anemos.log import Failure
 from anemos.run import run
 from tests import tiny
@@ -287,3 +288,16 @@ def test_check(host: Path, noise: str, message: str) -> None:
     assert message in done.stderr
     assert done.stdout == "out/x\n"
     assert (host / "out/x/etc/conf").exists()
+
+
+@pytest.mark.parametrize(
+    ("mirror", "date"),
+    [
+        (None, None),
+        ({"a": " 12"}, None),
+        ({"a": "never 12"}, None),
+        ({"a": "Thu, 01 Jan 1970 00:01:00 GMT 5", "b": "Thu, 01 Jan 1970 00:02:00 GMT 5"}, 120),
+    ],
+)
+def test_date_of_a_mirror(mirror: dict[str, str] | None, date: int | None) -> None:
+    assert cache.date(mirror) == date
