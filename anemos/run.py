@@ -46,6 +46,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "DEBIAN_FRONTEND": "noninteractive",
         # A lost DNS answer costs the resolver's default of 5 s (resolv.conf(5)).
         "RES_OPTIONS": "timeout:1 attempts:5",
+        # The time that a reproducible build goes by (reproducible-builds.org).
+        **{name: os.environ[name] for name in ["SOURCE_DATE_EPOCH"] if name in os.environ},
         **(extra or {}),
     }
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import imgbuild, layout, output
+from anemos.image import imgbuild, layout, output, reproducible
 from anemos.image.imgbuild import Imgbuild
+from anemos.image.manifest import Sources
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 
@@ -70,8 +71,13 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def write(tmp_path: Path, root: Path, out: Path, form: str, more: str = "") -> list[Path]:
-    return output.write(spec(tmp_path, form, more), root, out, SEED)
+def write(
+    tmp_path: Path, root: Path, out: Path, form: str, more: str = "", epoch: int = 1_600_000_000
+) -> list[Path]:
+    sources = Sources("layer", "0")
+    made = spec(tmp_path, form, more)
+    with reproducible.environment(epoch):
+        return output.write(made, root, out, SEED, epoch=epoch, sources=sources)
 
 
 @pytest.mark.parametrize(
@@ -220,3 +226,14 @@ def test_tree_that_does_not_fit(tmp_path: Path, root: Path, out: Path) -> None:
     (root / "big").write_bytes(os.urandom(2**20) * 70)
     with pytest.raises(Failure, match=r"mkfs\.ext4.*exit status 1"):
         write(tmp_path, root, out, "disk", LAYOUT)
+
+
+def test_volumes(tmp_path: Path, root: Path, out: Path) -> None:
+    """No image file has what only a running kernel makes; ./inv test makes such disks."""
+    layout = LAYOUT.replace("part root fs=ext4 mount=/", "part pv type=lvm")
+    layout = layout.replace(
+        "disk data", "vg group on=system/pv\nlv root on=group fs=ext4 mount=/\ndisk data"
+    )
+    with pytest.raises(Failure, match=r"^layout: vg 'group': .*\n.*`\./inv test`"):
+        write(tmp_path, root, out, "disk", layout)
+    assert not list(out.iterdir())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anemos import log
-from anemos.image import build, imgbuild
+from anemos.image import build, comparison, imgbuild
 from anemos.log import Failure
 from anemos.run import no_core_dumps
 
@@ -62,6 +62,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-age", type=float, default=build.DAY_S, help="of a layer, in seconds")
     parser.add_argument("--mirror", default="", help="of Debian, when the IMGBUILD names none")
     parser.add_argument("--layer", action="store_true", help="make the package layer alone")
+    again = "build the image a second time, package layer and all, and compare"
+    parser.add_argument("--check", action="store_true", help=again)
     parser.add_argument("--values", type=values, help="JSON object with the values for templates")
     parser.add_argument("--secrets", type=directory, help="tree of revealed secret files")
     return parser.parse_args()
@@ -89,6 +91,9 @@ def main() -> None:
         secrets=given.secrets,
     )
     print(*files, sep="\n")
+    if given.check:
+        options = {"values": given.values, "secrets": given.secrets}
+        comparison.check(spec, given.inputs or default, given.output, **options)
 
 
 if __name__ == "__main__":

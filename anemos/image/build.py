@@ -8,8 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import bootstrap, definition, output
+from anemos.image import (
+    bootstrap,
+    definition,
+    output,
+    reproducible,
+    unpacked,
+)
 from anemos.image.imgbuild import Imgbuild
+from anemos.image.manifest import Sources
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (tmpfs; only fresh directories are made in it)
 ROOM = 3 * 1024**3  # bytes free there for a build in memory
@@ -27,16 +34,23 @@ def build(
     secrets: Path | None = None,
 ) -> list[Path]:
     """Build the image of IMGBUILD into the directory OUT and return its files."""
+    output.check(imgbuild, out)
     with workspace() as scratch:
         layer = bootstrap.cached(imgbuild, cache, scratch, max_age_s)
-        root = scratch / "root"
-        root.mkdir()
-        with log.step("Unpacking the package layer"):
-            bootstrap.unpack(layer, root)
-        with log.step("Applying the definition"):
-            definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
-        with log.step(f"Writing {imgbuild.name} as {imgbuild.format}"):
-            return output.write(imgbuild, root, out, f"{imgbuild.name}/{bootstrap.key(imgbuild)}")
+        with unpacked.writable(layer, scratch) as lower:
+            given = reproducible.given()
+            epoch = lower.newest if given is None else given
+            with reproducible.environment(epoch):
+                with log.step("Applying the definition"):
+                    definition.apply(imgbuild, lower.root, inputs, values=values, secrets=secrets)
+                brought, secret = reproducible.brought_in(lower.root, inputs, secrets)
+                known = lower.digests
+                sources = Sources(layer.name, lower.layer_sha256, inputs, secret, known)
+                with log.step(f"Writing {imgbuild.name} as {imgbuild.format}"):
+                    seed = f"{imgbuild.name}/{bootstrap.key(imgbuild)}"
+                    return output.write(
+                        imgbuild, lower.root, out, seed, epoch=epoch, sources=sources, kept=brought
+                    )
 
 
 def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:

@@ -1,106 +1,154 @@
-"""Root file system -> image, without mounting anything."""
+"""Root file system -> image, the same bytes for the same tree."""
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from anemos.image import bootloader, layout, tree
+from anemos.image import disk, fsimage, manifest, reproducible
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Carrier, Disk
+from anemos.image.manifest import Sources
 from anemos.log import die
 from anemos.run import run
 
+# tar's own way to compress has one thread. Their results are the same with any number of threads.
+COMPRESSORS = {
+    **dict.fromkeys(("zst", "tzst"), ("zstd", "-T0")),
+    **dict.fromkeys(("xz", "txz"), ("xz", "-T0")),
+    **dict.fromkeys(("gz", "tgz", "taz"), ("pigz", "-n")),
+}
 
-def write(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
-    """Write the image of the tree ROOT, which is used up, into the directory OUT."""
-    return OUTPUTS[imgbuild.format](imgbuild, root, out, seed)
+
+Read = Callable[[], object]
 
 
-def directory(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
+@dataclass(frozen=True)
+class Job:
+    """An image of the tree ROOT, to be written below PLACE, which lies where the image will be."""
+
+    imgbuild: Imgbuild
+    root: Path
+    place: Path
+    seed: str
+    epoch: int
+
+    @property
+    def disks(self) -> dict[str, Path]:
+        return {each.name: self.place / f"{each.name}.img" for each in self.imgbuild.layout.disks}
+
+
+def check(imgbuild: Imgbuild, out: Path) -> None:
+    """Raises Failure for an image that cannot be written to the directory OUT."""
+    if imgbuild.format in ("disk", "raw"):
+        disk.check(imgbuild.layout)
     target = out / imgbuild.name
-    if target.exists():
+    if imgbuild.format == "dir" and target.exists():
         die(f"{target} exists", hint="remove it, or build with another --output")
+    if not os.access(out, os.W_OK):
+        die(f"{out}: cannot be written to")
+
+
+def write(
+    imgbuild: Imgbuild,
+    root: Path,
+    out: Path,
+    seed: str,
+    *,
+    epoch: int,
+    sources: Sources,
+    kept: Set[str] = frozenset(),
+) -> list[Path]:
+    """Write the image of the tree ROOT, which is used up, and its manifest into the directory OUT.
+
+    KEPT: see reproducible.forget. An older image is replaced when the new one is complete.
+    """
+    check(imgbuild, out)
+    with TemporaryDirectory(prefix=".anemos-", dir=out) as name, ThreadPoolExecutor() as pool:
+        output = OUTPUTS[imgbuild.format]
+        job = Job(imgbuild, root, Path(name), seed, epoch)
+        reproducible.forget(root, kept)
+        output.prepare(job)
+        entries = reproducible.clamp(root, epoch)
+        tools = output.tools(job)
+        text = pool.submit(manifest.text, imgbuild, root, entries, sources, tools, epoch)
+        made = output.write(job, text.result)
+        described = job.place / f"{imgbuild.name}.manifest.json"
+        described.write_text(text.result())
+        described.rename(out / described.name)
+        return [file.rename(out / final) for final, file in made.items()]
+
+
+def nothing(job: Job) -> None:
+    pass
+
+
+def directory(job: Job, _: Read) -> dict[str, Path]:
+    made = job.place / "directory"
     # No move: across file systems that reads device nodes, and forgets owners.
-    run(["cp", "--archive", "--no-target-directory", root, target])
-    return [target]
+    run(["cp", "--archive", "--no-target-directory", job.root, made])
+    return {job.imgbuild.name: made}
 
 
-def tar(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
-    target = out / ".".join([imgbuild.name, "tar", *imgbuild.format_options])
-    options = ["--force-local", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
-    run(
-        ["tar", "--create", "--auto-compress", *options, "--file", target, "--directory", root, "."]
-    )
-    return [target]
+def tar(job: Job, _: Read) -> dict[str, Path]:
+    made = job.place / ".".join(["archive", "tar", *job.imgbuild.format_options])
+    options = ["--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
+    # Extended headers must not hold the number of tar's process, nor times of access and change.
+    options += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"]
+    by = compressor(job)
+    options += [f"--use-compress-program={' '.join(by)}"] if by else ["--auto-compress"]
+    run(["tar", "--create", *options, "--file", made, "--directory", job.root, "."])
+    return {made.name.replace("archive", job.imgbuild.name, 1): made}
 
 
-def squashfs(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
-    target = out / f"{imgbuild.name}.squashfs"
-    compression = imgbuild.format_options or ("zstd",)
+def compressor(job: Job) -> tuple[str, ...]:
+    """What compresses the tar with all processors; none for what tar runs itself."""
+    found = COMPRESSORS.get("".join(job.imgbuild.format_options), ())
+    return found if found and shutil.which(found[0]) else ()
+
+
+def squashfs(job: Job, _: Read) -> dict[str, Path]:
+    made = job.place / "image"
+    compression = job.imgbuild.format_options or ("zstd",)
     options = ["-noappend", "-quiet", "-no-progress", "-comp", *compression]
-    run(["mksquashfs", root, target, *options, "-all-time", "0", "-mkfs-time", "0"])
-    return [target]
+    run(["mksquashfs", job.root, made, *options])  # it goes by SOURCE_DATE_EPOCH
+    return {f"{job.imgbuild.name}.squashfs": made}
 
 
-def disk(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
-    """One sparse image file for each disk of the layout, bootable."""
-    files = {d.name: out / f"{imgbuild.name}-{d.name}.img" for d in imgbuild.layout.disks}
-    tree.write(root, "etc/fstab", layout.fstab(imgbuild.layout, seed))
-    for each in imgbuild.layout.disks:
-        partition(each, files[each.name], seed)
-    for carrier in imgbuild.layout.filesystems():
-        if not carrier.mount:
-            make_fs(carrier, files, seed)
-    if imgbuild.bootloader:
-        bootloader.install(imgbuild, root, files, seed)
-    # Children before parents: what lies below a mount point moves out of the parent's tree.
-    for carrier in reversed(imgbuild.layout.mounts()):
-        fill(carrier, files, root, seed)
-    return list(files.values())
+def prepare_disks(job: Job) -> None:
+    disk.prepare(job.imgbuild, job.root, job.disks, job.seed)
 
 
-def partition(each: Disk, file: Path, seed: str) -> None:
-    file.unlink(missing_ok=True)
-    with file.open("wb") as image:
-        image.truncate(each.image)
-    script = layout.sfdisk_script(each, each.image, seed)
-    run(["sfdisk", "--quiet", file], data=script.encode())
+def disks(job: Job, read: Read) -> dict[str, Path]:
+    disk.fill(job.imgbuild, job.root, job.disks, job.seed, job.epoch, read)
+    names = disk.names(job.imgbuild)
+    return {names[each]: file for each, file in job.disks.items()}
 
 
-def make_fs(carrier: Carrier, files: dict[str, Path], seed: str, *source: Path) -> str:
-    """Make the file system of a partition in its place in the disk's file; "FILE?offset=BYTES"."""
-    if carrier.disk is None or carrier.fs != "ext4":
-        die(f"layout: {carrier.path}: an image file has ext4 on partitions only")
-    file = files[carrier.disk.name]
-    extent = layout.extents(carrier.disk, carrier.disk.image)[carrier.number - 1]
-    uuid = layout.fs_uuid(carrier, seed)
-    options = ["-q", "-F", "-U", uuid, "-E", f"offset={extent.start},hash_seed={uuid}"]
-    content: list[str | Path] = ["-d", *source] if source else []
-    run(["mkfs.ext4", *options, *content, file, f"{extent.size // 1024}k"])
-    return f"{file}?offset={extent.start}"
+def disk_tools(job: Job) -> list[str]:
+    kinds = {each.fs for each in job.imgbuild.layout.filesystems()}
+    return ["sfdisk", *(fsimage.program(kind) for kind in kinds)]
 
 
-def fill(carrier: Carrier, files: dict[str, Path], root: Path, seed: str) -> None:
-    """Make the file system of a partition, with what ROOT has at its mount point."""
-    source = root if carrier.mount == "/" else tree.inside(root, carrier.mount.lstrip("/"))
-    if source.is_symlink():
-        die(f"layout: {carrier.mount} is a symbolic link in the image")
-    tree.directories(root, source)
-    place = make_fs(carrier, files, seed, source)
-    # mkfs.ext4 -d does not do this for the topmost directory.
-    top = source.stat()
-    fields = {"mode": f"0{top.st_mode:o}", "uid": top.st_uid, "gid": top.st_gid}
-    script = "".join(f"set_inode_field <2> {name} {value}\n" for name, value in fields.items())
-    run(["debugfs", "-w", "-f", "-", place], data=script.encode())
-    if source != root:
-        shutil.rmtree(source)
-        source.mkdir()
+@dataclass(frozen=True)
+class Output:
+    """A format. PREPARE writes what the tree lacks.
+
+    WRITE returns files by their final names. Before it changes the tree, it calls the function that
+    it is given, which ends when nobody else reads the tree.
+    """
+
+    write: Callable[[Job, Read], dict[str, Path]]
+    tools: Callable[[Job], list[str]]
+    prepare: Callable[[Job], None] = nothing
 
 
-Output = Callable[[Imgbuild, Path, Path, str], list[Path]]
-OUTPUTS: dict[str, Output] = {
-    "dir": directory,
-    "tar": tar,
-    "squashfs": squashfs,
-    "disk": disk,
+OUTPUTS = {
+    "dir": Output(directory, lambda _: []),
+    "tar": Output(tar, lambda job: ["tar", *compressor(job)[:1]]),
+    "squashfs": Output(squashfs, lambda _: ["mksquashfs"]),
+    "disk": Output(disks, disk_tools, prepare_disks),
+    "raw": Output(disks, disk_tools, prepare_disks),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from anemos.log import die
 
 MAX_LINKS = 40  # path_resolution(7)
+Entry = tuple[str, os.stat_result]  # path below a root, lstat(2)
 
 
 def inside(root: Path, path: str | os.PathLike[str]) -> Path:
@@ -76,6 +77,19 @@ def directories(root: Path, directory: Path) -> None:
                 where = parent.relative_to(root)
                 die(f"/{where}: is a file in the image, a directory among the inputs")
             parent.chmod(0o755)
+
+
+def walk(root: Path) -> Iterator[Entry]:
+    """Everything below ROOT, "." first, directory by directory, in the order of names."""
+    yield ".", root.lstat()
+    todo = [""]
+    while todo:
+        prefix = todo.pop()
+        with os.scandir(root / prefix) as entries:
+            below = sorted(entries, key=lambda entry: entry.name)
+        for entry in below:
+            yield prefix + entry.name, entry.stat(follow_symlinks=False)
+        todo += [f"{prefix}{e.name}/" for e in reversed(below) if e.is_dir(follow_symlinks=False)]
 
 
 def inputs(directory: Path) -> Iterator[tuple[str, Path]]:

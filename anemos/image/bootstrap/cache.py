@@ -10,12 +10,14 @@ asked, the layer's age stands for it.
 
 import json
 import time
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 from anemos import log
+from anemos.image import reproducible
 from anemos.image.bootstrap import fetching, targets
 from anemos.image.bootstrap.common import digests
 from anemos.image.bootstrap.targets import TARGETS
@@ -83,7 +85,8 @@ def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> 
         remember(layer, imgbuild, recorded(layer).get("mirror"))
         return layer
     log.info(f"Package layer: to be made ({reason})")
-    targets.bootstrap(imgbuild, scratch / "layer.tar")
+    with reproducible.environment(reproducible.given() or date(now)):
+        targets.bootstrap(imgbuild, scratch / "layer.tar")
     partial = layer.with_suffix(f".{scratch.name}")  # builds may run at the same time
     with log.step("Compressing the package layer"):
         run(["zstd", "-q", "-12", "-T0", "--rm", "-f", scratch / "layer.tar", "-o", partial])
@@ -91,6 +94,18 @@ def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> 
     remember(layer, imgbuild, now)
     prune(cache)
     return layer
+
+
+def date(mirror: Mirror) -> int | None:
+    """The mirror's last change, in seconds since 1970: no file of a layer is to be newer.
+
+    With it, a layer is made the same again from the same state of the mirror.
+    """
+    times = [text.rpartition(" ")[0] for text in (mirror or {}).values()]
+    try:
+        return max(int(parsedate_to_datetime(text).timestamp()) for text in times)
+    except (TypeError, ValueError):  # none, or none that is one
+        return None
 
 
 def note(layer: Path) -> Path:

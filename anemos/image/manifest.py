@@ -1,0 +1,159 @@
+"""What is in an image, and what it was made of: IMGNAME.manifest.json beside it.
+
+    {"image": name, "format": "disk", "target": "debian", "source_date_epoch": seconds,
+     "inputs": {path: SHA-256, ...},  the IMGBUILD, every input file, the package layer
+     "tools": {program: version},     what wrote the image
+     "packages": [[name, version, architecture], ...],
+     "files": [{"path", "type", "mode", "uid", "gid", "mtime", ...}, ...]}
+
+A file has "size" and "sha256", a link "target", a device "device". Only name, mode, owner and time
+of what is or may be secret: secrets, templates that are filled in, whatever not everybody may read.
+Bytes of names that are no UTF-8 are written as Python's surrogateescape does.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anemos.digest import sha256
+from anemos.image import tree
+from anemos.image.imgbuild import Imgbuild
+from anemos.image.tree import Entry
+from anemos.run import CommandFailed, run
+
+TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+# SHA-256 by inode, size and time of the last change of anything about it: as git's index has it.
+Digests = MutableMapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an image is made of. SECRET: paths in it whose content must not be told."""
+
+    layer: str
+    layer_sha256: str
+    inputs: Sequence[Path] = ()
+    secret: Set[str] = frozenset()
+    known: Digests = field(default_factory=dict)
+
+
+def text(
+    imgbuild: Imgbuild,
+    root: Path,
+    entries: Iterable[Entry],
+    sources: Sources,
+    tools: Iterable[str],
+    epoch: int,
+) -> str:
+    """The manifest of the tree ROOT, which consists of ENTRIES. EPOCH: the newest time in it."""
+    head = {
+        "image": imgbuild.name,
+        "format": " ".join([imgbuild.format, *imgbuild.format_options]),
+        "target": imgbuild.target,
+        "source_date_epoch": epoch,
+        "inputs": digests(imgbuild, sources),
+        "tools": {tool: version(tool) for tool in sorted(set(tools))},
+    }
+    parts = [json.dumps(head, indent=1)[:-2]]  # without its closing brace
+    for name, rows in (
+        ("packages", packages(root)),
+        ("files", files(root, entries, sources, epoch)),
+    ):
+        parts.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
+    return ",\n".join(parts) + "\n}\n"
+
+
+def digests(imgbuild: Imgbuild, sources: Sources) -> dict[str, str]:
+    """Digests of all inputs but secrets, whose digests may tell what they are."""
+    found = {"IMGBUILD": sha256(imgbuild.file), sources.layer: sources.layer_sha256}
+    for directory in sources.inputs:
+        for path, file in tree.inputs(directory):
+            if not file.is_symlink():
+                found[f"{directory.name}/{path}"] = sha256(file)
+    return found
+
+
+def version(tool: str) -> str:
+    """The first line of what TOOL says about its version, "" if it does not."""
+    option = "-V" if tool.startswith("mkfs.") else "--version"
+    lines: list[str] = []
+    with suppress(CommandFailed):  # mkfs.vfat has no such option, and tells it all the same
+        run([tool, option], log=lines.append)
+    return next((line.strip() for line in lines if re.search(r"\d\.\d", line)), "")
+
+
+def packages(root: Path) -> list[tuple[str, str, str]]:
+    """(name, version, architecture) of what is installed, by the package manager's own records."""
+    return sorted({*debian(root), *arch(root), *alpine(root)})
+
+
+def debian(root: Path) -> Iterator[tuple[str, str, str]]:
+    """dpkg(1): stanzas of /var/lib/dpkg/status."""
+    for stanza in read(root, "var/lib/dpkg/status").split("\n\n"):
+        fields = dict(re.findall(r"(?m)^(Package|Status|Version|Architecture): (.*)$", stanza))
+        if fields.get("Status", "").endswith(" installed"):
+            yield fields["Package"], fields["Version"], fields["Architecture"]
+
+
+def arch(root: Path) -> Iterator[tuple[str, str, str]]:
+    """pacman(8): a directory for each package below /var/lib/pacman/local."""
+    for file in sorted((root / "var/lib/pacman/local").glob("*/desc")):
+        fields = dict(re.findall(r"(?m)^%(NAME|VERSION|ARCH)%\n(.*)$", file.read_text()))
+        yield fields["NAME"], fields["VERSION"], fields["ARCH"]
+
+
+def alpine(root: Path) -> Iterator[tuple[str, str, str]]:
+    """apk(8): stanzas of its "installed" file, one letter a field."""
+    for place in ("lib/apk/db/installed", "usr/lib/apk/db/installed"):
+        for stanza in read(root, place).split("\n\n"):
+            fields = dict(re.findall(r"(?m)^([PVA]):(.*)$", stanza))
+            if "P" in fields:
+                yield fields["P"], fields["V"], fields["A"]
+
+
+def read(root: Path, path: str) -> str:
+    file = tree.inside(root, path)
+    return file.read_text(errors="replace") if file.is_file() and not file.is_symlink() else ""
+
+
+def files(
+    root: Path, entries: Iterable[Entry], sources: Sources, epoch: int
+) -> Iterator[dict[str, Any]]:
+    for path, status in entries:
+        yield {
+            "path": path,
+            "type": TYPES[stat.S_IFMT(status.st_mode)],
+            "mode": f"{stat.S_IMODE(status.st_mode):04o}",
+            "uid": status.st_uid,
+            "gid": status.st_gid,
+            "mtime": min(int(status.st_mtime), epoch),
+            **content(root / path, status, path in sources.secret, sources.known),
+        }
+
+
+def content(file: Path, status: os.stat_result, secret: bool, known: Digests) -> dict[str, Any]:
+    match stat.S_IFMT(status.st_mode):
+        case stat.S_IFLNK:
+            return {"target": os.fspath(file.readlink())}
+        case stat.S_IFCHR | stat.S_IFBLK:
+            return {"device": f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"}
+        case stat.S_IFREG if not secret and status.st_mode & stat.S_IROTH:
+            key = f"{status.st_ino} {status.st_size} {status.st_ctime_ns}"
+            if key not in known:
+                known[key] = sha256(file)
+            return {"size": status.st_size, "sha256": known[key]}
+    return {}
