@@ -52,9 +52,9 @@ def build_initramfs(c: Context, host: str = "", json: bool = False) -> Any:
 
 
 @command
-def kexec(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
+def kexec(c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False) -> Any:
     """Jump into the initramfs, which ERASES the system disks and installs HOST."""
-    return workstation("deployment").kexec(load(host), yes)
+    return workstation("deployment").kexec(load(host), yes, hold)
 
 
 @command
@@ -70,9 +70,37 @@ def verify(c: Context, host: str = "", json: bool = False) -> Any:
 
 
 @command
-def deploy(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
+def deploy(
+    c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False
+) -> Any:
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
-    return workstation("deployment").deploy(load(host), yes)
+    return workstation("deployment").deploy(load(host), yes, hold)
+
+
+@command
+def status(c: Context, host: str = "", json: bool = False) -> Any:
+    """Tell what runs on HOST now, and how far it is."""
+    return workstation("status").status(load(host))
+
+
+@command
+def rescue(c: Context, host: str = "", json: bool = False) -> Any:
+    """Open a shell on HOST, in the initramfs too."""
+    return workstation("recovery").rescue(load(host))
+
+
+@command
+def resume(
+    c: Context, host: str = "", repack: bool = False, step: str = "", json: bool = False
+) -> Any:
+    """Go on with an installation that is held, or that failed after the point of no return."""
+    return workstation("recovery").resume(load(host), repack, step)
+
+
+@command
+def abort(c: Context, host: str = "", json: bool = False) -> Any:
+    """Before the point of no return: back to the old system."""
+    return workstation("recovery").abort(load(host))
 
 
 @command

@@ -67,6 +67,10 @@ def attribute(entry: Path, places: Sequence[str]) -> str:
     return ""
 
 
+def read_only(found: Device) -> bool:
+    return attribute(SYS_BLOCK / found.name, ["ro"]) == "1"
+
+
 def matches(found: Device, match: Mapping[str, str]) -> bool:
     known = {"serial": found.serial, "wwn": found.wwn, "size": str(found.size)}
     return all(known[key] == value for key, value in match.items())

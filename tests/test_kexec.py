@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from anemos.initramfs import boot
 from anemos.log import FAILED, Failure
 from anemos.run import CommandFailed
 from anemos.server import kexec
@@ -27,7 +28,15 @@ SAFE = "panic=10 oops=panic"
     ],
 )
 def test_cmdline(old: str, expected: str) -> None:
-    assert kexec.cmdline(old) == expected
+    assert kexec.cmdline(old, 0) == expected
+
+
+def test_hold() -> None:
+    """init's deadline comes after the brain's."""
+    line = kexec.cmdline("console=ttyS1", 3600)
+
+    assert line == f"console=ttyS1 {SAFE} anemos.hold=3600 anemos.deadline=4500"
+    assert f"DEADLINE={kexec.DEADLINE} " in (Path(boot.__file__).parent / "init").read_text()
 
 
 def test_load_argv() -> None:
@@ -63,7 +72,7 @@ FILE, OLD = "--kexec-file-syscall", "--kexec-syscall"
 def load(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kexec, "run", kernel.run)
     monkeypatch.setattr(kexec, "LOADED", kernel.loaded)
-    kexec.load()
+    kexec.load(0)
 
 
 def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,7 +313,7 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     assert jump(monkeypatch, Identity("new", True, "d-1", 2.0))["boot_id"] == "new"
 
     assert server.done == [
-        "enter.sh /base load",
+        "enter.sh /base load 0",
         "jump.sh /base",
         "await end",
         "touch /run/anemos/go",

@@ -24,6 +24,10 @@ OF_A_HOST = [
     "verify",
     "deploy",
     "demo",
+    "status",
+    "rescue",
+    "resume",
+    "abort",
 ]
 ERASING = ["kexec", "deploy"]
 

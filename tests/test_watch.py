@@ -164,7 +164,9 @@ def test_failed_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) ->
         run(monkeypatch, [LOG, PASSED, LOG, BAD])
 
     assert caught.value.status == IN_INITRAMFS
-    assert caught.value.hint == "it waits in the initramfs: ssh -p 2222 root@192.0.2.1"
+    assert (
+        caught.value.hint == "it waits in the initramfs: ./inv rescue --host mx, then ./inv resume"
+    )
 
 
 @pytest.mark.parametrize(("before", "status"), [([LOG], FAILED), ([LOG, PASSED], IN_INITRAMFS)])

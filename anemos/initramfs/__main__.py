@@ -1,51 +1,93 @@
 """The brain of the initramfs: everything between the jump and the reboot.
 
-Its exit status is init's cue: 0 reboots into the new system; anything else reboots into the old
-one before the point of no return, and after it keeps the machine here, reachable over SSH.
+Its exit status is init's cue: 0 leaves for the new system; anything else reboots into the old one
+before the point of no return, and after it keeps the machine here, reachable over SSH, until init
+is asked to run this again.
 """
 
+import json
 import math
+import shutil
 import sys
 import tarfile
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from anemos import disks, log
 from anemos.digest import sha256
 from anemos.image import imgbuild, layout
 from anemos.image.imgbuild import Imgbuild
-from anemos.initramfs import boot, events, hardware, install, kept, network, sshd
+from anemos.initramfs import boot, events, hardware, install, kept, network, progress, sshd
 from anemos.initramfs.boot import HERE, Boot
+from anemos.initramfs.progress import Progress
 from anemos.log import FAILED, Failure, die
 
 PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0
 GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
+TOLD = 3  # exit status; see init
+CLOCK_S = 600.0  # how far the clock may be off: mirrors and certificates are valid for days
 
 
 def main() -> None:
-    events.start()
+    """From the jump to the end."""
     given = boot.load()
     log.info(f"anemos: deployment {given.deployment} of {given.host}")
     with log.step("Hardware and network"):
         hardware.coldplug()
         network.up(given.network)
         sshd.start(given.ssh_port)
+        set_clock(given.time)
+    if seconds := boot.held():
+        hold(seconds)
     with log.step("Preflight"):
         spec = definition(given)
         await_disks(spec)
         mounts = kept.secure(spec.keep, given.kept)
-        found = disks.devices()
-        erase = {d.name: disks.resolve(d.name, d.match, found) for d in spec.layout.disks}
+        erase = resolve(spec)
         check_room(spec, erase)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
-    patience = math.inf if events.STAY.exists() else OPERATOR_S
-    hardware.wait_for("word from the operator", events.GO.exists, patience)
+    events.await_word(math.inf if events.STAY.exists() else OPERATOR_S)
+    reached = Progress(progress.disks_of(spec), mounts)
+    reached.save()
     events.point_of_no_return()
-    install.install(given, spec, erase, mounts)
+    install.install(given, spec, erase, reached)
+
+
+def resume() -> None:
+    """Go on after a failure past the point of no return, as progress.Request says."""
+    events.emit("point-of-no-return")
+    asked = progress.request()
+    given = boot.load()
+    given = replace(given, payload=asked.payload or given.payload, layer=asked.layer or given.layer)
+    boot.save(given)
+    spec = definition(given)
+    reached = progress.load(spec)
+    erase = resolve(spec)
+    check_room(spec, erase)
+    first = asked.step or reached.first_step(given.payload)
+    log.info(f"anemos: resuming deployment {given.deployment} of {given.host} with: {first}")
+    install.install(given, spec, erase, reached, first)
+
+
+def hold(seconds: float) -> None:
+    """Touch nothing until the operator, who looks around, says so."""
+    log.info(f"Held: nothing is touched. Back to the old system in {seconds:.0f} s")
+    events.emit("held", seconds=seconds)
+    events.await_word(seconds)
+    events.emit("released")
+
+
+def set_clock(real: float) -> None:
+    """REAL: the workstation's, shortly before the jump, in seconds since the epoch; 0: unknown."""
+    if real and abs(time.time() - real) > CLOCK_S:
+        log.info(f"The clock said {time.ctime()}: set to {time.ctime(real)}")
+        time.clock_settime(time.CLOCK_REALTIME, real)
 
 
 def definition(given: Boot) -> Imgbuild:
@@ -53,14 +95,28 @@ def definition(given: Boot) -> Imgbuild:
     check("payload", given.payload)
     if given.layer:
         check("layer", given.layer)
+    shutil.rmtree(PAYLOAD, ignore_errors=True)
     with tarfile.open(HERE / "payload") as archive:
         archive.extractall(PAYLOAD)
+    check_complete(PAYLOAD)
     return imgbuild.load(PAYLOAD / "host")
 
 
 def check(name: str, digest: str) -> None:
-    if sha256(HERE / name) != digest:
-        die(f"{name}: damaged on the way", status=FAILED)
+    file = HERE / name
+    if not file.is_file():
+        die(f"{name}: not there", status=FAILED)
+    if sha256(file) != digest:
+        die(f"{name}: damaged on the way ({file.stat().st_size} bytes)", status=FAILED)
+
+
+def check_complete(unpacked: Path) -> None:
+    """Every file that the manifest names, secrets too, is there as it was packed."""
+    files = json.loads((unpacked / "manifest.json").read_text())["files"]
+    for path, digest in files.items():
+        file = unpacked / path
+        if not file.is_symlink() and not (file.is_file() and sha256(file) == digest):
+            die(f"payload: {path} is not what was packed", status=FAILED)
 
 
 def await_disks(spec: Imgbuild) -> None:
@@ -75,8 +131,15 @@ def await_disks(spec: Imgbuild) -> None:
         hardware.wait_for("disk", present)
 
 
+def resolve(spec: Imgbuild) -> dict[str, disks.Device]:
+    found = disks.devices()
+    return {disk.name: disks.resolve(disk.name, disk.match, found) for disk in spec.layout.disks}
+
+
 def check_room(spec: Imgbuild, erase: dict[str, disks.Device]) -> None:
     for disk in spec.layout.disks:
+        if disks.read_only(erase[disk.name]):
+            die(f"disk {disk.name!r}: the kernel says that it is read-only", status=FAILED)
         try:
             layout.extents(disk, erase[disk.name].size)
         except ValueError as error:
@@ -85,8 +148,9 @@ def check_room(spec: Imgbuild, erase: dict[str, disks.Device]) -> None:
 
 def report() -> int:
     """Run, and tell how it ended; the exit status."""
+    events.start()
     try:
-        main()
+        resume() if progress.RESUMING.exists() else main()
     except Failure as failure:
         events.failed(str(failure))
     except Exception:
@@ -96,7 +160,7 @@ def report() -> int:
         events.done()
         time.sleep(GRACE_S)
         return 0
-    return 1
+    return TOLD
 
 
 if __name__ == "__main__":

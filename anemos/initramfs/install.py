@@ -1,5 +1,6 @@
 """After the point of no return: disks are erased and the new system is written."""
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,23 +14,38 @@ from anemos.image.layout import Disk, Part
 from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
 from anemos.initramfs.hardware import wait_for
+from anemos.initramfs.progress import DEFINITION, PACKAGES, PARTITIONS, STEPS, Progress
 from anemos.run import run
 
 TARGET = Path("/target")
 Mounts = Mapping[str, tuple[str, str]]
 
 
-def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mounts) -> None:
-    """Install SPEC. DEVICES: by name of the layout's disks; KEPT: see layout.fstab."""
+def install(
+    boot: Boot,
+    spec: Imgbuild,
+    devices: Mapping[str, Device],
+    reached: Progress,
+    first: str = PARTITIONS,
+) -> None:
+    """Install SPEC from the step FIRST on. DEVICES: by name of the layout's disks."""
     seed = boot.deployment
-    with log.step("Partitioning"):
-        for disk in spec.layout.disks:
-            partition(disk, devices[disk.name], seed)
+    todo = STEPS[STEPS.index(first) :]
+    if os.path.ismount(TARGET):  # an earlier run's
+        run(["umount", "--recursive", TARGET])
+    if PARTITIONS in todo:
+        with log.step("Partitioning"):
+            for disk in spec.layout.disks:
+                partition(disk, devices[disk.name], seed)
     with mounted(spec, devices, seed):
-        with log.step("Package layer"):
-            package_layer(boot, spec)
-        with log.step("Definition layer"):
-            define(boot, spec, kept)
+        if PACKAGES in todo:
+            with log.step("Package layer"):
+                package_layer(boot, spec)
+        if DEFINITION in todo:
+            with log.step("Definition layer"):
+                define(boot, spec, reached.mounts)
+            reached.applied = boot.payload
+            reached.save()
         with log.step("Boot loader"):
             nodes = {name: device.path for name, device in devices.items()}
             if spec.bootloader:
@@ -71,11 +87,10 @@ def mount(device: Device, number: int, part: Part) -> None:
 
 
 def package_layer(boot: Boot, spec: Imgbuild) -> None:
-    if not boot.layer:
+    if boot.layer:  # its file stays: it is needed again after a failure
+        bootstrap.unpack(HERE / "layer", TARGET)
+    else:
         bootstrap.bootstrap(spec, TARGET)
-        return
-    bootstrap.unpack(HERE / "layer", TARGET)
-    (HERE / "layer").unlink()
 
 
 def define(boot: Boot, spec: Imgbuild, kept: Mounts) -> None:

@@ -19,11 +19,11 @@ def main(command: str, *words: str) -> None:
     match command, words:
         case "fingerprint", [keep]:
             print(json.dumps(staging.fingerprints(json.loads(keep))))
-        case "build-initramfs", [base, payload, layer]:
+        case "build-initramfs", [base, payload, layer, now]:
             image = staging.HOST / base.lstrip("/")
-            print(json.dumps(staging.build(image, payload, layer, *came_in_by())))
-        case "load", []:
-            kexec.load()
+            print(json.dumps(staging.build(image, payload, layer, float(now), *came_in_by())))
+        case "load", [hold]:
+            kexec.load(int(hold))
         case _:
             raise AssertionError(f"{command} {words}")
 

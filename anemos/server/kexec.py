@@ -13,12 +13,17 @@ CONSOLES = ("console=tty0", "console=ttyS0")
 # Until the point of no return a panic is the way back to the old system: after 10 s, for an oops,
 # too (kernel-parameters.txt).
 SAFETY = ("panic=10", "oops=panic")
+DEADLINE = 900  # seconds, as in initramfs/init
 
 
-def cmdline(old: str) -> str:
-    """The initramfs's kernel command line: the consoles of the OLD one's, and the way back."""
+def cmdline(old: str, hold: int) -> str:
+    """The initramfs's kernel command line: the consoles of the OLD one's, and the way back.
+
+    HOLD: seconds that the operator has to look around (initramfs/boot.py, initramfs/init).
+    """
     consoles = [word for word in old.split() if word.startswith("console=")]
-    return " ".join([*(consoles or CONSOLES), *SAFETY])
+    held = [f"anemos.hold={hold}", f"anemos.deadline={hold + DEADLINE}"] if hold else []
+    return " ".join([*(consoles or CONSOLES), *SAFETY, *held])
 
 
 def load_argv(method: str, line: str) -> Argv:
@@ -32,9 +37,9 @@ def load_argv(method: str, line: str) -> Argv:
     ]
 
 
-def load() -> None:
+def load(hold: int) -> None:
     """Load by kexec_file_load(2), which checks signatures, or else by kexec_load(2)."""
-    line = cmdline(Path("/proc/cmdline").read_text())
+    line = cmdline(Path("/proc/cmdline").read_text(), hold)
     try:
         run(load_argv("--kexec-file-syscall", line))
     except CommandFailed as refused:

@@ -14,6 +14,7 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
     initramfs = 300                    # until the initramfs answers
     install = 3600                     # without a word from the initramfs
     up = 600                           # until the new system is up
+    hold = 3600                        # with --hold, until the old system is started again
 
     [vm]                               # the local VM of `./inv test`
     memory = 1024                      # MiB
@@ -52,6 +53,7 @@ class Timeouts:
     initramfs: int = 300
     install: int = 3600
     up: int = 600
+    hold: int = 3600
 
 
 @dataclass(frozen=True)

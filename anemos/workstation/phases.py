@@ -24,7 +24,7 @@ from anemos.workstation.facts import Facts
 from anemos.workstation.gpg import Keyring
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
-from anemos.workstation.ssh import ConnectionLost, Remote, connect
+from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
 from anemos.workstation.state import State, expected_downtime, load_state, payload_file
 
 # What the old system said last, for `export`: it may be gone by then.
@@ -83,18 +83,24 @@ def reveal(host: Host) -> dict[str, Any]:
 
 def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     """Make the payload, and whatever else is to be sent."""
+    state = State(host.name, deployment=deployment or new_deployment())
+    digest = make_payload(host, state)
+    state.base = str(images.base())
+    state.save()
+    return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+
+
+def make_payload(host: Host, state: State) -> str:
+    """Payload and package layer for the deployment of STATE; the payload's SHA-256."""
     spec = host.imgbuild()
     into = places.memory(host.name) / "secrets"
     revealed = secrets.load(into, host.name)
     check_host_keys(host, into / "files/etc/ssh")
-    state = State(host.name, deployment=deployment or new_deployment())
     values = {**revealed.values, **builtin_values(host, state)}
     payload.write(payload_file(host), spec, state.deployment, values, into / "files")
-    prepare(host, spec, state)
-    state.save()
-    digest = sha256(payload_file(host))
+    make_layer(host, spec, state)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
-    return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+    return sha256(payload_file(host))
 
 
 def check_host_keys(host: Host, directory: Path) -> None:
@@ -109,8 +115,7 @@ def check_host_keys(host: Host, directory: Path) -> None:
         die(f"{host.name}: the pinned host key is none of those among the secrets: {names}")
 
 
-def prepare(host: Host, spec: Imgbuild, state: State) -> None:
-    state.base = str(images.base())
+def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
     state.layer = ""
     if host.build_on == "workstation":
         layer = images.layer(spec)
@@ -173,7 +178,7 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     state = load_state(host, "remote_base", "upload")
     layer = sha256(Path(state.layer)) if state.layer else ""
     with connect(reach.endpoint(host)) as remote:
-        words = [state.remote_base, sha256(payload_file(host)), layer]
+        words = [state.remote_base, sha256(payload_file(host)), layer, str(time.time())]
         answer = json.loads(reach.enter(remote, state.remote_base, "build-initramfs", *words))
     state.kept = answer["kept"]
     captured = {key: answer[key] for key in ("network", "kept")}
@@ -182,13 +187,16 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     return {"host": host.name, "network": answer["network"], "kept": state.kept}
 
 
-def kexec(host: Host) -> dict[str, Any]:
-    """Load the initramfs, jump, see that it is ours that answers, and give it the word to go on."""
+def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
+    """Load the initramfs, jump, see that it is ours that answers, and give it the word to go on.
+
+    With HOLD it gets no word, and waits for `resume` or `abort`.
+    """
     state = load_state(host, "remote_base", "upload")
     where = reach.endpoint(host)
     with connect(where) as remote:
         state.old_boot_id = facts.identify(remote).boot_id
-        reach.enter(remote, state.remote_base, "load")
+        reach.enter(remote, state.remote_base, "load", str(host.timeouts.hold if hold else 0))
         state.save()
         with suppress(ConnectionLost):  # it may be that quick
             reach.script(remote, "jump.sh", state.remote_base, timeout=host.timeouts.down)
@@ -202,10 +210,17 @@ def kexec(host: Host) -> dict[str, Any]:
         seen = reach.await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
     if not seen.in_initramfs or seen.deployment != state.deployment:
         die(f"{host.name} rebooted into the old system instead of the initramfs", status=FAILED)
-    # Whether a lost word has arrived, the events tell.
+    if hold:
+        log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
+    else:
+        give_word(where)
+    return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
+
+
+def give_word(where: Endpoint) -> None:
+    """Whether a lost word has arrived, the events tell."""
     with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
         remote.sh(["touch", f"{reach.STAGE}/go"])
-    return {"host": host.name, "boot_id": seen.boot_id}
 
 
 def unstage(host: Host) -> None:
