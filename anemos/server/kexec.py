@@ -16,7 +16,7 @@ SAFETY = ("panic=10", "oops=panic")
 DEADLINE = 900  # seconds, as in initramfs/init
 
 
-def cmdline(old: str, hold: int) -> str:
+def cmdline(old: str, hold: int = 0) -> str:
     """The initramfs's kernel command line: the consoles of the OLD one's, and the way back.
 
     HOLD: seconds that the operator has to look around (initramfs/boot.py, initramfs/init).
