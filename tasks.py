@@ -163,10 +163,10 @@ def clean(c: Context, json: bool = False) -> Any:
     return workstation("phases").clean()
 
 
-@task(auto_shortflags=False, help={"expression": HELP["expression"]})
-def check(c: Context, expression: str = "") -> None:
+@task(auto_shortflags=False, help={"expression": HELP["expression"], "all": HELP["all"]})
+def check(c: Context, expression: str = "", all: bool = False) -> None:
     """Run the project's own tests."""
-    only = ["-k", expression] if expression else []
+    only = [*(["-k", expression] if expression else []), *(["--all"] if all else [])]
     # One worker for the VM, which takes its time, one for all the rest.
     parallel = ["-n", "2", "--dist", "loadfile"]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *parallel, *only])

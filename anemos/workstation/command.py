@@ -30,6 +30,7 @@ HELP = {
     "hold": "jump into the initramfs and touch nothing, until ./inv resume or ./inv abort",
     "repack": "with a payload made anew from hosts/ and secrets/",
     "step": "begin with: partitions, package-layer, definition, boot-loader",
+    "all": "also the tests that take long",
     "expression": "only the tests that match (pytest -k)",
     "fingerprint": "SHA256:..., the key's that you expect: agrees without asking",
     "name": "of the secret: its path on the target, or NAME for templates",
