@@ -22,7 +22,6 @@ from anemos.image import imgbuild, layout
 from anemos.image.imgbuild import Imgbuild
 from anemos.initramfs import boot, events, hardware, install, kept, network, progress, sshd
 from anemos.initramfs.boot import HERE, Boot
-from anemos.initramfs.progress import Progress
 from anemos.log import FAILED, Failure, die
 
 PAYLOAD = HERE / "unpacked"
@@ -53,8 +52,7 @@ def main() -> None:
         log.info(f"To be erased: {device.describe()}")
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
     events.await_word(math.inf if events.STAY.exists() else OPERATOR_S)
-    reached = Progress(progress.disks_of(spec), mounts)
-    reached.save()
+    reached = progress.begin(spec, mounts)
     events.point_of_no_return()
     install.install(given, spec, erase, reached)
 
@@ -65,9 +63,12 @@ def resume() -> None:
     asked = progress.request()
     given = boot.load()
     given = replace(given, payload=asked.payload or given.payload, layer=asked.layer or given.layer)
-    boot.save(given)
     spec = definition(given)
     reached = progress.load(spec)
+    if not asked.layer and reached.packages != progress.packages_of(spec):
+        log.info("Other packages: they are bootstrapped here")
+        given = replace(given, layer="")
+    boot.save(given)
     erase = resolve(spec)
     check_room(spec, erase)
     first = asked.step or reached.first_step(given.payload)

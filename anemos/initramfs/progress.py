@@ -25,6 +25,7 @@ class Progress:
 
     disks: dict[str, Any]  # which ones are erased and kept: no corrected payload changes that
     mounts: dict[str, tuple[str, str]]  # of kept file systems, see layout.fstab
+    packages: list[Any]  # what the package layer was made from
     applied: str = ""  # the payload (SHA-256) whose definition is complete on the disks
 
     def save(self) -> None:
@@ -49,6 +50,17 @@ def disks_of(spec: Imgbuild) -> dict[str, Any]:
     """What SPEC says about whole disks, as JSON has it."""
     erased = {disk.name: dict(disk.match) for disk in spec.layout.disks}
     return dict(json.loads(json.dumps({"erased": erased, "kept": [*map(asdict, spec.keep)]})))
+
+
+def packages_of(spec: Imgbuild) -> list[Any]:
+    words = [sorted(spec.packages), list(spec.excludes)]
+    return [spec.target, spec.suite, spec.mirror, *words]
+
+
+def begin(spec: Imgbuild, mounts: dict[str, tuple[str, str]]) -> Progress:
+    progress = Progress(disks_of(spec), mounts, packages_of(spec))
+    progress.save()
+    return progress
 
 
 def load(spec: Imgbuild) -> Progress:
