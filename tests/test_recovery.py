@@ -43,7 +43,7 @@ def said(**changed: str) -> str:
         (IN_RAM, status.GOING, "before the point of no return; 300 s"),
         (IN_RAM | {"event": event("held")}, status.HELD, "./inv resume or ./inv abort; 300 s"),
         (IN_RAM | {"event": event("released")}, status.GOING, "300 s"),
-        (IN_RAM | {"event": event("failed", message="why")}, status.FAILING, "old system: why"),
+        (IN_RAM | {"event": event("failed", message="why")}, status.FAILING, "of no return: why"),
         (
             IN_RAM | {"passed": "yes", "event": event("point-of-no-return")},
             status.INSTALLING,

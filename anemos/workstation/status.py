@@ -19,7 +19,7 @@ DEPLOYED = "deployed"  # a system that it did
 GOING = "preflight"  # the initramfs, before the point of no return
 HELD = "held"  # the same, waiting for the operator
 INSTALLING = "installing"  # past the point of no return
-FAILING = "failing"  # failed before it: about to reboot
+FAILING = "failing"  # failed before it: about to reboot, if there is an old system
 FAILED_THERE = "failed"  # after it: waiting for `resume`
 UNREACHABLE = "unreachable"
 
@@ -32,7 +32,7 @@ class Status:
     kernel: str = ""
     message: str = ""  # the failure's
     line: str = ""  # last one of the log
-    left: int = 0  # seconds until the old system is started again
+    left: int = 0  # seconds until the old system is started again; 0: there is none
     stamp: dict[str, Any] = field(default_factory=dict)  # boot.json or deployment.json
 
 
@@ -117,11 +117,11 @@ def describe(seen: Status, ours: str, before: dict[str, Any]) -> list[tuple[str,
         DEPLOYED: f"the system of deployment {which}",
     }.get(seen.state, f"the initramfs of deployment {which}")
     lines = [("runs", f"{runs}; kernel {seen.kernel}, boot {seen.boot_id}")]
-    left = f"{max(seen.left, 0)} s until the old system is started again"
+    left = f"{seen.left} s until the old system is started again" if seen.left else "it stays"
     means = {
         GOING: f"before the point of no return; {left}",
         HELD: f"held; ./inv resume or ./inv abort; {left}",
-        FAILING: f"failed before the point of no return: back to the old system: {seen.message}",
+        FAILING: f"failed before the point of no return: {seen.message}",
         INSTALLING: "past the point of no return",
         FAILED_THERE: f"failed past the point of no return; ./inv resume: {seen.message}",
     }
