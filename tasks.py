@@ -17,14 +17,14 @@ from anemos.workstation import secret_tasks
 from anemos.workstation.command import HELP, command, workstation
 
 
-def load(host: str) -> Any:
-    return workstation("host").load(host)
+def load(host: str, adopt: bool = False) -> Any:
+    return workstation("host").load(host, adopt=adopt)
 
 
 @command
-def plan(c: Context, host: str = "", json: bool = False) -> Any:
+def plan(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Any:
     """Tell what deploying HOST would do, and everything that stands in its way."""
-    return workstation("phases").make_plan(load(host))
+    return workstation("phases").make_plan(load(host, adopt))
 
 
 @command
@@ -40,9 +40,9 @@ def pack(c: Context, host: str = "", deployment: str = "", json: bool = False) -
 
 
 @command
-def upload(c: Context, host: str = "", json: bool = False) -> Any:
+def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Any:
     """Send the payload, and what else the server lacks, into its memory."""
-    return workstation("phases").upload(load(host))
+    return workstation("phases").upload(load(host, adopt))
 
 
 @command
@@ -71,10 +71,15 @@ def verify(c: Context, host: str = "", json: bool = False) -> Any:
 
 @command
 def deploy(
-    c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False
+    c: Context,
+    host: str = "",
+    yes: str = "",
+    hold: bool = False,
+    adopt: bool = False,
+    json: bool = False,
 ) -> Any:
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
-    return workstation("deployment").deploy(load(host), yes, hold)
+    return workstation("deployment").deploy(load(host, adopt), yes, hold)
 
 
 @command

@@ -27,7 +27,7 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
 
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from anemos.workstation import places
 from anemos.workstation.qemu import Network
 
 BUILD_ON = ("workstation", "initramfs")
-INTERNAL = ("name", "directory", "timeouts", "vm")  # not plain values of host.toml
+INTERNAL = ("name", "directory", "timeouts", "vm", "adopt")  # not plain values of host.toml
 MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
@@ -81,6 +81,7 @@ class Host:
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
     vm: VmSettings = field(default_factory=VmSettings)
+    adopt: bool = False  # --adopt: even if the machine was deployed as another host
 
     @property
     def local(self) -> bool:
@@ -99,9 +100,9 @@ def known() -> list[str]:
     return sorted(entry.parent.name for entry in places.HOSTS.glob("*/host.toml"))
 
 
-def load(name: str) -> Host:
+def load(name: str, *, adopt: bool = False) -> Host:
     """The host NAME. Raises Failure that names the file for everything that is wrong in it."""
-    return interpret(name, find(name), settings(name))
+    return replace(interpret(name, find(name), settings(name)), adopt=adopt)
 
 
 def settings(name: str) -> dict[str, Any]:
