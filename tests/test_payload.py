@@ -96,6 +96,7 @@ def test_manifest(host: Path, secrets: Path) -> None:
             {"name": "data", "match": {"serial": "S"}, "part": 1, "mount": "/home"},
             {"name": "more", "match": {"wwn": "naa.1"}, "part": 0, "mount": ""},
         ],
+        "finish": "reboot",
         "files": {
             "host/IMGBUILD": sha256(IMGBUILD.encode()).hexdigest(),
             "files/etc/motd": sha256(b"hello\n").hexdigest(),

@@ -1,12 +1,13 @@
 """After the point of no return: disks are erased and the new system is written."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from anemos import log
+from anemos import kexec, log
 from anemos.disks import Device
 from anemos.image import bootloader, bootstrap, definition, layout, tree
 from anemos.image.imgbuild import Imgbuild
@@ -15,6 +16,7 @@ from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
 from anemos.initramfs.hardware import wait_for
 from anemos.initramfs.progress import DEFINITION, PACKAGES, PARTITIONS, STEPS, Progress
+from anemos.log import Failure
 from anemos.run import run
 
 TARGET = Path("/target")
@@ -50,6 +52,8 @@ def install(
             nodes = {name: device.path for name, device in devices.items()}
             if spec.bootloader:
                 bootloader.install(spec, TARGET, nodes, seed)
+        if finish(spec) == "kexec":
+            load_new_kernel(spec, seed)
         keep_log()
     run(["sync"])
 
@@ -104,6 +108,22 @@ def define(boot: Boot, spec: Imgbuild, kept: Mounts) -> None:
     carry_host_keys()
     # The next deployment need not send the base image.
     tree.copy(HERE / "base.squashfs", TARGET, f"var/lib/anemos/base-{boot.base}.squashfs", 0o600)
+
+
+def finish(spec: Imgbuild) -> str:
+    """How the new system is to be started, as host.toml says."""
+    return str(json.loads((spec.directory.parent / "manifest.json").read_text())["finish"])
+
+
+def load_new_kernel(spec: Imgbuild, seed: str) -> None:
+    """Have init start the new system's kernel itself. A kernel that does not load is no failure:
+    the firmware is going to start it."""
+    kernel, initrd = (TARGET / "boot" / name for name in bootloader.newest_kernel(TARGET))
+    words = ["root=UUID=" + layout.root_uuid(spec.layout, seed), "ro", spec.cmdline]
+    try:
+        kexec.load(kernel, initrd, " ".join(words).strip())
+    except Failure as failure:
+        log.info(f"{failure.message}; rebooting instead")
 
 
 def carry_host_keys() -> None:

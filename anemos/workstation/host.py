@@ -8,6 +8,7 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
     identity = "~/.ssh/id_ed25519"     # without it: the agent's keys and ssh's default ones
     build_on = "workstation"           # where the package layer is made; or "initramfs"
     ports = [22, 443]                  # that must listen afterwards
+    finish = "reboot"                  # into the new system; or "kexec": without its firmware
 
     [timeouts]                         # seconds
     down = 180                         # until the old system has shut down
@@ -39,6 +40,7 @@ from anemos.workstation.qemu import Network
 
 BUILD_ON = ("workstation", "initramfs")
 INTERNAL = ("name", "directory", "timeouts", "vm", "adopt")  # not plain values of host.toml
+FINISH = ("reboot", "kexec")
 MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
@@ -78,6 +80,7 @@ class Host:
     port: int = 22
     identity: str = ""
     build_on: str = "workstation"
+    finish: str = "reboot"
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
     vm: VmSettings = field(default_factory=VmSettings)
@@ -135,8 +138,9 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         if key in given
     }
     host = Host(name, directory, **checked(where, Host, given), **tables)
-    if host.build_on not in BUILD_ON:
-        die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
+    for key, allowed in {"build_on": BUILD_ON, "finish": FINISH}.items():
+        if (value := getattr(host, key)) not in allowed:
+            die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
     if not host.local and not (host.address and host.host_key):
         die(
             f"{where}: needs address and host_key",

@@ -97,7 +97,8 @@ def make_payload(host: Host, state: State) -> str:
     revealed = secrets.load(into, host.name)
     check_host_keys(host, into / "files/etc/ssh")
     values = {**revealed.values, **builtin_values(host, state)}
-    payload.write(payload_file(host), spec, state.deployment, values, into / "files")
+    files = into / "files"
+    payload.write(payload_file(host), spec, state.deployment, values, files, host.finish)
     make_layer(host, spec, state)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
     return sha256(payload_file(host))
