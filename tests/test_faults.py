@@ -66,6 +66,14 @@ def room() -> Iterator[Room]:
         yield found
 
 
+@pytest.fixture(autouse=True)
+def alone(room: Room) -> Iterator[None]:
+    """Whatever a test leaves running ends with it."""
+    yield
+    for guest in room.guests:
+        guest.cut()
+
+
 @pytest.fixture(scope="module")
 def layer(room: Room) -> Path:
     root = tiny.make(room.directory / "root")
