@@ -47,7 +47,11 @@ def test_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[str] = []
 
     def work(name: str) -> deployment.Phase:
-        return lambda host, **words: {name: seen.append(f"{name} {words or ''}".strip())}
+        def phase(host: Host, **words: bool) -> dict[str, Any]:
+            seen.append(f"{name} {words or ''}".strip())
+            return {}
+
+        return phase
 
     monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(phases, "kexec", work("kexec"))

@@ -50,6 +50,7 @@ keep='
 disk data wwn=naa.5000c500a1b2c3d4
 '
 """
+NO_MIRROR = IMGBUILD + "mirror=http://10.0.2.2:9/debian\n"  # nobody; only asked without a layer
 FAILS = IMGBUILD + "provision() { echo 'provision: not today'; false; }\n"
 WORKS = IMGBUILD + "provision() { echo corrected >/etc/proof; }\n"
 SLOW = IMGBUILD + "provision() { sleep 40; echo slow >/etc/proof; }\n"
@@ -172,6 +173,7 @@ BEFORE_ALL = {
     ),
     "kept-disk-missing": Fault("no disks match wwn=", drives=lambda room: disks(room)[:1]),
     "kept-disk-changed": Fault("is not what it was", options={"kept": [KEPT]}),
+    "mirror-unreachable": Fault("no answer from the mirror", options={"layer": None}),
     "no-network": Fault("no network interface", options={"network": {**MACLESS, "dns": []}}),
     "out-of-memory": Fault("Out of memory", script="cat /dev/zero >/dev/shm/fill"),
     "init-killed": Fault("Attempted to kill init", script=KILL_INIT),
@@ -200,7 +202,7 @@ def test_before_the_point_of_no_return(
     if fault.damage:
         damage(monkeypatch, room, fault.damage)
     with counted(record_property, machine, kept=-1):
-        parts = room.parts(WORKS, layer=layer, stay=False, **fault.options)
+        parts = room.parts(NO_MIRROR, **{"layer": layer, "stay": False, **fault.options})
         line = f"{kexec.cmdline('')} {fault.cmdline}"
         guest = room.boot(parts, machine.drives, *fault.words, "-append", line, memory=768)
         if fault.script:

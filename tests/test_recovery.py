@@ -13,7 +13,7 @@ import pytest
 
 from anemos.image import imgbuild
 from anemos.initramfs import __main__ as brain
-from anemos.initramfs import boot, events, progress
+from anemos.initramfs import boot, events, hardware, progress
 from anemos.initramfs.progress import Request
 from anemos.log import FAILED, Failure
 from anemos.workstation import places, reach, recovery, status
@@ -249,6 +249,21 @@ def test_clock(
     brain.set_clock(told)
 
     assert changed == expected
+
+
+def test_mirror_that_does_not_answer(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hardware, "coldplug", lambda: None)
+    monkeypatch.setattr(hardware.wait_for, "__defaults__", (0.0,))
+    brain.check_mirror(spec(here, mirror="copy:/var/cache"))
+
+    with pytest.raises(
+        Failure, match=r"no answer from the mirror: http://127.0.0.1:9/d/dists/sid/"
+    ):
+        brain.check_mirror(spec(here, mirror="http://127.0.0.1:9/d/", debian_suite="sid"))
+    assert "Connection refused" in capsys.readouterr().err
 
 
 def test_incomplete_payload(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 import traceback
+import urllib.request
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,8 @@ def main() -> None:
         mounts = kept.secure(spec.keep, given.kept)
         erase = resolve(spec)
         check_room(spec, erase)
+        if not given.layer:
+            check_mirror(spec)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
@@ -145,6 +148,26 @@ def check_room(spec: Imgbuild, erase: dict[str, disks.Device]) -> None:
             layout.extents(disk, erase[disk.name].size)
         except ValueError as error:
             die(str(error), status=FAILED)
+
+
+def check_mirror(spec: Imgbuild) -> None:
+    """Where packages are still to be fetched. Of mirrors that are not named by a URL, mmdebstrap
+    knows more than this."""
+    if "://" not in spec.mirror or " " in spec.mirror:
+        return
+    url = f"{spec.mirror.rstrip('/')}/dists/{spec.suite}/InRelease"
+    hardware.wait_for(f"answer from the mirror: {url}", lambda: answers(url))
+
+
+def answers(url: str) -> bool:
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 (the IMGBUILD's mirror)
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+            return True
+    except (OSError, ValueError) as error:
+        log.info(f"{url}: {error}")
+        time.sleep(2)
+        return False
 
 
 def report() -> int:
