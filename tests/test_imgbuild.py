@@ -159,7 +159,7 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("target=debian\nformat=disk\n", "format=disk needs a layout"),
         ("target=debian\nimgname=a/b\n", "imgname 'a/b' is no name of a file"),
         ("target=debian\nlayout='disk a'\n", "'disk a': which disk? one of serial=, wwn=, size="),
-        ("target=debian\nkeep='part a'\n", "keep: 'part a': expected `disk NAME ...`"),
+        ("target=debian\nkeep='part a'\n", "keep: 'part a': disk= names a disk of the layout"),
         (laid_out(more="bootloader=lilo"), "bootloader is 'lilo'\n  (one of: grub)"),
         (laid_out(more="keep='disk d serial=D mount=/'"), "keep: mount '/' stands in the layout"),
         (

@@ -13,7 +13,7 @@ import pytest
 
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, phases, places, reach
+from anemos.workstation import facts, hostkeys, phases, places, reach
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
 from anemos.workstation.ssh import (
@@ -358,12 +358,15 @@ def test_clean() -> None:
 @pytest.mark.real("run")
 def test_host_key_among_the_secrets(tmp_path: Path) -> None:
     """It must be the pinned one, or nobody could prove who answers after the deployment."""
-    pinned, other = make_key(tmp_path / "pinned"), make_key(tmp_path / "ssh_host_ed25519_key")
+    pinned, other = make_key(tmp_path / "pinned"), make_key(tmp_path / "other")
+    name = "etc/ssh/ssh_host_ed25519_key"
+    keys = {name: (tmp_path / "other").read_bytes()}
 
-    phases.check_host_keys(replace(HOST, host_key=pinned), tmp_path / "none")
-    phases.check_host_keys(replace(HOST, host_key=other), tmp_path)
-    with pytest.raises(Failure, match=r"none of those among the secrets: ssh_host_ed25519_key$"):
-        phases.check_host_keys(replace(HOST, host_key=pinned), tmp_path)
+    assert hostkeys.among([name, f"{name}.pub", "etc/ssh/sshd_config", "X"]) == [name]
+    assert hostkeys.problem(replace(HOST, host_key=pinned), {}) == ""
+    assert hostkeys.problem(replace(HOST, host_key=other), keys) == ""
+    wrong = hostkeys.problem(replace(HOST, host_key=pinned), keys)
+    assert wrong == f"the pinned host key is none of those among the secrets: {name}"
 
 
 def test_command_without_an_answer_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:

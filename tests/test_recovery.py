@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from anemos.image import imgbuild
+from anemos.image.layout import Mounted
 from anemos.initramfs import __main__ as brain
 from anemos.initramfs import boot, events, hardware, progress
 from anemos.initramfs.progress import Request
@@ -189,21 +190,33 @@ def spec(tmp_path: Path, **words: str) -> imgbuild.Imgbuild:
 
 
 def test_progress(here: Path) -> None:
-    begun = progress.begin(spec(here), {"/home": ("uuid", "ext4")})
+    begun = progress.begin(spec(here), [Mounted("/home", "uuid", "ext4")])
     same = progress.load(spec(here, packages="other"))
 
-    assert begun.first_step("sha") == "partitions"
+    assert begun.first_step(spec(here), "sha") == "partitions"
+    assert begun.first_step(spec(here), "sha", "definition") == "definition"
     begun.applied = "sha"
     begun.save()
-    assert progress.load(spec(here)).first_step("sha") == "boot-loader"
-    assert progress.load(spec(here)).first_step("corrected") == "partitions"
+    assert progress.load(spec(here)).first_step(spec(here), "sha") == "boot-loader"
+    assert progress.load(spec(here)).first_step(spec(here), "corrected") == "partitions"
     assert same.packages != progress.packages_of(spec(here, packages="other"))
-    assert {mount: tuple(what) for mount, what in same.mounts.items()} == begun.mounts
+    assert same.mounts == begun.mounts
+
+
+def test_volumes_are_closed_by_a_failure(here: Path) -> None:
+    layout = "disk system serial=S\npart pv\nvg v on=system/pv\nlv root on=v fs=ext4 mount=/\n"
+    stacked = spec(here, layout=layout)
+    begun = progress.begin(stacked, [])
+    begun.applied = "sha"
+
+    assert begun.first_step(stacked, "sha") == "partitions"
+    with pytest.raises(Failure, match="only partitions can be next"):
+        begun.first_step(stacked, "sha", "boot-loader")
 
 
 @pytest.mark.parametrize("words", [{"keep": ""}, {"keep": "disk data serial=E\n"}])
 def test_other_disks_need_another_deployment(here: Path, words: dict[str, str]) -> None:
-    progress.begin(spec(here), {})
+    progress.begin(spec(here), [])
 
     with pytest.raises(Failure, match="names other disks"):
         progress.load(spec(here, **words))

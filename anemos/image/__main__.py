@@ -13,6 +13,7 @@ from pathlib import Path
 from anemos import log
 from anemos.image import build, imgbuild
 from anemos.log import Failure
+from anemos.run import no_core_dumps
 
 ISOLATED = "ANEMOS_ISOLATED"
 
@@ -68,6 +69,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    no_core_dumps()
     isolate()
     spec = imgbuild.load(given.directory)
     spec = replace(spec, mirror=spec.mirror or given.mirror)

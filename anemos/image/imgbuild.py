@@ -3,9 +3,9 @@
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from anemos.image import layout
+from anemos.image import grammar
 from anemos.image.layout import Kept, Layout
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, meaning, run
@@ -22,8 +22,9 @@ VARIABLES = (
     "keep",
     "bootloader",
     "cmdline",
+    "server_secrets",
 )
-FUNCTIONS = ("provision", "verify", "test_secrets")
+FUNCTIONS = ("provision", "verify", "test_secrets", "fetch_secrets")
 TARGETS = ("debian",)
 FORMATS = ("dir", "tar", "squashfs", "disk")
 COMPRESSIONS = ("bz2", "gz", "lz4", "xz", "zst")  # suffixes that tar(1) compresses by
@@ -64,6 +65,7 @@ class Imgbuild:
     keep: tuple[Kept, ...]
     bootloader: str
     cmdline: str
+    server_secrets: tuple[str, ...]
     functions: frozenset[str]
 
     @property
@@ -116,8 +118,8 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
     where = f"{directory}/IMGBUILD"
     kind, *options = found.get("format", "dir").split() or [""]
     try:
-        disks = layout.parse(found.get("layout", ""))
-        kept = layout.parse_keep(found.get("keep", ""))
+        disks = grammar.parse(found.get("layout", ""))
+        kept = grammar.parse_keep(found.get("keep", ""), disks)
     except ValueError as error:
         die(f"{where}: {error}")
     check_format(where, kind, options, disks)
@@ -126,6 +128,8 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
     cmdline = " ".join(found.get("cmdline", "").split())
     if bootloader:
         check_grub(where, disks, cmdline)
+    server_secrets = tuple(found.get("server_secrets", "").split())
+    check_server_secrets(where, server_secrets, fetched="fetch_secrets()" in found)
     name = found.get("imgname", "") or directory.resolve().name
     if "/" in name:
         die(f"{where}: imgname {name!r} is no name of a file")
@@ -143,6 +147,7 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
         keep=kept,
         bootloader=bootloader,
         cmdline=cmdline,
+        server_secrets=server_secrets,
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
     )
 
@@ -158,7 +163,7 @@ def check_format(where: str, kind: str, options: list[str], disks: Layout) -> No
 
 
 def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
-    taken = {part.mount for _, _, part in disks.mounts()}
+    taken = {each.mount for each in disks.mounts()}
     for each in kept:
         if each.mount in taken:
             die(f"{where}: keep: mount {each.mount!r} stands in the layout, too")
@@ -166,14 +171,29 @@ def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
 
 def check_grub(where: str, disks: Layout, cmdline: str) -> None:
     """All that GRUB needs from the IMGBUILD, asked long before a disk is erased."""
-    for disk, _, part in disks.mounts():
-        if part.mount == "/boot" or part.mount.startswith("/boot/"):
+    for each in disks.mounts():
+        if each.mount == "/boot" or each.mount.startswith("/boot/"):
             die(f"{where}: bootloader=grub needs /boot in the root file system")
-        if part.mount == "/" and disk.table == "gpt" and "bios" not in {p.type for p in disk.parts}:
-            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {disk.name!r}")
+        if each.mount != "/":
+            continue
+        if each.disk is None or each.fs != "ext4":
+            die(f"{where}: bootloader=grub needs / on a partition with ext4")
+        if each.disk.table == "gpt" and "bios" not in {part.type for part in each.disk.parts}:
+            name = each.disk.name
+            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {name!r}")
     # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
     if match := re.search(r"""["'\\$`;&|<>{}#]""", cmdline):
         die(f"{where}: cmdline has a {match[0]}, which GRUB does not pass on")
+
+
+def check_server_secrets(where: str, names: tuple[str, ...], *, fetched: bool) -> None:
+    """What fetch_secrets() is to write, asked long before a disk is erased."""
+    for name in names:
+        pure = PurePosixPath(name)
+        if pure.as_posix() != name or pure.is_absolute() or "/" not in name or ".." in pure.parts:
+            die(f"{where}: server_secrets: {name!r} is no path", hint="like etc/ssl/private/mx.key")
+    if bool(names) != fetched:
+        die(f"{where}: server_secrets and fetch_secrets() need each other")
 
 
 def choice(where: str, name: str, value: str, allowed: tuple[str, ...]) -> str:

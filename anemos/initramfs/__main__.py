@@ -13,17 +13,31 @@ import tarfile
 import time
 import traceback
 import urllib.request
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from anemos import disks, log
 from anemos.digest import sha256
-from anemos.image import imgbuild, layout
+from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
-from anemos.initramfs import boot, events, hardware, install, kept, network, progress, sshd
+from anemos.image.layout import Kept
+from anemos.initramfs import (
+    boot,
+    events,
+    fetch,
+    hardware,
+    install,
+    kept,
+    network,
+    progress,
+    sshd,
+    storage,
+)
 from anemos.initramfs.boot import HERE, Boot
 from anemos.log import FAILED, Failure, die
+from anemos.run import no_core_dumps
 
 PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0
@@ -34,6 +48,7 @@ CLOCK_S = 600.0  # how far the clock may be off: mirrors and certificates are va
 
 def main() -> None:
     """From the jump to the end."""
+    no_core_dumps()
     given = boot.load()
     log.info(f"anemos: deployment {given.deployment} of {given.host}")
     with log.step("Hardware and network"):
@@ -46,11 +61,11 @@ def main() -> None:
     with log.step("Preflight"):
         spec = definition(given)
         await_disks(spec)
-        mounts = kept.secure(spec.keep, given.kept)
         erase = resolve(spec)
-        check_room(spec, erase)
+        spec = planned(spec, spec.keep, erase)
         if not given.layer:
             check_mirror(spec)
+        mounts = kept.secure(spec.keep, given.kept)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
@@ -62,6 +77,7 @@ def main() -> None:
 
 def resume() -> None:
     """Go on after a failure past the point of no return, as progress.Request says."""
+    no_core_dumps()
     events.emit("point-of-no-return")
     asked = progress.request()
     given = boot.load()
@@ -73,8 +89,9 @@ def resume() -> None:
         given = replace(given, layer="")
     boot.save(given)
     erase = resolve(spec)
-    check_room(spec, erase)
-    first = asked.step or reached.first_step(given.payload)
+    # Kept disks are out of reach by now, kept partitions are still there.
+    spec = planned(spec, [each for each in spec.keep if each.disk], erase)
+    first = reached.first_step(spec, given.payload, asked.step)
     log.info(f"anemos: resuming deployment {given.deployment} of {given.host} with: {first}")
     install.install(given, spec, erase, reached, first)
 
@@ -140,14 +157,13 @@ def resolve(spec: Imgbuild) -> dict[str, disks.Device]:
     return {disk.name: disks.resolve(disk.name, disk.match, found) for disk in spec.layout.disks}
 
 
-def check_room(spec: Imgbuild, erase: dict[str, disks.Device]) -> None:
-    for disk in spec.layout.disks:
-        if disks.read_only(erase[disk.name]):
-            die(f"disk {disk.name!r}: the kernel says that it is read-only", status=FAILED)
-        try:
-            layout.extents(disk, erase[disk.name].size)
-        except ValueError as error:
-            die(str(error), status=FAILED)
+def planned(spec: Imgbuild, keep: Sequence[Kept], erase: Mapping[str, disks.Device]) -> Imgbuild:
+    """SPEC with its layout around what is kept, when all of it can be done; and all its secrets."""
+    for name, device in erase.items():
+        if disks.read_only(device):
+            die(f"disk {name!r}: the kernel says that it is read-only", status=FAILED)
+    fetch.fetch(spec, PAYLOAD / "secrets")
+    return replace(spec, layout=storage.check(spec.layout, keep, erase, PAYLOAD / "secrets"))
 
 
 def check_mirror(spec: Imgbuild) -> None:

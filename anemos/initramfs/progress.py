@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos.image.imgbuild import Imgbuild
+from anemos.image.layout import Mounted
 from anemos.initramfs.boot import HERE
 from anemos.log import FAILED, die
 
@@ -24,17 +25,23 @@ class Progress:
     """Kept disks are out of reach after the first run: what was learnt from them stays here."""
 
     disks: dict[str, Any]  # which ones are erased and kept: no corrected payload changes that
-    mounts: dict[str, tuple[str, str]]  # of kept file systems, see layout.fstab
+    mounts: list[Mounted]  # kept file systems
     packages: list[Any]  # what the package layer was made from
     applied: str = ""  # the payload (SHA-256) whose definition is complete on the disks
 
     def save(self) -> None:
         FILE.write_text(json.dumps(asdict(self)))
 
-    def first_step(self, payload: str) -> str:
-        """Where to go on. Packages and definition change the tree in place: half of one is nothing
-        to go on from, so it begins with new partitions."""
-        return BOOT_LOADER if self.applied == payload else PARTITIONS
+    def first_step(self, spec: Imgbuild, payload: str, asked: str = "") -> str:
+        """Where to go on, if not where the operator ASKED for. Raises Failure.
+
+        Packages and definition change the tree in place: half of one is nothing to go on from, so
+        it begins with new partitions. So it does for volumes: a failure closes them all.
+        """
+        if asked not in ("", PARTITIONS) and spec.layout.volumes:
+            die(f"RAID, LUKS, LVM are closed: only {PARTITIONS} can be next", status=FAILED)
+        whole = self.applied == payload and not spec.layout.volumes
+        return asked or (BOOT_LOADER if whole else PARTITIONS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def packages_of(spec: Imgbuild) -> list[Any]:
     return [spec.target, spec.suite, spec.mirror, *words]
 
 
-def begin(spec: Imgbuild, mounts: dict[str, tuple[str, str]]) -> Progress:
+def begin(spec: Imgbuild, mounts: list[Mounted]) -> Progress:
     progress = Progress(disks_of(spec), mounts, packages_of(spec))
     progress.save()
     return progress
@@ -66,6 +73,7 @@ def begin(spec: Imgbuild, mounts: dict[str, tuple[str, str]]) -> Progress:
 def load(spec: Imgbuild) -> Progress:
     """Raises Failure when SPEC wants other disks than the first run erased and kept."""
     progress = Progress(**json.loads(FILE.read_text()))
+    progress.mounts = [Mounted(*each) for each in progress.mounts]
     if progress.disks != disks_of(spec):
         die(
             "the corrected IMGBUILD names other disks, or keeps other ones",

@@ -6,6 +6,7 @@ import sys
 
 from anemos import log
 from anemos.log import Failure
+from anemos.run import no_core_dumps
 from anemos.server import kexec, staging
 
 
@@ -16,6 +17,7 @@ def came_in_by() -> tuple[str, int]:
 
 
 def main(command: str, *words: str) -> None:
+    no_core_dumps()
     match command, words:
         case "fingerprint", [keep]:
             print(json.dumps(staging.fingerprints(json.loads(keep))))

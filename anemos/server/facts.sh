@@ -45,6 +45,18 @@ for disk in /sys/block/*; do
 done
 # What is on them, mounted or not: name, file system or the like, label.
 lsblk -nro NAME,FSTYPE,LABEL 2>/dev/null | while read -r line; do fact content "$line"; done
+# Their partitions: disk, number, start and size in sectors of 512 bytes. What lies on them: device, on what.
+for part in /sys/block/*/*/partition; do
+    [ -e "$part" ] || continue
+    part=${part%/partition}
+    disk=${part%/*}
+    fact part "${disk##*/}|${part##*/}|$(cat "$part/partition")|$(cat "$part/start")|$(cat "$part/size")"
+done
+for slave in /sys/block/*/slaves/*; do
+    [ -e "$slave" ] || continue
+    device=${slave%/slaves/*}
+    fact slave "${device##*/}|${slave##*/}"
+done
 # Mounted block devices: device, mount point, type.
 sed -n 's|^\(/dev/[^ ]*\) \([^ ]*\) \([^ ]*\) .*|\1 \2 \3|p' /proc/mounts |
     while read -r line; do fact mount "$line"; done

@@ -17,6 +17,11 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
     up = 600                           # until the new system is up
     hold = 3600                        # with --hold, until the old system is started again
 
+    [secrets]
+    source = "gpg"                     # or "age", "sops", "pass": docs/secrets.md
+    identity = "~/.config/age/key"     # of age: the file of the private key
+    prefix = "anemos"                  # of pass: where entries begin
+
     [vm]                               # the local VM of `./inv test`
     memory = 1024                      # MiB
     forward = [443]                    # guest's ports to be reached from here, 22 aside
@@ -39,8 +44,9 @@ from anemos.workstation import places
 from anemos.workstation.qemu import Network
 
 BUILD_ON = ("workstation", "initramfs")
-INTERNAL = ("name", "directory", "timeouts", "vm", "adopt")  # not plain values of host.toml
+SOURCES = ("gpg", "age", "sops", "pass")
 FINISH = ("reboot", "kexec")
+INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt")  # not plain values there
 MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
@@ -56,6 +62,17 @@ class Timeouts:
     install: int = 3600
     up: int = 600
     hold: int = 3600
+
+
+@dataclass(frozen=True)
+class SecretSettings:
+    source: str = "gpg"
+    identity: str = ""
+    prefix: str = "anemos"
+
+    @property
+    def identity_file(self) -> Path | None:
+        return expanded(self.identity)
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class Host:
     finish: str = "reboot"
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
+    secrets: SecretSettings = field(default_factory=SecretSettings)
     vm: VmSettings = field(default_factory=VmSettings)
     adopt: bool = False  # --adopt: even if the machine was deployed as another host
 
@@ -93,10 +111,17 @@ class Host:
 
     @property
     def identity_file(self) -> Path | None:
-        return Path(os.path.expanduser(self.identity)) if self.identity else None  # noqa: PTH111
+        return expanded(self.identity)
 
     def imgbuild(self) -> Imgbuild:
         return imgbuild.load(self.directory)
+
+
+TABLES = {"timeouts": Timeouts, "secrets": SecretSettings, "vm": VmSettings}
+
+
+def expanded(path: str) -> Path | None:
+    return Path(os.path.expanduser(path)) if path else None  # noqa: PTH111
 
 
 def known() -> list[str]:
@@ -134,9 +159,10 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     where = f"hosts/{name}/host.toml"
     tables: dict[str, Any] = {
         key: kind(**checked(f"{where}, [{key}]", kind, given.pop(key)))
-        for key, kind in {"timeouts": Timeouts, "vm": VmSettings}.items()
+        for key, kind in TABLES.items()
         if key in given
     }
+    check_source(where, tables.get("secrets"))
     host = Host(name, directory, **checked(where, Host, given), **tables)
     for key, allowed in {"build_on": BUILD_ON, "finish": FINISH}.items():
         if (value := getattr(host, key)) not in allowed:
@@ -156,6 +182,25 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         if port > MAX_PORT:
             die(f"{where}: {port} is not the number of a port")
     return host
+
+
+def secret_settings(name: str) -> SecretSettings:
+    """Where the secrets of the host NAME are, which need not have a complete host.toml yet."""
+    where = f"hosts/{name}/host.toml"
+    given = settings(name) if (find(name) / "host.toml").is_file() else {}
+    found = SecretSettings(
+        **checked(f"{where}, [secrets]", SecretSettings, given.get("secrets", {}))
+    )
+    check_source(where, found)
+    return found
+
+
+def check_source(where: str, found: SecretSettings | None) -> None:
+    if found and found.source not in SOURCES:
+        die(
+            f"{where}, [secrets]: source is {found.source!r}",
+            hint=f"one of: {', '.join(SOURCES)}",
+        )
 
 
 def checked(where: str, kind: type, given: Any) -> dict[str, Any]:

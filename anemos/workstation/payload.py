@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from anemos.image import definition, template, tree
+from anemos.image import definition, layout, template, tree
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 
@@ -46,6 +46,9 @@ def write(
     """
     try:
         members = list(collect(spec, values, secrets))
+        for volume in layout.volumes(spec.layout, "luks"):
+            if not (secrets / volume.key).is_file():
+                die(f"layout: luks {volume.name!r}: no secret {volume.key}")
     except OSError as error:
         die(f"{error.filename}: {error.strerror}")
     manifest = {

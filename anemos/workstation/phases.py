@@ -6,7 +6,7 @@ What one leaves for the next is a State (state.py).
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +18,19 @@ from anemos.digest import sha256
 from anemos.image import definition
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
-from anemos.run import run
-from anemos.workstation import facts, images, payload, places, plan, reach, secrets, stock, vm
+from anemos.workstation import (
+    facts,
+    hostkeys,
+    images,
+    payload,
+    places,
+    plan,
+    reach,
+    scratch,
+    secrets,
+    stock,
+)
 from anemos.workstation.facts import Facts
-from anemos.workstation.gpg import Keyring
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
@@ -40,15 +49,19 @@ def make_plan(host: Host) -> dict[str, Any]:
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
     sizes = measure(host, state, seen)
-    require(host, spec, seen, sizes)
+    require(host, spec, seen, sizes, hostkeys.foresee(host))
     lines = [*plan.describe(spec, seen, sizes), ("downtime", expected_downtime(host))]
     for what, which in lines:
         log.info(f"{what:8} {which}")
     return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
 
 
-def require(host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes) -> None:
-    wrong = plan.problems(host, spec, seen, sizes)
+def require(host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes, also: str = "") -> None:
+    refuse(host, [*plan.problems(host, spec, seen, sizes), *([also] if also else [])])
+
+
+def refuse(host: Host, wrong: Sequence[str]) -> None:
+    """Die with all that is WRONG, if anything is."""
     if wrong:
         die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
 
@@ -71,12 +84,9 @@ def size(file: str | Path) -> int:
 
 def reveal(host: Host) -> dict[str, Any]:
     """Decrypt the secrets of HOST into memory."""
-    into = places.memory(host.name) / "secrets"
-    if not host.local:
-        found = secrets.reveal(Keyring(None), places.SECRETS, host.name, into)
-    else:
-        root = places.state(host.name) / "secrets"
-        found = secrets.reveal(stock.keyring(host.name, host.name), root, host.name, into)
+    with scratch.ending():
+        source = stock.secrets_of(host)
+        found = secrets.reveal(source, host.name, places.memory(host.name) / "secrets")
     log.info(f"Revealed {len(found.files)} files, {len(found.values)} values")
     return {"host": host.name, "files": found.files, "values": sorted(found.values)}
 
@@ -95,25 +105,15 @@ def make_payload(host: Host, state: State) -> str:
     spec = host.imgbuild()
     into = places.memory(host.name) / "secrets"
     revealed = secrets.load(into, host.name)
-    check_host_keys(host, into / "files/etc/ssh")
+    keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
+    if wrong := hostkeys.problem(host, keys):
+        die(f"{host.name}: {wrong}")
     values = {**revealed.values, **builtin_values(host, state)}
     files = into / "files"
     payload.write(payload_file(host), spec, state.deployment, values, files, host.finish)
     make_layer(host, spec, state)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
     return sha256(payload_file(host))
-
-
-def check_host_keys(host: Host, directory: Path) -> None:
-    """Host keys among the secrets replace the old system's: one must be the pinned one."""
-    private = sorted(directory.glob("ssh_host_*_key"))
-    if not private:
-        return
-    public = [run(["ssh-keygen", "-y", "-f", key]).split()[:2] for key in private]
-    pinned = vm.of(host).host_key if host.local else host.host_key
-    if pinned.split()[:2] not in public:
-        names = ", ".join(key.name for key in private)
-        die(f"{host.name}: the pinned host key is none of those among the secrets: {names}")
 
 
 def make_layer(host: Host, spec: Imgbuild, state: State) -> None:

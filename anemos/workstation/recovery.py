@@ -115,7 +115,7 @@ def rescue(host: Host) -> NoReturn:
         in_initramfs = status.ask(remote).state not in (status.SYSTEM, status.DEPLOYED)
     argv = ssh(where, places.memory(host.name) / "known_hosts")
     if in_initramfs:
-        tail = f"tail -n 20 {reach.STAGE}/log; echo 'The new system: /target'; exec bash -l"
+        tail = f"tail -n 20 {reach.STAGE}/log; exec bash -l"
         argv = [*argv, "-t", shlex.join(["sh", "-c", tail])]
     os.execvp("ssh", argv)
 
