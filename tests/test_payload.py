@@ -84,6 +84,18 @@ def test_contents(host: Path, secrets: Path) -> None:
     assert content(file, "secrets/etc/ssl/mx.key") == b"\x00secret"
 
 
+def test_what_a_bootstrap_takes(host: Path) -> None:
+    (host / "keys").mkdir()
+    for name in ("pacman.conf", "repositories", "keys/b.asc", "keys/a.rsa.pub", "notes"):
+        (host / name).write_text(name)
+
+    file = write(host)
+
+    names = ["host/pacman.conf", "host/repositories", "host/keys/a.rsa.pub", "host/keys/b.asc"]
+    assert [name for name in members(file) if name.startswith("host/")][1:] == names
+    assert [content(file, name).decode() for name in names] == [name[5:] for name in names]
+
+
 def test_manifest(host: Path, secrets: Path) -> None:
     (host / "files/etc/motd").write_text("hello\n")
     out = host.parent / "payload"

@@ -15,6 +15,7 @@ VARIABLES = (
     "target",
     "debian_suite",
     "format",
+    "hostconf",
     "packages",
     "mirror",
     "excludes",
@@ -25,7 +26,8 @@ VARIABLES = (
     "server_secrets",
 )
 FUNCTIONS = ("provision", "verify", "test_secrets", "fetch_secrets")
-TARGETS = ("debian",)
+TARGETS = ("debian", "arch", "alpine")
+HOSTCONF = ("keyring",)
 FORMATS = ("dir", "tar", "squashfs", "disk")
 COMPRESSIONS = ("bz2", "gz", "lz4", "xz", "zst")  # suffixes that tar(1) compresses by
 BOOTLOADERS = ("grub",)
@@ -58,6 +60,7 @@ class Imgbuild:
     suite: str
     format: str
     format_options: tuple[str, ...]
+    hostconf: tuple[str, ...]
     packages: tuple[str, ...]
     mirror: str
     excludes: tuple[str, ...]
@@ -140,6 +143,9 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
         suite=found.get("debian_suite", "").strip() or "stable",
         format=kind,
         format_options=tuple(options),
+        hostconf=tuple(
+            choice(where, "hostconf", item, HOSTCONF) for item in found.get("hostconf", "").split()
+        ),
         packages=tuple(found.get("packages", "").split()),
         mirror=found.get("mirror", "").strip(),
         excludes=tuple(found.get("excludes", "").split()),

@@ -12,15 +12,17 @@ import sys
 import tarfile
 import time
 import traceback
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from anemos import disks, log
 from anemos.digest import sha256
-from anemos.image import imgbuild
+from anemos.image import bootstrap, imgbuild
+from anemos.image.bootstrap import fetching
+from anemos.image.bootstrap.targets import TARGETS
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Kept
 from anemos.initramfs import (
@@ -84,7 +86,7 @@ def resume() -> None:
     given = replace(given, payload=asked.payload or given.payload, layer=asked.layer or given.layer)
     spec = definition(given)
     reached = progress.load(spec)
-    if not asked.layer and reached.packages != progress.packages_of(spec):
+    if not asked.layer and reached.packages != bootstrap.key(spec):
         log.info("Other packages: they are bootstrapped here")
         given = replace(given, layer="")
     boot.save(given)
@@ -120,7 +122,10 @@ def definition(given: Boot) -> Imgbuild:
     with tarfile.open(HERE / "payload") as archive:
         archive.extractall(PAYLOAD)
     check_complete(PAYLOAD)
-    return imgbuild.load(PAYLOAD / "host")
+    spec = imgbuild.load(PAYLOAD / "host")
+    if not given.layer:
+        bootstrap.check(spec)
+    return spec
 
 
 def check(name: str, digest: str) -> None:
@@ -167,18 +172,14 @@ def planned(spec: Imgbuild, keep: Sequence[Kept], erase: Mapping[str, disks.Devi
 
 
 def check_mirror(spec: Imgbuild) -> None:
-    """Where packages are still to be fetched. Of mirrors that are not named by a URL, mmdebstrap
-    knows more than this."""
-    if "://" not in spec.mirror or " " in spec.mirror:
-        return
-    url = f"{spec.mirror.rstrip('/')}/dists/{spec.suite}/InRelease"
-    hardware.wait_for(f"answer from the mirror: {url}", lambda: answers(url))
+    """Where packages are still to be fetched, the mirror's indexes must be there."""
+    for url in TARGETS[spec.target].indexes(spec):
+        hardware.wait_for(f"answer from the mirror: {url}", partial(answers, url))
 
 
 def answers(url: str) -> bool:
     try:
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 (the IMGBUILD's mirror)
-        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+        with fetching.opened(url, timeout=10, method="HEAD"):
             return True
     except (OSError, ValueError) as error:
         log.info(f"{url}: {error}")

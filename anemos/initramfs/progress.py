@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from anemos.image import bootstrap
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Mounted
 from anemos.initramfs.boot import HERE
@@ -26,7 +27,7 @@ class Progress:
 
     disks: dict[str, Any]  # which ones are erased and kept: no corrected payload changes that
     mounts: list[Mounted]  # kept file systems
-    packages: list[Any]  # what the package layer was made from
+    packages: str  # what the package layer was made from, see bootstrap.key
     applied: str = ""  # the payload (SHA-256) whose definition is complete on the disks
 
     def save(self) -> None:
@@ -59,13 +60,8 @@ def disks_of(spec: Imgbuild) -> dict[str, Any]:
     return dict(json.loads(json.dumps({"erased": erased, "kept": [*map(asdict, spec.keep)]})))
 
 
-def packages_of(spec: Imgbuild) -> list[Any]:
-    words = [sorted(spec.packages), list(spec.excludes)]
-    return [spec.target, spec.suite, spec.mirror, *words]
-
-
 def begin(spec: Imgbuild, mounts: list[Mounted]) -> Progress:
-    progress = Progress(disks_of(spec), mounts, packages_of(spec))
+    progress = Progress(disks_of(spec), mounts, bootstrap.key(spec))
     progress.save()
     return progress
 

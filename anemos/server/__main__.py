@@ -7,7 +7,7 @@ import sys
 from anemos import log
 from anemos.log import Failure
 from anemos.run import no_core_dumps
-from anemos.server import kexec, staging
+from anemos.server import kexec, layer, staging
 
 
 def came_in_by() -> tuple[str, int]:
@@ -21,9 +21,11 @@ def main(command: str, *words: str) -> None:
     match command, words:
         case "fingerprint", [keep]:
             print(json.dumps(staging.fingerprints(json.loads(keep))))
-        case "build-initramfs", [base, payload, layer, now]:
+        case "bootstrap", [payload]:
+            print(json.dumps(layer.make(payload)))
+        case "build-initramfs", [base, payload, digest, now]:
             image = staging.HOST / base.lstrip("/")
-            print(json.dumps(staging.build(image, payload, layer, float(now), *came_in_by())))
+            print(json.dumps(staging.build(image, payload, digest, float(now), *came_in_by())))
         case "load", [hold]:
             kexec.load(int(hold))
         case _:

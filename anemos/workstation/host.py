@@ -6,7 +6,9 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
     host_key = "ssh-ed25519 AAAA..."   # pinned: the contents of an ssh_host_*_key.pub
     port = 22
     identity = "~/.ssh/id_ed25519"     # without it: the agent's keys and ssh's default ones
-    build_on = "workstation"           # where the package layer is made; or "initramfs"
+    build_on = "workstation"           # where the package layer is made: "workstation" needs least
+                                       # of the server's memory; "server" makes it there while the
+                                       # old system serves; "initramfs" makes it after the jump
     ports = [22, 443]                  # that must listen afterwards
     finish = "reboot"                  # into the new system; or "kexec": without its firmware
 
@@ -43,7 +45,7 @@ from anemos.log import die
 from anemos.workstation import places
 from anemos.workstation.qemu import Network
 
-BUILD_ON = ("workstation", "initramfs")
+BUILD_ON = ("workstation", "server", "initramfs")
 SOURCES = ("gpg", "age", "sops", "pass")
 FINISH = ("reboot", "kexec")
 INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt")  # not plain values there

@@ -2,7 +2,7 @@
 
     manifest.json     {"deployment", "host", "keep": [kept disks], "finish": see host.toml,
                       "files": {path: SHA-256}}
-    host/IMGBUILD
+    host/IMGBUILD     and, where the host has them, pacman.conf, repositories, keys/...
     files/PATH        the host's input files, templates rendered
     secrets/PATH      revealed files, mode 0600
 
@@ -22,6 +22,8 @@ from pathlib import Path
 from anemos.image import definition, layout, template, tree
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
+
+BOOTSTRAP = ("pacman.conf", "repositories", "keys")  # what a bootstrap takes beside the IMGBUILD
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ def write(
 
 def collect(spec: Imgbuild, values: Mapping[str, str], secrets: Path) -> Iterator[Member]:
     yield Member("host/IMGBUILD", spec.file.read_bytes(), 0o644)
+    for name in BOOTSTRAP:
+        top = spec.directory / name
+        found = sorted(top.iterdir()) if top.is_dir() else [top] if top.exists() else []
+        for each in found:
+            inside = each.relative_to(spec.directory)
+            yield Member(f"host/{inside}", each.read_bytes(), 0o644)
     files = spec.directory / "files"
     if files.is_dir():
         yield from (input_member(path, file, values) for path, file in tree.inputs(files))

@@ -15,7 +15,7 @@ from typing import Any
 
 from anemos import log
 from anemos.digest import sha256
-from anemos.image import definition
+from anemos.image import bootstrap, definition
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import (
@@ -117,6 +117,7 @@ def make_payload(host: Host, state: State) -> str:
 
 
 def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
+    bootstrap.check(spec)
     state.layer = ""
     if host.build_on == "workstation":
         layer = images.layer(spec)
@@ -150,6 +151,7 @@ def upload(host: Host) -> dict[str, Any]:
         require(host, host.imgbuild(), seen, sizes)
         with bad_input():
             reach.script(remote, "stage.sh", str(sizes.before_jump))
+        state.server_layer = ""  # it went with what was staged before
         state.sent = {"base": 0, "layer": 0, "payload": send(remote, payload_file(host), "payload")}
         if state.layer:
             state.sent["layer"] = send(remote, Path(state.layer), "layer")
@@ -177,8 +179,8 @@ def send(remote: Remote, file: Path, name: str) -> int:
 def build_initramfs(host: Host) -> dict[str, Any]:
     """Have the server put its initramfs together."""
     state = load_state(host, "remote_base", "upload")
-    layer = sha256(Path(state.layer)) if state.layer else ""
     with connect(reach.endpoint(host)) as remote:
+        layer = layer_digest(host, state, remote)
         words = [state.remote_base, sha256(payload_file(host)), layer, str(time.time())]
         answer = json.loads(reach.enter(remote, state.remote_base, "build-initramfs", *words))
     state.kept = answer["kept"]
@@ -186,6 +188,27 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     (places.state(host.name) / CAPTURED).write_text(json.dumps(captured))
     state.save()
     return {"host": host.name, "network": answer["network"], "kept": state.kept}
+
+
+def layer_digest(host: Host, state: State, remote: Remote) -> str:
+    """SHA-256 of the package layer, "" without one. The server makes it now, if that is its job."""
+    if host.build_on == "server" and not state.server_layer:
+        state.server_layer = bootstrap_on_server(host, state, remote)
+        state.save()
+    return state.server_layer or (sha256(Path(state.layer)) if state.layer else "")
+
+
+def bootstrap_on_server(host: Host, state: State, remote: Remote) -> str:
+    """Have the server make the package layer, while it serves: its SHA-256."""
+    words = ["bootstrap", sha256(payload_file(host))]
+    limit = host.timeouts.install
+    with log.step("Package layer, on the server"):
+        said = reach.enter(remote, state.remote_base, *words, timeout=limit, sink=log.info)
+    made = json.loads(said.splitlines()[-1])
+    # Only now it is known how much memory that takes in the initramfs.
+    sizes = Sizes(size(state.base), made["size"], size(payload_file(host)), base_is_there=True)
+    require(host, host.imgbuild(), facts.gather(remote, state.base_hash), sizes)
+    return str(made["layer"])
 
 
 def kexec(host: Host, hold: bool = False) -> dict[str, Any]:

@@ -22,6 +22,8 @@ TOOLS = {
     "luks": ("cryptsetup", "the package cryptsetup (for /: cryptsetup-initramfs) has to be there"),
     "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
 }
+# What the names of their kernel packages begin with.
+KERNELS = {"debian": "linux-image-", "arch": "linux", "alpine": "linux-"}
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,9 @@ def bootable(spec: Imgbuild) -> Iterator[str]:
         volumes = list(layout.volumes(spec.layout, kind))
         if volumes and not any(package.startswith(tool) for package in spec.packages):
             yield f"the layout has {kind} {volumes[0].name!r}: {why}"
-    if not any(package.startswith("linux-image") for package in spec.packages):
-        yield "the IMGBUILD has no kernel among its packages (linux-image-...)"
+    kernel = KERNELS[spec.target]
+    if not any(package.startswith(kernel) for package in spec.packages):
+        yield f"the IMGBUILD has no kernel among its packages ({kernel}...)"
 
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:
