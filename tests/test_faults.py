@@ -25,6 +25,7 @@ from anemos.workstation import (
     payload,
     phases,
     places,
+    qemu,
     reach,
     recovery,
     status,
@@ -157,7 +158,7 @@ class Fault:
 
 
 KEPT = {"name": "data", "digest": "0" * 64}
-MACLESS = {"interfaces": [{"mac": "52:54:00:00:00:01", "mtu": 1500, "addresses": [], "routes": []}]}
+ELSEWHERE = qemu.describe("52:54:00:00:00:01", "10.0.2.15/24", "10.0.2.2", [])
 BEFORE = {
     "payload-corrupted": Fault("payload: damaged", damage=lambda data: data[:-9] + b"corrupted"),
     "kernel-panic": Fault("Rebooting in 10 seconds", script="echo c >/proc/sysrq-trigger"),
@@ -174,7 +175,7 @@ BEFORE_ALL = {
     "kept-disk-missing": Fault("no disks match wwn=", drives=lambda room: disks(room)[:1]),
     "kept-disk-changed": Fault("is not what it was", options={"kept": [KEPT]}),
     "mirror-unreachable": Fault("no answer from the mirror", options={"layer": None}),
-    "no-network": Fault("no network interface", options={"network": {**MACLESS, "dns": []}}),
+    "no-network": Fault("no network interface", options={"network": ELSEWHERE}),
     "out-of-memory": Fault("Out of memory", script="cat /dev/zero >/dev/shm/fill"),
     "init-killed": Fault("Attempted to kill init", script=KILL_INIT),
     "brain-killed": Fault("the installer was ended", script=signal("KILL", BRAIN)),
