@@ -17,14 +17,14 @@ from anemos.workstation import secret_tasks
 from anemos.workstation.command import HELP, command, workstation
 
 
-def load(host: str) -> Any:
-    return workstation("host").load(host)
+def load(host: str, adopt: bool = False) -> Any:
+    return workstation("host").load(host, adopt=adopt)
 
 
 @command
-def plan(c: Context, host: str = "", json: bool = False) -> Any:
+def plan(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Any:
     """Tell what deploying HOST would do, and everything that stands in its way."""
-    return workstation("phases").make_plan(load(host))
+    return workstation("phases").make_plan(load(host, adopt))
 
 
 @command
@@ -40,9 +40,9 @@ def pack(c: Context, host: str = "", deployment: str = "", json: bool = False) -
 
 
 @command
-def upload(c: Context, host: str = "", json: bool = False) -> Any:
+def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Any:
     """Send the payload, and what else the server lacks, into its memory."""
-    return workstation("phases").upload(load(host))
+    return workstation("phases").upload(load(host, adopt))
 
 
 @command
@@ -52,9 +52,9 @@ def build_initramfs(c: Context, host: str = "", json: bool = False) -> Any:
 
 
 @command
-def kexec(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
+def kexec(c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False) -> Any:
     """Jump into the initramfs, which ERASES the system disks and installs HOST."""
-    return workstation("deployment").kexec(load(host), yes)
+    return workstation("deployment").kexec(load(host), yes, hold)
 
 
 @command
@@ -70,9 +70,42 @@ def verify(c: Context, host: str = "", json: bool = False) -> Any:
 
 
 @command
-def deploy(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
+def deploy(
+    c: Context,
+    host: str = "",
+    yes: str = "",
+    hold: bool = False,
+    adopt: bool = False,
+    json: bool = False,
+) -> Any:
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
-    return workstation("deployment").deploy(load(host), yes)
+    return workstation("deployment").deploy(load(host, adopt), yes, hold)
+
+
+@command
+def status(c: Context, host: str = "", json: bool = False) -> Any:
+    """Tell what runs on HOST now, and how far it is."""
+    return workstation("status").status(load(host))
+
+
+@command
+def rescue(c: Context, host: str = "", json: bool = False) -> Any:
+    """Open a shell on HOST, in the initramfs too."""
+    return workstation("recovery").rescue(load(host))
+
+
+@command
+def resume(
+    c: Context, host: str = "", repack: bool = False, step: str = "", json: bool = False
+) -> Any:
+    """Go on with an installation that is held, or that failed after the point of no return."""
+    return workstation("recovery").resume(load(host), repack, step)
+
+
+@command
+def abort(c: Context, host: str = "", json: bool = False) -> Any:
+    """Before the point of no return: back to the old system."""
+    return workstation("recovery").abort(load(host))
 
 
 @command
@@ -135,10 +168,10 @@ def clean(c: Context, json: bool = False) -> Any:
     return workstation("phases").clean()
 
 
-@task(auto_shortflags=False, help={"expression": HELP["expression"]})
-def check(c: Context, expression: str = "") -> None:
+@task(auto_shortflags=False, help={"expression": HELP["expression"], "all": HELP["all"]})
+def check(c: Context, expression: str = "", all: bool = False) -> None:
     """Run the project's own tests."""
-    only = ["-k", expression] if expression else []
+    only = [*(["-k", expression] if expression else []), *(["--all"] if all else [])]
     # One worker for the VM, which takes its time, one for all the rest.
     parallel = ["-n", "2", "--dist", "loadfile"]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *parallel, *only])

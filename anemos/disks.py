@@ -67,6 +67,10 @@ def attribute(entry: Path, places: Sequence[str]) -> str:
     return ""
 
 
+def read_only(found: Device) -> bool:
+    return attribute(SYS_BLOCK / found.name, ["ro"]) == "1"
+
+
 def partitions(found: Device) -> dict[int, Path]:
     """The partitions that the kernel knows on FOUND: number -> node."""
     files = (SYS_BLOCK / found.name).glob("*/partition")

@@ -48,11 +48,33 @@ def opened(item: pytest.Item) -> set[str]:
     return names
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also the tests that take long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         opened(item)
+        if item.get_closest_marker("all") and not config.getoption("--all"):
+            item.add_marker(pytest.mark.skip(reason="takes long: inv check --all"))
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures of docs/reliability.md: what came of each fault in test_faults.py."""
+    ended = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    faults = [(each.nodeid, dict(each.user_properties)) for each in ended if each.when == "call"]
+    rows = [(name, words["fault"]) for name, words in faults if "fault" in words]
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    for name, (outcome, kept) in rows:
+        terminalreporter.write_line(f"{outcome:10} {name.partition('::')[2]} {kept}")
+    good = sum(outcome != "FAILED" for _, (outcome, _) in rows)
+    changed = sum(bool(kept) for _, (_, kept) in rows)
+    line = f"{len(rows)} faults, {good} came back or went on, kept bytes changed in {changed}"
+    terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,8 @@ class Guest:
 
     def serial(self) -> str:
         """What the serial console has shown so far."""
+        if not self.console.exists():  # QEMU has only just begun
+            return ""
         return self.console.read_text(errors="replace").replace("\r", "")
 
     def await_line(self, text: str, timeout: float = 240) -> None:

@@ -40,3 +40,24 @@ def test_failure_leaves_no_secret_behind(
         deployment.deploy(HOST, yes="mx")
     assert seen == unstaged
     assert not list(tmp_path.rglob("key"))
+
+
+def test_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It ends with the jump; watching and verifying are `resume`'s."""
+    seen: list[str] = []
+
+    def work(name: str) -> deployment.Phase:
+        def phase(host: Host, **words: bool) -> dict[str, Any]:
+            seen.append(f"{name} {words or ''}".strip())
+            return {}
+
+        return phase
+
+    monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(phases, "kexec", work("kexec"))
+    monkeypatch.setattr(deployment, "PHASES", {name: work(name) for name in deployment.PHASES})
+
+    deployment.deploy(HOST, yes="mx", hold=True)
+
+    assert seen[-1] == "kexec {'hold': True}"
+    assert "verify" not in seen

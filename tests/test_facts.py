@@ -36,6 +36,10 @@ def test_virtio() -> None:
         kexec=True,
         lockdown="[none] integrity confidentiality",
         efi=False,
+        boot_next="",
+        boot_current="",
+        boot_first="",
+        contents=(),
         container="",
         modules=("loop", "squashfs"),
         disks=(

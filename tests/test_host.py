@@ -141,7 +141,7 @@ def test_unknown_name_lists_the_known_ones(hosts: Path) -> None:
     with pytest.raises(Failure) as caught:
         load(hosts, MINIMAL + "[timeouts]\nx = 1\n")
 
-    assert caught.value.hint == "known: down, initramfs, install, up"
+    assert caught.value.hint == "known: down, initramfs, install, up, hold"
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from anemos import kexec
+from anemos.initramfs import boot
 from anemos.log import FAILED, Failure
 from anemos.run import CommandFailed
-from anemos.server import kexec
+from anemos.server import kexec as server
+from anemos.server import staging
 
 SAFE = "panic=10 oops=panic"
 
@@ -27,11 +30,20 @@ SAFE = "panic=10 oops=panic"
     ],
 )
 def test_cmdline(old: str, expected: str) -> None:
-    assert kexec.cmdline(old) == expected
+    assert server.cmdline(old, 0) == expected
+
+
+def test_hold() -> None:
+    """init's deadline comes after the brain's."""
+    line = server.cmdline("console=ttyS1", 3600)
+
+    assert line == f"console=ttyS1 {SAFE} anemos.hold=3600 anemos.deadline=4500"
+    assert f"DEADLINE={server.DEADLINE} " in (Path(boot.__file__).parent / "init").read_text()
 
 
 def test_load_argv() -> None:
-    assert [str(word) for word in kexec.load_argv("--kexec-file-syscall", "a b=c")] == [
+    argv = kexec.load_argv("--kexec-file-syscall", server.KERNEL, staging.INITRAMFS, "a b=c")
+    assert [str(word) for word in argv] == [
         "kexec",
         "--kexec-file-syscall",
         "--load",
@@ -63,7 +75,7 @@ FILE, OLD = "--kexec-file-syscall", "--kexec-syscall"
 def load(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kexec, "run", kernel.run)
     monkeypatch.setattr(kexec, "LOADED", kernel.loaded)
-    kexec.load()
+    kexec.load(Path("/kernel"), Path("/initrd"), "line")
 
 
 def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,7 @@ def test_manifest(host: Path, secrets: Path) -> None:
             asdict(Kept("data", {"serial": "S"}, 1, "/home")),
             asdict(Kept("more", {"wwn": "naa.1"})),
         ],
+        "finish": "reboot",
         "files": {
             "host/IMGBUILD": sha256(IMGBUILD.encode()).hexdigest(),
             "files/etc/motd": sha256(b"hello\n").hexdigest(),

@@ -300,11 +300,11 @@ class Server:
         return ""
 
 
-def jump(monkeypatch: pytest.MonkeyPatch, seen: Identity) -> dict[str, Any]:
+def jump(monkeypatch: pytest.MonkeyPatch, seen: Identity, *, hold: bool = False) -> dict[str, Any]:
     State("mx", deployment="d-1", remote_base="/base").save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
     monkeypatch.setattr(reach, "await_boot", lambda *_: seen)
-    return phases.kexec(HOST)
+    return phases.kexec(HOST, hold)
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -315,7 +315,7 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     assert jump(monkeypatch, Identity("new", True, "d-1", 2.0))["boot_id"] == "new"
 
     assert server.done == [
-        "enter.sh /base load",
+        "enter.sh /base load 0",
         "jump.sh /base",
         "await end",
         "touch /run/anemos/go",
@@ -323,6 +323,14 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     state = load_state(HOST)
     assert state.old_boot_id == "old"
     assert state.last_answer > 0
+
+
+def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The initramfs waits longer, and gets no word."""
+    server = Server(monkeypatch)
+
+    assert jump(monkeypatch, Identity("new", True, "d-1", 2.0), hold=True)["held"]
+    assert server.done == ["enter.sh /base load 3600", "jump.sh /base", "await end"]
 
 
 @pytest.mark.parametrize(

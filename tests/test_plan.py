@@ -70,7 +70,11 @@ ALONE: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stamp": {"host": "mx"}},
-        "this machine was deployed as 'mx', not as 'demo'",
+        "this machine was deployed as 'mx', not as 'demo'; with --adopt it becomes 'demo'",
+    ),
+    (
+        {"boot_next": "0002"},
+        "the firmware starts entry 0002 next, not the old system: efibootmgr -N",
     ),
     (
         {"disks": FACTS.disks[:1]},
@@ -131,7 +135,7 @@ def test_all_problems_at_once() -> None:
         "memory",
         "disk 'system'",
         "disk 'data'",
-        "this machine was deployed as 'mx', not as 'demo'",
+        "this machine was deployed as 'mx', not as 'demo'; with --adopt it becomes 'demo'",
     ]
 
 
@@ -203,7 +207,14 @@ def test_describe() -> None:
         ("network", FACTS.routes[1]),
         ("boot", "kexec"),
         ("send", "base image: 60.0 MiB; package layer: 20.0 MiB"),
-        ("memory", "303 of 841 MiB before the jump, 362 of 977 MiB after it"),
+        (
+            "memory",
+            "303 of 841 MiB before the jump: 3 x (base 60 + layer 20 + payload 1) + base 60",
+        ),
+        (
+            "memory",
+            "362 of 977 MiB after it: 2 x (base 60 + layer 20 + payload 1) + 200 to work with",
+        ),
     ]
 
 
@@ -227,9 +238,11 @@ def test_describe_a_server_that_was_deployed_before() -> None:
         (
             "keep",
             "nvme1n1 (serial S64GNE0R700124, 1920.4 GB), SAMSUNG MZQL21T9HCJR-00A07:"
-            " no partition is mounted",
+            " nvme1n1p1 (linux_raid_member old:0)",
         ),
     ]
+    way = dict(lines)["boot"]
+    assert way.startswith("kexec; this system was started by the firmware's entry 0001, but 0003")
     assert ("send", "base image: is there; package layer: to be made") in lines
 
 
@@ -250,7 +263,14 @@ def test_what_is_mounted_from_a_disk(disk: str, node: str, mounted: bool) -> Non
     text = dict(plan.describe(spec(), seen, SIZES))["ERASE"]
 
     assert text.endswith("/here (ext4)") is mounted
-    assert text.endswith(": no partition is mounted") is not mounted
+    assert text.endswith(": nothing that is known") is not mounted
+
+
+def test_machine_of_another_host() -> None:
+    other = replace(FACTS, stamp={"host": "mx"})
+
+    assert problems(other) != []
+    assert plan.problems(replace(HOST, adopt=True), spec(), other, SIZES) == []
 
 
 PARTS = tuple(

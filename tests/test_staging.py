@@ -77,7 +77,7 @@ def build(stage: Path, **changed: str) -> dict[str, Any]:
     digests = {name: sha256(stage / name) for name in {"payload", "layer"} - changed.keys()}
     digests |= changed
     base = stage.parent / f"base-{BASE}.squashfs"
-    return staging.build(base, digests["payload"], digests["layer"], "10.0.2.15", 2222)
+    return staging.build(base, digests["payload"], digests["layer"], 1.5, "10.0.2.15", 2222)
 
 
 def unpack(initramfs: Path) -> dict[str, tuple[int, bytes]]:
@@ -207,7 +207,7 @@ def test_staged_file_is_not_what_was_sent(stage: Path, name: str, damage: str) -
     digests = digest | {other: sha256(stage / other) for other in others}
 
     with pytest.raises(Failure, match=f"{name}: not there as it was sent") as caught:
-        staging.build(stage, digests["payload"], digests["layer"], "10.0.2.15", 22)
+        staging.build(stage, digests["payload"], digests["layer"], 0, "10.0.2.15", 22)
 
     assert caught.value.status == FAILED
     assert not (stage / "initramfs").exists()
@@ -284,7 +284,7 @@ def test_build_command(
     base.write_bytes(b"hsqs")
     digest = sha256(stage / "payload")
 
-    server.main("build-initramfs", f"/var/lib/anemos/base-{BASE}.squashfs", digest, "")
+    server.main("build-initramfs", f"/var/lib/anemos/base-{BASE}.squashfs", digest, "", "1.5")
 
     said = json.loads(capsys.readouterr().out)
     assert (said["base"], said["ssh_port"], said["payload"]) == (BASE, 2222, digest)
@@ -301,7 +301,8 @@ def test_fingerprint_command(stage: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("EVENTS", "LOG", "PASSED"):
+    monkeypatch.setattr(events, "PANICS", [tmp_path / "panic"])
+    for name in ("EVENTS", "LOG", "PASSED", "ABORT", "GO"):
         monkeypatch.setattr(events, name, tmp_path / name)
     monkeypatch.setattr(log, "sink", log.sink)
     return tmp_path

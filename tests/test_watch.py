@@ -16,6 +16,7 @@ from anemos.workstation.host import Host, Timeouts
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Unreachable, WrongHostKey
 from anemos.workstation.state import State
 
+WAITS = "it waits in the initramfs: ./inv rescue --host mx, then ./inv resume"
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)
 
 
@@ -167,7 +168,7 @@ def test_failed_where_no_old_system_waits(monkeypatch: pytest.MonkeyPatch) -> No
         run(monkeypatch, [LOG, BAD])
 
     assert caught.value.status == FAILED
-    assert caught.value.hint == "it waits in the initramfs: ssh -p 2222 root@192.0.2.1"
+    assert caught.value.hint == WAITS
 
 
 def test_failed_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,9 @@ def test_failed_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) ->
         run(monkeypatch, [LOG, PASSED, LOG, BAD])
 
     assert caught.value.status == IN_INITRAMFS
-    assert caught.value.hint == "it waits in the initramfs: ssh -p 2222 root@192.0.2.1"
+    assert (
+        caught.value.hint == "it waits in the initramfs: ./inv rescue --host mx, then ./inv resume"
+    )
 
 
 @pytest.mark.parametrize(("before", "status"), [([LOG], FAILED), ([LOG, PASSED], IN_INITRAMFS)])

@@ -1,21 +1,30 @@
 """The brain of the initramfs: everything between the jump and the reboot.
 
-Its exit status is init's cue: 0 reboots into the new system; anything else reboots into the old
-one before the point of no return, and after it keeps the machine here, reachable over SSH.
+Its exit status is init's cue: 0 leaves for the new system; anything else reboots into the old one
+before the point of no return, and after it keeps the machine here, reachable over SSH, until init
+is asked to run this again.
 """
 
+import json
 import math
+import shutil
 import sys
 import tarfile
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from anemos import disks, log
 from anemos.digest import sha256
 from anemos.image import bootstrap, imgbuild
+from anemos.image.bootstrap import fetching
+from anemos.image.bootstrap.targets import TARGETS
 from anemos.image.imgbuild import Imgbuild
+from anemos.image.layout import Kept
 from anemos.initramfs import (
     boot,
     events,
@@ -24,6 +33,7 @@ from anemos.initramfs import (
     install,
     kept,
     network,
+    progress,
     sshd,
     storage,
 )
@@ -34,33 +44,73 @@ from anemos.run import no_core_dumps
 PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0
 GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
+TOLD = 3  # exit status; see init
+CLOCK_S = 600.0  # how far the clock may be off: mirrors and certificates are valid for days
 
 
 def main() -> None:
+    """From the jump to the end."""
     no_core_dumps()
-    events.start()
     given = boot.load()
     log.info(f"anemos: deployment {given.deployment} of {given.host}")
     with log.step("Hardware and network"):
         hardware.coldplug()
         network.up(given.network)
         sshd.start(given.ssh_port)
+        set_clock(given.time)
+    if seconds := boot.held():
+        hold(seconds)
     with log.step("Preflight"):
         spec = definition(given)
         await_disks(spec)
-        found = disks.devices()
-        erase = {d.name: disks.resolve(d.name, d.match, found) for d in spec.layout.disks}
-        fetch.fetch(spec, PAYLOAD / "secrets")
-        plan = storage.check(spec.layout, spec.keep, erase, PAYLOAD / "secrets")
-        spec = replace(spec, layout=plan)
+        erase = resolve(spec)
+        spec = planned(spec, spec.keep, erase)
+        if not given.layer:
+            check_mirror(spec)
         mounts = kept.secure(spec.keep, given.kept)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
-    patience = math.inf if events.STAY.exists() else OPERATOR_S
-    hardware.wait_for("word from the operator", events.GO.exists, patience)
+    events.await_word(math.inf if events.STAY.exists() else OPERATOR_S)
+    reached = progress.begin(spec, mounts)
     events.point_of_no_return()
-    install.install(given, spec, erase, mounts)
+    install.install(given, spec, erase, reached)
+
+
+def resume() -> None:
+    """Go on after a failure past the point of no return, as progress.Request says."""
+    no_core_dumps()
+    events.emit("point-of-no-return")
+    asked = progress.request()
+    given = boot.load()
+    given = replace(given, payload=asked.payload or given.payload, layer=asked.layer or given.layer)
+    spec = definition(given)
+    reached = progress.load(spec)
+    if not asked.layer and reached.packages != bootstrap.key(spec):
+        log.info("Other packages: they are bootstrapped here")
+        given = replace(given, layer="")
+    boot.save(given)
+    erase = resolve(spec)
+    # Kept disks are out of reach by now, kept partitions are still there.
+    spec = planned(spec, [each for each in spec.keep if each.disk], erase)
+    first = reached.first_step(spec, given.payload, asked.step)
+    log.info(f"anemos: resuming deployment {given.deployment} of {given.host} with: {first}")
+    install.install(given, spec, erase, reached, first)
+
+
+def hold(seconds: float) -> None:
+    """Touch nothing until the operator, who looks around, says so."""
+    log.info(f"Held: nothing is touched. Back to the old system in {seconds:.0f} s")
+    events.emit("held", seconds=seconds)
+    events.await_word(seconds)
+    events.emit("released")
+
+
+def set_clock(real: float) -> None:
+    """REAL: the workstation's, shortly before the jump, in seconds since the epoch; 0: unknown."""
+    if real and abs(time.time() - real) > CLOCK_S:
+        log.info(f"The clock said {time.ctime()}: set to {time.ctime(real)}")
+        time.clock_settime(time.CLOCK_REALTIME, real)
 
 
 def definition(given: Boot) -> Imgbuild:
@@ -68,8 +118,10 @@ def definition(given: Boot) -> Imgbuild:
     check("payload", given.payload)
     if given.layer:
         check("layer", given.layer)
+    shutil.rmtree(PAYLOAD, ignore_errors=True)
     with tarfile.open(HERE / "payload") as archive:
         archive.extractall(PAYLOAD)
+    check_complete(PAYLOAD)
     spec = imgbuild.load(PAYLOAD / "host")
     if not given.layer:
         bootstrap.check(spec)
@@ -77,8 +129,20 @@ def definition(given: Boot) -> Imgbuild:
 
 
 def check(name: str, digest: str) -> None:
-    if sha256(HERE / name) != digest:
-        die(f"{name}: damaged on the way", status=FAILED)
+    file = HERE / name
+    if not file.is_file():
+        die(f"{name}: not there", status=FAILED)
+    if sha256(file) != digest:
+        die(f"{name}: damaged on the way ({file.stat().st_size} bytes)", status=FAILED)
+
+
+def check_complete(unpacked: Path) -> None:
+    """Every file that the manifest names, secrets too, is there as it was packed."""
+    files = json.loads((unpacked / "manifest.json").read_text())["files"]
+    for path, digest in files.items():
+        file = unpacked / path
+        if not file.is_symlink() and not (file.is_file() and sha256(file) == digest):
+            die(f"payload: {path} is not what was packed", status=FAILED)
 
 
 def await_disks(spec: Imgbuild) -> None:
@@ -93,10 +157,41 @@ def await_disks(spec: Imgbuild) -> None:
         hardware.wait_for("disk", present)
 
 
+def resolve(spec: Imgbuild) -> dict[str, disks.Device]:
+    found = disks.devices()
+    return {disk.name: disks.resolve(disk.name, disk.match, found) for disk in spec.layout.disks}
+
+
+def planned(spec: Imgbuild, keep: Sequence[Kept], erase: Mapping[str, disks.Device]) -> Imgbuild:
+    """SPEC with its layout around what is kept, when all of it can be done; and all its secrets."""
+    for name, device in erase.items():
+        if disks.read_only(device):
+            die(f"disk {name!r}: the kernel says that it is read-only", status=FAILED)
+    fetch.fetch(spec, PAYLOAD / "secrets")
+    return replace(spec, layout=storage.check(spec.layout, keep, erase, PAYLOAD / "secrets"))
+
+
+def check_mirror(spec: Imgbuild) -> None:
+    """Where packages are still to be fetched, the mirror's indexes must be there."""
+    for url in TARGETS[spec.target].indexes(spec):
+        hardware.wait_for(f"answer from the mirror: {url}", partial(answers, url))
+
+
+def answers(url: str) -> bool:
+    try:
+        with fetching.opened(url, timeout=10, method="HEAD"):
+            return True
+    except (OSError, ValueError) as error:
+        log.info(f"{url}: {error}")
+        time.sleep(2)
+        return False
+
+
 def report() -> int:
     """Run, and tell how it ended; the exit status."""
+    events.start()
     try:
-        main()
+        resume() if progress.RESUMING.exists() else main()
     except Failure as failure:
         events.failed(str(failure))
     except Exception:
@@ -106,7 +201,7 @@ def report() -> int:
         events.done()
         time.sleep(GRACE_S)
         return 0
-    return 1
+    return TOLD
 
 
 if __name__ == "__main__":

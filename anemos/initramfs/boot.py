@@ -1,7 +1,7 @@
 """What the old system left for the initramfs (written by server/staging.py)."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ class Boot:
     ssh_port: int
     network: dict[str, Any]
     kept: list[dict[str, Any]] | None  # fingerprints taken in the old system, if there was one
+    time: float = 0.0  # the workstation's: seconds since the epoch; 0: not told
 
     @property
     def stamp(self) -> str:
@@ -26,5 +27,18 @@ class Boot:
         return json.dumps(fields) + "\n"
 
 
-def load(file: Path = HERE / "boot.json") -> Boot:
+FILE = HERE / "boot.json"
+
+
+def load(file: Path = FILE) -> Boot:
     return Boot(**json.loads(file.read_text()))
+
+
+def save(boot: Boot, file: Path = FILE) -> None:
+    file.write_text(json.dumps(asdict(boot)))
+
+
+def held(cmdline: Path = Path("/proc/cmdline")) -> float:
+    """For how many seconds the operator wants to look around first, by the kernel command line."""
+    words = dict(word.partition("=")[::2] for word in cmdline.read_text().split())
+    return float(words.get("anemos.hold", 0))

@@ -1,17 +1,20 @@
 """After the point of no return: disks are erased and the new system is written."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from anemos import log
+from anemos import kexec, log
 from anemos.disks import Device
 from anemos.image import bootloader, bootstrap, definition, layout, tree
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Layout, Mounted
-from anemos.initramfs import storage
+from anemos.initramfs import leftovers, storage
 from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
+from anemos.initramfs.progress import DEFINITION, PACKAGES, PARTITIONS, STEPS, Progress
+from anemos.log import Failure
 from anemos.run import run
 
 TARGET = Path("/target")
@@ -23,31 +26,46 @@ exec chroot "$0" "$@"
 """
 
 
-def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mounts) -> None:
-    """Install SPEC. DEVICES: by name of the layout's disks; KEPT: see layout.fstab."""
+def install(
+    boot: Boot,
+    spec: Imgbuild,
+    devices: Mapping[str, Device],
+    reached: Progress,
+    first: str = PARTITIONS,
+) -> None:
+    """Install SPEC from the step FIRST on. DEVICES: by name of the layout's disks."""
     seed = boot.deployment
+    todo = STEPS[STEPS.index(first) :]
     secrets = spec.directory.parent / "secrets"
-    with log.step("Disks"):
-        storage.write(spec.layout, devices, seed, secrets)
+    if PARTITIONS in todo:
+        with log.step("Disks"):
+            storage.write(spec.layout, devices, seed, secrets)
+    else:
+        leftovers.release(list(devices.values()))  # an earlier run may have been killed
     with storage.mounted(spec.layout, devices, TARGET):
-        with log.step("Package layer"):
-            package_layer(boot, spec)
-        with log.step("Definition layer"):
-            define(boot, spec, kept)
-        rebuild_initramfs(spec.layout)
+        if PACKAGES in todo:
+            with log.step("Package layer"):
+                package_layer(boot, spec)
+        if DEFINITION in todo:
+            with log.step("Definition layer"):
+                define(boot, spec, reached.mounts)
+            rebuild_initramfs(spec.layout)
+            reached.applied = boot.payload
+            reached.save()
         with log.step("Boot loader"):
             nodes = {name: device.path for name, device in devices.items()}
             if spec.bootloader:
                 bootloader.install(spec, TARGET, nodes, seed)
+        if finish(spec) == "kexec":
+            load_new_kernel(spec, seed)
         keep_log()
 
 
 def package_layer(boot: Boot, spec: Imgbuild) -> None:
-    if not boot.layer:
+    if boot.layer:  # its file stays: it is needed again after a failure
+        bootstrap.unpack(HERE / "layer", TARGET)
+    else:
         bootstrap.bootstrap(spec, TARGET)
-        return
-    bootstrap.unpack(HERE / "layer", TARGET)
-    (HERE / "layer").unlink()
 
 
 def define(boot: Boot, spec: Imgbuild, kept: Mounts) -> None:
@@ -84,6 +102,22 @@ def rebuild_initramfs(whole: Layout) -> None:
         return
     namespace = ["unshare", "--mount", "--propagation=private", "sh", "-e", "-c", VISIT]
     run([*namespace, TARGET, "update-initramfs", "-u", "-k", "all"], log=log.info)
+
+
+def finish(spec: Imgbuild) -> str:
+    """How the new system is to be started, as host.toml says."""
+    return str(json.loads((spec.directory.parent / "manifest.json").read_text())["finish"])
+
+
+def load_new_kernel(spec: Imgbuild, seed: str) -> None:
+    """Have init start the new system's kernel itself. A kernel that does not load is no failure:
+    the firmware is going to start it."""
+    kernel, initrd = (TARGET / "boot" / name for name in bootloader.newest_kernel(TARGET))
+    words = ["root=UUID=" + layout.root_uuid(spec.layout, seed), "ro", spec.cmdline]
+    try:
+        kexec.load(kernel, initrd, " ".join(words).strip())
+    except Failure as failure:
+        log.info(f"{failure.message}; rebooting instead")
 
 
 def carry_host_keys() -> None:

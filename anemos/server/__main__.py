@@ -23,11 +23,11 @@ def main(command: str, *words: str) -> None:
             print(json.dumps(staging.fingerprints(json.loads(keep))))
         case "bootstrap", [payload]:
             print(json.dumps(layer.make(payload)))
-        case "build-initramfs", [base, payload, digest]:
+        case "build-initramfs", [base, payload, digest, now]:
             image = staging.HOST / base.lstrip("/")
-            print(json.dumps(staging.build(image, payload, digest, *came_in_by())))
-        case "load", []:
-            kexec.load()
+            print(json.dumps(staging.build(image, payload, digest, float(now), *came_in_by())))
+        case "load", [hold]:
+            kexec.load(int(hold))
         case _:
             raise AssertionError(f"{command} {words}")
 

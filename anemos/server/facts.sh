@@ -16,6 +16,11 @@ fact memory_available_kib "$(memory MemAvailable)"
 fact kexec_disabled "$(first /proc/sys/kernel/kexec_load_disabled)"
 fact lockdown "$(first /sys/kernel/security/lockdown)"
 fact efi "$([ -d /sys/firmware/efi ] && echo yes || echo no)"
+# UEFI's boot entries: four bytes of attributes, then 16 bit numbers (UEFI specification, 3.3).
+for variable in BootNext BootCurrent BootOrder; do
+    file=/sys/firmware/efi/efivars/$variable-8be4df61-93ca-11d2-aa0d-00e098032b8c
+    [ ! -r "$file" ] || fact "$variable" "$(tail -c +5 "$file" | od -An -v -tx2 | tr -s ' \n' ' ')"
+done
 for container in /run/.containerenv /.dockerenv /run/host/container-manager /proc/user_beancounters; do
     [ ! -e "$container" ] || fact container "$container"
 done
@@ -38,6 +43,8 @@ for disk in /sys/block/*; do
     model=$(first "$disk/device/model" | sed 's/ *$//')
     fact disk "${disk##*/}|$(cat "$disk/size")|$serial|$wwn|$model"
 done
+# What is on them, mounted or not: name, file system or the like, label.
+lsblk -nro NAME,FSTYPE,LABEL 2>/dev/null | while read -r line; do fact content "$line"; done
 # Their partitions: disk, number, start and size in sectors of 512 bytes. What lies on them: device, on what.
 for part in /sys/block/*/*/partition; do
     [ -e "$part" ] || continue

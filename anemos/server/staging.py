@@ -21,10 +21,13 @@ INITRAMFS = STAGE / "initramfs"
 NO_DNS = 'host.toml: build_on = "workstation"'
 
 
-def build(base: Path, payload: str, layer: str, address: str, port: int) -> dict[str, Any]:
+def build(
+    base: Path, payload: str, layer: str, now: float, address: str, port: int
+) -> dict[str, Any]:
     """Write the initramfs; PAYLOAD and LAYER are the SHA-256 that the staged files must have.
 
-    ADDRESS and PORT are where its sshd is going to be looked for. Raises Failure.
+    NOW is the workstation's time, in seconds since the epoch. ADDRESS and PORT are where its sshd
+    is going to be looked for. Raises Failure.
     """
     check(STAGE / "payload", payload)
     manifest = archive.read_manifest(STAGE / "payload")
@@ -36,6 +39,7 @@ def build(base: Path, payload: str, layer: str, address: str, port: int) -> dict
         ssh_port=port,
         network=network.capture(HOST, address),
         kept=fingerprints(manifest["keep"]),
+        time=now,
     )
     if not layer and not boot["network"]["dns"]:
         die("no name server that the initramfs could ask for packages", hint=NO_DNS)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from anemos import log
@@ -30,8 +31,10 @@ PHASES: dict[str, Phase] = {
 STAGING = ("upload", "build-initramfs", "kexec")
 
 
-def deploy(host: Host, yes: str = "") -> dict[str, Any]:
+def deploy(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
     """Run all phases; the report. YES: the host's name, as confirmation.
+
+    HOLD: end with the initramfs up and nothing touched, for `recovery` to go on.
 
     Raises Failure with the exit statuses of log.py.
     """
@@ -39,7 +42,7 @@ def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     try:
         with scratch.ending():  # a closed terminal, too, ends in `forget`
-            for name, phase in PHASES.items():
+            for name, phase in plan_of(hold).items():
                 start = time.monotonic()
                 with log.step(f"{name} {host.name}"), undone(host, name):
                     result = phase(host)
@@ -49,8 +52,17 @@ def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     finally:
         phases.forget(host)
     result["phases"] = seconds
-    report.show(result, f"{host.name} is deployed and verified")
+    if not hold:
+        report.show(result, f"{host.name} is deployed and verified")
     return result
+
+
+def plan_of(hold: bool) -> dict[str, Phase]:
+    """The phases; up to the jump when it is to be held there."""
+    if not hold:
+        return PHASES
+    held = dict(list(PHASES.items())[: list(PHASES).index("kexec")])
+    return held | {"kexec": partial(phases.kexec, hold=True)}
 
 
 @contextmanager
@@ -64,10 +76,10 @@ def undone(host: Host, name: str) -> Iterator[None]:
         raise
 
 
-def kexec(host: Host, yes: str = "") -> dict[str, Any]:
+def kexec(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
     """The phase after which there is no way back, run alone."""
     confirm(host, yes)
-    return phases.kexec(host)
+    return phases.kexec(host, hold)
 
 
 def confirm(host: Host, yes: str) -> None:

@@ -36,10 +36,14 @@ class Facts:
     kexec: bool  # the kernel has it, and nobody has disabled it
     lockdown: str  # the kernel's words, "[none] integrity confidentiality"
     efi: bool
+    boot_next: str  # UEFI's entry for the next boot only, "" for none
+    boot_current: str  # the entry that started this system
+    boot_first: str  # the entry that the firmware starts
     container: str
     modules: tuple[str, ...]
     disks: tuple[Device, ...]
     models: dict[str, str]  # disk's name -> model
+    contents: tuple[str, ...]  # "name type label" of partitions, as far as the server can tell
     mounts: tuple[str, ...]  # "device mount-point type"
     addresses: tuple[str, ...]
     routes: tuple[str, ...]
@@ -119,12 +123,16 @@ def interpret(pairs: list[list[str]]) -> Facts:
         kexec=one["kexec_disabled"] == "0",
         lockdown=one["lockdown"],
         efi=one["efi"] == "yes",
+        boot_next=one.get("BootNext", "").strip(),
+        boot_current=one.get("BootCurrent", "").strip(),
+        boot_first=one.get("BootOrder", "").strip()[:4],
         container=one.get("container", ""),
         modules=every("module"),
         disks=tuple(
             Device(name, serial, wwn, int(size) * SECTOR) for name, size, serial, wwn, _ in disks
         ),
         models={name: model for name, *_, model in disks},
+        contents=tuple(line for line in every("content") if len(line.split(" ")) > 1),
         mounts=every("mount"),
         addresses=every("address"),
         routes=every("route"),

@@ -10,12 +10,14 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
                                        # of the server's memory; "server" makes it there while the
                                        # old system serves; "initramfs" makes it after the jump
     ports = [22, 443]                  # that must listen afterwards
+    finish = "reboot"                  # into the new system; or "kexec": without its firmware
 
     [timeouts]                         # seconds
     down = 180                         # until the old system has shut down
     initramfs = 300                    # until the initramfs answers
     install = 3600                     # without a word from the initramfs
     up = 600                           # until the new system is up
+    hold = 3600                        # with --hold, until the old system is started again
 
     [secrets]
     source = "gpg"                     # or "age", "sops", "pass": docs/secrets.md
@@ -33,7 +35,7 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
 
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ from anemos.workstation.qemu import Network
 
 BUILD_ON = ("workstation", "server", "initramfs")
 SOURCES = ("gpg", "age", "sops", "pass")
-INTERNAL = ("name", "directory", "timeouts", "secrets", "vm")  # not plain values of host.toml
+FINISH = ("reboot", "kexec")
+INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt")  # not plain values there
 MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
@@ -60,6 +63,7 @@ class Timeouts:
     initramfs: int = 300
     install: int = 3600
     up: int = 600
+    hold: int = 3600
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,12 @@ class Host:
     port: int = 22
     identity: str = ""
     build_on: str = "workstation"
+    finish: str = "reboot"
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
     secrets: SecretSettings = field(default_factory=SecretSettings)
     vm: VmSettings = field(default_factory=VmSettings)
+    adopt: bool = False  # --adopt: even if the machine was deployed as another host
 
     @property
     def local(self) -> bool:
@@ -124,9 +130,9 @@ def known() -> list[str]:
     return sorted(entry.parent.name for entry in places.HOSTS.glob("*/host.toml"))
 
 
-def load(name: str) -> Host:
+def load(name: str, *, adopt: bool = False) -> Host:
     """The host NAME. Raises Failure that names the file for everything that is wrong in it."""
-    return interpret(name, find(name), settings(name))
+    return replace(interpret(name, find(name), settings(name)), adopt=adopt)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -160,8 +166,9 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     }
     check_source(where, tables.get("secrets"))
     host = Host(name, directory, **checked(where, Host, given), **tables)
-    if host.build_on not in BUILD_ON:
-        die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
+    for key, allowed in {"build_on": BUILD_ON, "finish": FINISH}.items():
+        if (value := getattr(host, key)) not in allowed:
+            die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
     if not host.local and not (host.address and host.host_key):
         die(
             f"{where}: needs address and host_key",

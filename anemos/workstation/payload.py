@@ -1,6 +1,7 @@
 """The payload: a tar with everything that is particular to one deployment of one host.
 
-    manifest.json     {"deployment", "host", "keep": [kept disks], "files": {path: SHA-256}}
+    manifest.json     {"deployment", "host", "keep": [kept disks], "finish": see host.toml,
+                      "files": {path: SHA-256}}
     host/IMGBUILD     and, where the host has them, pacman.conf, repositories, keys/...
     files/PATH        the host's input files, templates rendered
     secrets/PATH      revealed files, mode 0600
@@ -34,7 +35,12 @@ class Member:
 
 
 def write(
-    out: Path, spec: Imgbuild, deployment: str, values: Mapping[str, str], secrets: Path
+    out: Path,
+    spec: Imgbuild,
+    deployment: str,
+    values: Mapping[str, str],
+    secrets: Path,
+    finish: str = "reboot",
 ) -> None:
     """Write the payload to OUT, mode 0600. SECRETS: the tree of revealed files.
 
@@ -51,6 +57,7 @@ def write(
         "deployment": deployment,
         "host": spec.directory.name,
         "keep": [asdict(each) for each in spec.keep],
+        "finish": finish,
         "files": {member.path: sha256(member.data).hexdigest() for member in members},
     }
     head = Member("manifest.json", json.dumps(manifest, indent=1).encode(), 0o600)

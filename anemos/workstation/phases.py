@@ -33,7 +33,7 @@ from anemos.workstation import (
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
-from anemos.workstation.ssh import ConnectionLost, Remote, connect
+from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
 from anemos.workstation.state import State, expected_downtime, load_state, payload_file
 
 # What the old system said last, for `export`: it may be gone by then.
@@ -93,25 +93,31 @@ def reveal(host: Host) -> dict[str, Any]:
 
 def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     """Make the payload, and whatever else is to be sent."""
+    state = State(host.name, deployment=deployment or new_deployment())
+    digest = make_payload(host, state)
+    state.base = str(images.base())
+    state.save()
+    return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+
+
+def make_payload(host: Host, state: State) -> str:
+    """Payload and package layer for the deployment of STATE; the payload's SHA-256."""
     spec = host.imgbuild()
     into = places.memory(host.name) / "secrets"
     revealed = secrets.load(into, host.name)
     keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
     if wrong := hostkeys.problem(host, keys):
         die(f"{host.name}: {wrong}")
-    state = State(host.name, deployment=deployment or new_deployment())
     values = {**revealed.values, **builtin_values(host, state)}
-    payload.write(payload_file(host), spec, state.deployment, values, into / "files")
-    prepare(host, spec, state)
-    state.save()
-    digest = sha256(payload_file(host))
+    files = into / "files"
+    payload.write(payload_file(host), spec, state.deployment, values, files, host.finish)
+    make_layer(host, spec, state)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
-    return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+    return sha256(payload_file(host))
 
 
-def prepare(host: Host, spec: Imgbuild, state: State) -> None:
+def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
     bootstrap.check(spec)
-    state.base = str(images.base())
     state.layer = ""
     if host.build_on == "workstation":
         layer = images.layer(spec)
@@ -175,7 +181,7 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     state = load_state(host, "remote_base", "upload")
     with connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
-        words = [state.remote_base, sha256(payload_file(host)), layer]
+        words = [state.remote_base, sha256(payload_file(host)), layer, str(time.time())]
         answer = json.loads(reach.enter(remote, state.remote_base, "build-initramfs", *words))
     state.kept = answer["kept"]
     captured = {key: answer[key] for key in ("network", "kept")}
@@ -205,13 +211,16 @@ def bootstrap_on_server(host: Host, state: State, remote: Remote) -> str:
     return str(made["layer"])
 
 
-def kexec(host: Host) -> dict[str, Any]:
-    """Load the initramfs, jump, see that it is ours that answers, and give it the word to go on."""
+def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
+    """Load the initramfs, jump, see that it is ours that answers, and give it the word to go on.
+
+    With HOLD it gets no word, and waits for `resume` or `abort`.
+    """
     state = load_state(host, "remote_base", "upload")
     where = reach.endpoint(host)
     with connect(where) as remote:
         state.old_boot_id = facts.identify(remote).boot_id
-        reach.enter(remote, state.remote_base, "load")
+        reach.enter(remote, state.remote_base, "load", str(host.timeouts.hold if hold else 0))
         state.save()
         with suppress(ConnectionLost):  # it may be that quick
             reach.script(remote, "jump.sh", state.remote_base, timeout=host.timeouts.down)
@@ -225,10 +234,17 @@ def kexec(host: Host) -> dict[str, Any]:
         seen = reach.await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
     if not seen.in_initramfs or seen.deployment != state.deployment:
         die(f"{host.name} rebooted into the old system instead of the initramfs", status=FAILED)
-    # Whether a lost word has arrived, the events tell.
+    if hold:
+        log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
+    else:
+        give_word(where)
+    return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
+
+
+def give_word(where: Endpoint) -> None:
+    """Whether a lost word has arrived, the events tell."""
     with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
         remote.sh(["touch", f"{reach.STAGE}/go"])
-    return {"host": host.name, "boot_id": seen.boot_id}
 
 
 def unstage(host: Host) -> None:

@@ -163,6 +163,10 @@ def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     yield from bootable(spec)
     if spec.bootloader and facts.efi:
         yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
+    if facts.boot_next:
+        yield (
+            f"the firmware starts entry {facts.boot_next} next, not the old system: efibootmgr -N"
+        )
 
 
 def bootable(spec: Imgbuild) -> Iterator[str]:
@@ -182,8 +186,11 @@ def bootable(spec: Imgbuild) -> Iterator[str]:
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:
     stamped = facts.stamp.get("host", host.name)
-    if stamped != host.name:
-        yield f"this machine was deployed as {stamped!r}, not as {host.name!r}"
+    if stamped != host.name and not host.adopt:
+        yield (
+            f"this machine was deployed as {stamped!r}, not as {host.name!r};"
+            f" with --adopt it becomes {host.name!r}"
+        )
 
 
 def describe(spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]]:
@@ -197,13 +204,33 @@ def describe(spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]
         ),
         *(("keep", _kept(k, facts)) for k in spec.keep),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
-        ("boot", "kexec"),
+        ("boot", _way_back(facts)),
         ("send", _sizes(sizes)),
-        (
-            "memory",
-            f"{sizes.before_jump // MIB} of {facts.memory_available // MIB} MiB before the jump,"
-            f" {sizes.after_jump // MIB} of {facts.memory_total // MIB} MiB after it",
-        ),
+        *(("memory", line) for line in _arithmetic(sizes, facts)),
+    ]
+
+
+def _way_back(facts: Facts) -> str:
+    if facts.boot_current == facts.boot_first:
+        return "kexec"
+    return (
+        f"kexec; this system was started by the firmware's entry {facts.boot_current}, but"
+        f" {facts.boot_first} comes first: the way back is sure only if that one leads here, too"
+    )
+
+
+def _arithmetic(sizes: Sizes, facts: Facts) -> list[str]:
+    """How Sizes.before_jump and after_jump come about, in MiB."""
+    base, layer, payload = (
+        f"{each / MIB:.0f}" for each in (sizes.base, sizes.layer, sizes.payload)
+    )
+    parts = f"(base {base} + layer {layer} + payload {payload})"
+    staged = "" if sizes.base_is_there else f" + base {base}"
+    return [
+        f"{sizes.before_jump // MIB} of {facts.memory_available // MIB} MiB before the jump:"
+        f" 3 x {parts}{staged}",
+        f"{sizes.after_jump // MIB} of {facts.memory_total // MIB} MiB after it:"
+        f" 2 x {parts} + {WORKING_MEMORY // MIB} to work with",
     ]
 
 
@@ -222,12 +249,19 @@ def _kept(kept: Kept, facts: Facts) -> str:
 
 
 def _disk(device: Device, facts: Facts) -> str:
-    mounts = [line.split() for line in facts.mounts]
-    holds = [
-        f"{point} ({kind})"
-        for node, point, kind in mounts
-        if re.fullmatch(rf"/dev/{device.name}(p?\d+)?", node)
-    ]
     model = facts.models.get(device.name)
     what = device.describe() + (f", {model}" if model else "")
-    return f"{what}: {', '.join(holds) or 'no partition is mounted'}"
+    return f"{what}: {', '.join(_holds(device, facts)) or 'nothing that is known'}"
+
+
+def _holds(device: Device, facts: Facts) -> Iterator[str]:
+    """What is on DEVICE now: what is mounted, then what else there is."""
+    ours = re.compile(rf"{re.escape(device.name)}(p?\d+)?")
+    mounts = [line.split() for line in facts.mounts]
+    mounted = {node.removeprefix("/dev/") for node, *_ in mounts}
+    for node, point, kind in mounts:
+        if ours.fullmatch(node.removeprefix("/dev/")):
+            yield f"{point} ({kind})"
+    for name, *words in (line.split() for line in facts.contents):
+        if ours.fullmatch(name) and name not in mounted:
+            yield f"{name} ({' '.join(words)})"

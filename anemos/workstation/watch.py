@@ -58,6 +58,8 @@ class Watch:
         self.passed = self.passed or event == "point-of-no-return"
         if event == "log":
             log.info(f"| {self.last['line']}")
+        elif event == "held":
+            log.info(f"Held for {self.last['seconds']:.0f} s: ./inv resume, or ./inv abort")
         elif event in ("failed", "done"):
             raise Ended
 
@@ -88,8 +90,7 @@ def watch(host: Host) -> dict[str, Any]:
 def failed(host: Host, watching: Watch) -> None:
     message = watching.last["message"]
     if watching.passed or load_state(host).stays:
-        where = reach.endpoint(host)
-        hint = f"it waits in the initramfs: ssh -p {where.port} root@{where.address}"
+        hint = f"it waits in the initramfs: ./inv rescue --host {host.name}, then ./inv resume"
         die(f"{host.name}: {message}", hint=hint, status=watching.status)
     with log.step("Waiting for the old system"):
         reach.await_boot(

@@ -1,0 +1,21 @@
+# shellcheck shell=sh
+# What runs here and how far it is, as `key=value` lines like facts.sh; nothing is changed.
+
+fact() { printf '%s=%s\n' "$1" "$2"; }
+here=/run/anemos
+
+fact boot_id "$(cat /proc/sys/kernel/random/boot_id)"
+fact kernel "$(uname -r)"
+if [ -e $here/boot.json ]; then
+    fact place initramfs
+    fact stamp "$(cat $here/boot.json)"
+    [ ! -e $here/point-of-no-return ] || fact passed yes
+    now=$(cut -d . -f 1 /proc/uptime)
+    [ -e $here/stay ] || fact left $(($(cat $here/deadline) - now))
+    fact event "$(grep -v '"event": "log"' $here/events 2>/dev/null | tail -n 1)"
+    fact line "$(tail -n 1 $here/log 2>/dev/null)"
+else
+    fact place system
+    fact stamp "$(cat /etc/anemos/deployment.json 2>/dev/null)"
+fi
+fact end end

@@ -1,0 +1,135 @@
+"""What the operator does with a machine that waits in the initramfs."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any, NoReturn
+
+from anemos import log
+from anemos.digest import sha256
+from anemos.log import FAILED, die
+from anemos.workstation import phases, places, reach, status, verify, watch
+from anemos.workstation.host import Host
+from anemos.workstation.ssh import Endpoint, Remote, connect
+from anemos.workstation.state import State, load_state, payload_file
+from anemos.workstation.status import Status
+
+STEPS = ("partitions", "package-layer", "definition", "boot-loader")  # initramfs/progress.py
+WAITS = (status.HELD, status.FAILED_THERE)
+
+
+def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
+    """Go on with an installation that is held or has failed, to its end; the verification's result.
+
+    REPACK: with a payload made anew from what hosts/ and secrets/ hold now. STEP: the first one of
+    STEPS to be done again, instead of the one that follows from what was done.
+    """
+    if step and step not in STEPS:
+        die(f"--step {step}: unknown", hint=f"one of: {', '.join(STEPS)}")
+    with connect(reach.endpoint(host)) as remote:
+        seen = waiting(host, remote)
+        state = known(host, seen)
+        if seen.state == status.HELD:
+            go_on(host, repack, step)
+        else:
+            request: dict[str, str] = {"step": step}
+            try:
+                request |= correct(host, state, seen, remote) if repack else {}
+            finally:
+                phases.forget(host)
+            again(remote, request)
+    watch.watch(host)
+    return verify.verify(host)
+
+
+def waiting(host: Host, remote: Remote) -> Status:
+    """Raises Failure for a machine that does not wait for the operator."""
+    seen = status.ask(remote)
+    if seen.state not in WAITS:
+        die(f"{host.name} does not wait in the initramfs: {seen.state}", hint="./inv status")
+    return seen
+
+
+def known(host: Host, seen: Status) -> State:
+    """The state of the deployment; what another workstation knew comes from the machine itself."""
+    state = load_state(host)
+    if state.deployment != seen.deployment:
+        log.info(f"Deployment {seen.deployment} was not started from here, or long ago")
+        base = f"base-{seen.stamp['base']}.squashfs"
+        kept = seen.stamp["kept"]
+        state = State(host.name, seen.deployment, base, old_boot_id=seen.boot_id, kept=kept)
+        state.save()
+    return state
+
+
+def go_on(host: Host, repack: bool, step: str) -> None:
+    """Give a held machine the word."""
+    if repack or step:
+        die(f"{host.name} is held: nothing has failed yet", hint="./inv abort, and deploy anew")
+    phases.give_word(reach.endpoint(host))
+
+
+def correct(host: Host, state: State, seen: Status, remote: Remote) -> dict[str, str]:
+    """Send a new payload, and another package layer where it needs one."""
+    phases.reveal(host)
+    digests = {"payload": phases.make_payload(host, state)}
+    phases.send(remote, payload_file(host), "payload")
+    if state.layer:
+        digests["layer"] = sha256(Path(state.layer))
+        if digests["layer"] != seen.stamp["layer"]:
+            remote.sh(["rm", "-f", f"{reach.STAGE}/layer"])  # memory is dear
+            phases.send(remote, Path(state.layer), "layer")
+    state.save()
+    return digests
+
+
+def again(remote: Remote, request: dict[str, str]) -> None:
+    """Have init run the brain again. The events of the failure go first: `watch` ends with them."""
+    place = reach.STAGE
+    remote.put(json.dumps(request).encode(), f"{place}/resume.new", mode=0o600)
+    remote.sh(["sh", "-c", f"rm -f {place}/events && mv {place}/resume.new {place}/resume"])
+
+
+def abort(host: Host) -> dict[str, Any]:
+    """Send a machine that has not passed the point of no return back to the old system."""
+    where = reach.endpoint(host)
+    with connect(where) as remote:
+        seen = status.ask(remote)
+        if seen.state not in (status.HELD, status.GOING):
+            die(f"{host.name} cannot go back: {seen.state}", hint="./inv status")
+        remote.put(b"the operator wants the old system back\n", f"{reach.STAGE}/abort", mode=0o600)
+    with log.step("Waiting for the old system"):
+        back = reach.await_boot(
+            host, where, reach.rebooted_from(seen.boot_id), host.timeouts.up, "old system"
+        )
+    if back.in_initramfs or back.deployment == seen.deployment:
+        die(f"{host.name} did not go back: ./inv status", status=FAILED)
+    return {"host": host.name, "boot_id": back.boot_id, "deployment": back.deployment}
+
+
+def rescue(host: Host) -> NoReturn:
+    """Become ssh(1), logged in to HOST, which must hold the pinned key."""
+    where = reach.endpoint(host)
+    with connect(where) as remote:
+        in_initramfs = status.ask(remote).state not in (status.SYSTEM, status.DEPLOYED)
+    argv = ssh(where, places.memory(host.name) / "known_hosts")
+    if in_initramfs:
+        tail = f"tail -n 20 {reach.STAGE}/log; exec bash -l"
+        argv = [*argv, "-t", shlex.join(["sh", "-c", tail])]
+    os.execvp("ssh", argv)
+
+
+def ssh(where: Endpoint, known_hosts: Path) -> list[str]:
+    """ssh(1) that knows nothing but the pinned key, which is written to KNOWN_HOSTS."""
+    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
+    options = {
+        "UserKnownHostsFile": known_hosts,
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "UpdateHostKeys": "no",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    identity = ["-i", os.fspath(where.identity)] if where.identity else []
+    port = ["-p", str(where.port)]
+    return ["ssh", "-F", "none", *words, *identity, *port, f"{where.user}@{where.address}"]

@@ -1,0 +1,130 @@
+"""What runs on a host now, from server/status.sh."""
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from anemos import log
+from anemos.log import FAILED, Failure, die
+from anemos.workstation import places, reach
+from anemos.workstation.host import Host
+from anemos.workstation.ssh import Remote, connect
+from anemos.workstation.state import load_state
+
+# What may run on a host:
+SYSTEM = "system"  # that Anemos did not deploy
+DEPLOYED = "deployed"  # a system that it did
+GOING = "preflight"  # the initramfs, before the point of no return
+HELD = "held"  # the same, waiting for the operator
+INSTALLING = "installing"  # past the point of no return
+FAILING = "failing"  # failed before it: about to reboot, if there is an old system
+FAILED_THERE = "failed"  # after it: waiting for `resume`
+UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Status:
+    state: str  # one of the above
+    deployment: str = ""
+    boot_id: str = ""
+    kernel: str = ""
+    message: str = ""  # the failure's
+    line: str = ""  # last one of the log
+    left: int = 0  # seconds until the old system is started again; 0: there is none
+    stamp: dict[str, Any] = field(default_factory=dict)  # boot.json or deployment.json
+
+
+def ask(remote: Remote) -> Status:
+    return parse(reach.script(remote, "status.sh"))
+
+
+def parse(text: str) -> Status:
+    """TEXT: `key=value` lines. Raises Failure."""
+    try:
+        one = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        stamp = json.loads(one["stamp"] or "{}")
+        event = json.loads(one.get("event") or "{}")
+        return Status(
+            state_of(one, stamp, event),
+            str(stamp.get("deployment", "")),
+            one["boot_id"],
+            one["kernel"],
+            event.get("message", ""),
+            one.get("line", "").strip(),
+            int(one.get("left", 0)),
+            stamp,
+        )
+    except (KeyError, ValueError) as error:
+        die(f"the status of the server makes no sense: {error}", status=FAILED)
+
+
+def state_of(one: dict[str, str], stamp: dict[str, Any], event: dict[str, Any]) -> str:
+    if one["place"] == "system":
+        return DEPLOYED if stamp else SYSTEM
+    if event.get("event") == "failed":
+        return FAILED_THERE if "passed" in one else FAILING
+    if "passed" in one:
+        return INSTALLING
+    return HELD if event.get("event") == "held" else GOING
+
+
+def status(host: Host) -> dict[str, Any]:
+    """Tell what runs there; a host that does not answer is no failure."""
+    try:
+        with connect(reach.endpoint(host), status=FAILED) as remote:
+            seen = ask(remote)
+        before = remember(host, seen)
+    except Failure as failure:
+        seen = Status(UNREACHABLE, message=str(failure))
+        before = last_known(host)
+    for what, which in describe(seen, load_state(host).deployment, before):
+        log.info(f"{what:8} {which}")
+    facts = {k: v for k, v in asdict(seen).items() if k != "stamp"}
+    return {"host": host.name, **facts, "last_known": before}
+
+
+def remember(host: Host, seen: Status) -> dict[str, Any]:
+    """For the day when it does not answer any more; what was remembered until now."""
+    before = last_known(host)
+    file = places.state(host.name) / "last-status.json"
+    known = {"time": time.time(), "state": seen.state, "deployment": seen.deployment}
+    file.write_text(json.dumps(known))
+    return before
+
+
+def last_known(host: Host) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        return dict(json.loads((places.state(host.name) / "last-status.json").read_text()))
+    return {}
+
+
+def describe(seen: Status, ours: str, before: dict[str, Any]) -> list[tuple[str, str]]:
+    """SEEN as (what, which) lines. OURS: the deployment that this workstation knows of; BEFORE:
+    what was last known. Pure."""
+    if seen.state == UNREACHABLE:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(before.get("time", 0)))
+        known = f"{before['state']} {before['deployment']} at {when}" if before else "nothing"
+        return [("runs", "unreachable"), ("why", seen.message), ("known", known.replace("  ", " "))]
+    which = (
+        f"{seen.deployment}, this workstation's last"
+        if seen.deployment == ours
+        else seen.deployment
+    )
+    runs = {
+        SYSTEM: "a system that was not deployed by Anemos",
+        DEPLOYED: f"the system of deployment {which}",
+    }.get(seen.state, f"the initramfs of deployment {which}")
+    lines = [("runs", f"{runs}; kernel {seen.kernel}, boot {seen.boot_id}")]
+    left = f"{seen.left} s until the old system is started again" if seen.left else "it stays"
+    means = {
+        GOING: f"before the point of no return; {left}",
+        HELD: f"held; ./inv resume or ./inv abort; {left}",
+        FAILING: f"failed before the point of no return: {seen.message}",
+        INSTALLING: "past the point of no return",
+        FAILED_THERE: f"failed past the point of no return; ./inv resume: {seen.message}",
+    }
+    if seen.state in means:
+        lines += [("state", means[seen.state]), ("log", seen.line)]
+    return lines

@@ -1,0 +1,290 @@
+"""What a machine that waits in the initramfs says, and what it is told."""
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos.image import bootstrap, imgbuild
+from anemos.image.layout import Mounted
+from anemos.initramfs import __main__ as brain
+from anemos.initramfs import boot, events, hardware, progress
+from anemos.initramfs.progress import Request
+from anemos.log import FAILED, Failure
+from anemos.workstation import places, reach, recovery, status
+from anemos.workstation.host import Host
+from anemos.workstation.ssh import Endpoint, Unreachable
+
+HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)
+BOOT = json.dumps({"deployment": "d-1", "host": "mx", "ssh_port": 22})
+STAMP = json.dumps({"deployment": "d-0", "host": "mx"})
+IN_RAM = {"place": "initramfs", "stamp": BOOT, "left": "300", "line": "  Preflight ..."}
+
+
+def event(name: str, **fields: str) -> str:
+    return json.dumps({"time": 1, "event": name, **fields})
+
+
+def said(**changed: str) -> str:
+    one = {"boot_id": "b-1", "kernel": "6.1", "place": "system", "stamp": "", "end": "end"}
+    return "".join(f"{key}={value}\n" for key, value in (one | changed).items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "state", "shown"),
+    [
+        ({}, status.SYSTEM, "not deployed by Anemos"),
+        ({"stamp": STAMP}, status.DEPLOYED, "the system of deployment d-0"),
+        (IN_RAM, status.GOING, "before the point of no return; 300 s"),
+        (IN_RAM | {"event": event("held")}, status.HELD, "./inv resume or ./inv abort; 300 s"),
+        (IN_RAM | {"event": event("released")}, status.GOING, "300 s"),
+        (IN_RAM | {"event": event("failed", message="why")}, status.FAILING, "of no return: why"),
+        (
+            IN_RAM | {"passed": "yes", "event": event("point-of-no-return")},
+            status.INSTALLING,
+            "past the point",
+        ),
+        (
+            IN_RAM | {"passed": "yes", "event": event("failed", message="a=b")},
+            status.FAILED_THERE,
+            "./inv resume: a=b",
+        ),
+    ],
+)
+def test_status(changed: Mapping[str, str], state: str, shown: str) -> None:
+    seen = status.parse(said(**changed))
+
+    assert seen.state == state
+    text = "\n".join(which for _, which in status.describe(seen, "d-1", {}))
+    assert shown in text
+    assert ("this workstation's last" in text) == (seen.deployment == "d-1")
+
+
+@pytest.mark.parametrize("text", ["", "boot_id=x\n", said(stamp="{"), said(left="soon")])
+def test_status_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(Failure, match="makes no sense") as caught:
+        status.parse(text)
+
+    assert caught.value.status == FAILED
+
+
+@pytest.mark.real("run")
+def test_status_script() -> None:
+    """On this machine, which is none of ours."""
+    argv = ["sh", f"{reach.SERVER}/status.sh"]
+    out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    assert status.parse(out).state == status.SYSTEM
+
+
+@pytest.fixture(autouse=True)
+def private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("memory", "state"):
+        monkeypatch.setattr(places, name, lambda host: tmp_path)
+
+
+def test_unreachable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No failure: it says so, with what was last known."""
+
+    def refuse(endpoint: Endpoint, *, status: int) -> None:
+        raise Unreachable("no route", status=status)
+
+    monkeypatch.setattr(status, "connect", refuse)
+    first = status.status(HOST)
+    status.remember(HOST, status.parse(said(stamp=STAMP)))
+    second = status.status(HOST)
+
+    assert (first["state"], first["message"], first["last_known"]) == (
+        "unreachable",
+        "no route",
+        {},
+    )
+    assert second["last_known"]["deployment"] == "d-0"
+    assert "deployed d-0 at 20" in capsys.readouterr().err
+
+
+def test_another_workstation(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever did not start the deployment learns from the machine what `verify` needs."""
+    stamp = {"deployment": "d-1", "base": "abc", "kept": [{"name": "data"}]}
+    seen = replace(status.parse(said(**IN_RAM)), stamp=stamp)
+
+    state = recovery.known(HOST, seen)
+
+    assert (state.deployment, state.base_hash, state.old_boot_id) == ("d-1", "abc", "b-1")
+    assert state.kept == [{"name": "data"}]
+    assert recovery.known(HOST, seen) == state
+
+
+@pytest.mark.parametrize(
+    ("state", "words"), [(status.HELD, {"repack": True}), (status.HELD, {"step": "definition"})]
+)
+def test_held_machine_has_nothing_to_repeat(state: str, words: dict[str, Any]) -> None:
+    with pytest.raises(Failure, match="nothing has failed yet"):
+        recovery.go_on(HOST, **{"repack": False, "step": "", **words})
+
+
+def test_unknown_step() -> None:
+    with pytest.raises(Failure, match="--step bootloader: unknown") as caught:
+        recovery.resume(HOST, step="bootloader")
+
+    assert caught.value.hint == f"one of: {', '.join(progress.STEPS)}"
+    assert recovery.STEPS == progress.STEPS
+
+
+def test_ssh(tmp_path: Path) -> None:
+    """The operator's own client gets the pinned key and nothing else to believe in."""
+    where = Endpoint("192.0.2.1", 2222, "root", "ssh-ed25519 AAAA", Path("/id"))
+    argv = recovery.ssh(where, tmp_path / "known_hosts")
+
+    assert argv[:3] == ["ssh", "-F", "none"]
+    assert "StrictHostKeyChecking=yes" in argv
+    assert f"UserKnownHostsFile={tmp_path}/known_hosts" in argv
+    assert argv[-5:] == ["-i", "/id", "-p", "2222", "root@192.0.2.1"]
+    assert (tmp_path / "known_hosts").read_text() == "[192.0.2.1]:2222 ssh-ed25519 AAAA\n"
+
+
+# In the initramfs
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("EVENTS", "LOG", "PASSED", "ABORT", "GO"):
+        monkeypatch.setattr(events, name, tmp_path / name)
+    monkeypatch.setattr(events, "PANICS", [tmp_path / "panic"])
+    monkeypatch.setattr(progress, "FILE", tmp_path / "progress.json")
+    return tmp_path
+
+
+def test_abort_wins(here: Path) -> None:
+    """init's guard writes why; whoever has passed by then takes it back."""
+    events.ABORT.write_text("no point of no return within 900 s\n")
+
+    with pytest.raises(Failure, match=r"^no point of no return within 900 s$"):
+        events.point_of_no_return()
+    with pytest.raises(Failure, match=r"^no point of no return within 900 s$"):
+        events.await_word(10)
+    assert not events.PASSED.exists()
+    assert not (here / "panic").exists()
+
+
+def test_word(here: Path) -> None:
+    with pytest.raises(Failure, match="no word from the operator after 0 s"):
+        events.await_word(0)
+    events.GO.touch()
+    events.await_word(0)
+    events.point_of_no_return()
+
+    assert (here / "panic").read_text() == "0"
+
+
+def spec(tmp_path: Path, **words: str) -> imgbuild.Imgbuild:
+    layout = "disk system serial=S\npart root fs=ext4 mount=/\n"
+    given = {"target": "debian", "format": "disk", "layout": layout, "keep": "disk data serial=D\n"}
+    return imgbuild.interpret(tmp_path, given | words)
+
+
+def test_progress(here: Path) -> None:
+    begun = progress.begin(spec(here), [Mounted("/home", "uuid", "ext4")])
+
+    assert begun.first_step(spec(here), "sha") == "partitions"
+    assert begun.first_step(spec(here), "sha", "definition") == "definition"
+    begun.applied = "sha"
+    begun.save()
+    assert progress.load(spec(here)).first_step(spec(here), "sha") == "boot-loader"
+    assert progress.load(spec(here)).first_step(spec(here), "corrected") == "partitions"
+    assert progress.load(spec(here)).mounts == begun.mounts
+    assert begun.packages != bootstrap.key(spec(here, packages="other"))
+
+
+def test_volumes_are_closed_by_a_failure(here: Path) -> None:
+    layout = "disk system serial=S\npart pv\nvg v on=system/pv\nlv root on=v fs=ext4 mount=/\n"
+    stacked = spec(here, layout=layout)
+    begun = progress.begin(stacked, [])
+    begun.applied = "sha"
+
+    assert begun.first_step(stacked, "sha") == "partitions"
+    with pytest.raises(Failure, match="only partitions can be next"):
+        begun.first_step(stacked, "sha", "boot-loader")
+
+
+@pytest.mark.parametrize("words", [{"keep": ""}, {"keep": "disk data serial=E\n"}])
+def test_other_disks_need_another_deployment(here: Path, words: dict[str, str]) -> None:
+    progress.begin(spec(here), [])
+
+    with pytest.raises(Failure, match="names other disks"):
+        progress.load(spec(here, **words))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", Request()), ("{}", Request()), ('{"step": "definition"}', Request(step="definition"))],
+)
+def test_request(here: Path, text: str, expected: Request) -> None:
+    """An empty file, as somebody in the rescue shell would make it, will do."""
+    (here / "resuming").write_text(text)
+
+    assert progress.request(here / "resuming") == expected
+
+
+def test_boot_json_is_written_again(tmp_path: Path) -> None:
+    given = boot.Boot("d", "mx", "b", "p", "l", 22, {}, [], 1.5)
+    boot.save(given, tmp_path / "boot.json")
+
+    assert boot.load(tmp_path / "boot.json") == given
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"), [("console=ttyS0", 0), ("a anemos.hold=60 anemos.deadline=960\n", 60)]
+)
+def test_hold(tmp_path: Path, line: str, expected: float) -> None:
+    (tmp_path / "cmdline").write_text(line)
+
+    assert boot.held(tmp_path / "cmdline") == expected
+
+
+@pytest.mark.parametrize(
+    ("now", "told", "expected"), [(1e9, 0, []), (1e9, 1e9 + 500, []), (1e9, 1e9 + 700, [1e9 + 700])]
+)
+def test_clock(
+    monkeypatch: pytest.MonkeyPatch, now: float, told: float, expected: list[float]
+) -> None:
+    changed: list[float] = []
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "clock_settime", lambda clock, to: changed.append(to))
+
+    brain.set_clock(told)
+
+    assert changed == expected
+
+
+def test_mirror_that_does_not_answer(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hardware, "coldplug", lambda: None)
+    monkeypatch.setattr(hardware.wait_for, "__defaults__", (0.0,))
+    brain.check_mirror(spec(here, mirror="copy:/var/cache"))
+
+    with pytest.raises(
+        Failure, match=r"no answer from the mirror: http://127.0.0.1:9/d/dists/sid/"
+    ):
+        brain.check_mirror(spec(here, mirror="http://127.0.0.1:9/d/", debian_suite="sid"))
+    assert "Connection refused" in capsys.readouterr().err
+
+
+def test_incomplete_payload(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/key").write_text("secret")
+    files = {"secrets/key": hashlib.sha256(b"secret").hexdigest()}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    brain.check_complete(tmp_path)
+    (tmp_path / "secrets/key").write_text("secre")
+
+    with pytest.raises(Failure, match="secrets/key is not what was packed"):
+        brain.check_complete(tmp_path)
