@@ -1,13 +1,16 @@
-"""GRUB on image files: which bytes go where, and what stays as it was."""
+"""Boot loaders: which bytes go where, what is written, what is refused."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from anemos.image import bootloader, imgbuild, layout
+from anemos.image import bootloader, grammar, imgbuild, layout
+from anemos.image.bootloader import bios, grub, kernels, places, systemd_boot
+from anemos.image.bootloader.kernels import Kernel
+from anemos.image.bootloader.places import Place, Target
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import MIB, Disk, Part
+from anemos.image.layout import MIB, Disk, Layout, Part
 from anemos.log import Failure
 from anemos.run import run
 
@@ -44,7 +47,7 @@ def test_embed(tmp_path: Path, disk: Disk, start: int) -> None:
     file = tmp_path / "disk"
     before = partitioned(file, disk)
     table = json.loads(run(["sfdisk", "--json", file]))
-    bootloader.embed(*images(tmp_path), disk, file)
+    bios.embed(*images(tmp_path), disk, file)
     after = file.read_bytes()
     assert len(after) == len(before)
     # The boot sector: GRUB's code around the two fields; signature and table are the disk's.
@@ -77,24 +80,27 @@ def test_core_that_does_not_fit(
     core = bytes(room + 1)
     message = f"^GRUB needs {room + 1} bytes, disk 'd' has {room} for it$"
     with pytest.raises(Failure, match=message):
-        bootloader.embed(*images(tmp_path, core), disk, file)
+        bios.embed(*images(tmp_path, core), disk, file)
     assert file.read_bytes() == b"\xaa" * disk.image
-    bootloader.embed(*images(tmp_path, core[1:]), disk, file)
+    bios.embed(*images(tmp_path, core[1:]), disk, file)
 
 
 def test_no_place_for_the_core(tmp_path: Path) -> None:
     disk = Disk("system", {}, "gpt", 16 * MIB, (Part("root"),))
     (tmp_path / "disk").write_bytes(bytes(disk.image))
     with pytest.raises(Failure, match="disk 'system' boots by BIOS and has no partition of type"):
-        bootloader.embed(*images(tmp_path), disk, tmp_path / "disk")
+        bios.embed(*images(tmp_path), disk, tmp_path / "disk")
     assert not any((tmp_path / "disk").read_bytes())
 
 
-def kernels(root: Path, *versions: str) -> Path:
+# Kernels
+
+
+def booting(root: Path, *names: str, initrd: str = "initrd.img-{}") -> Path:
     (root / "boot").mkdir()
-    for version in versions:
-        (root / f"boot/vmlinuz-{version}").touch()
-        (root / f"boot/initrd.img-{version}").touch()
+    for name in names:
+        (root / f"boot/vmlinuz-{name}").write_text(f"kernel {name}")
+        (root / "boot" / initrd.format(name)).write_text(f"initrd {name}")
     return root
 
 
@@ -112,29 +118,187 @@ def kernels(root: Path, *versions: str) -> Path:
 )
 def test_newest_kernel(tmp_path: Path, versions: list[str]) -> None:
     """The last of VERSIONS, in whatever order the directory has them."""
-    newest = (f"vmlinuz-{versions[-1]}", f"initrd.img-{versions[-1]}")
-    assert bootloader.newest_kernel(kernels(tmp_path, *reversed(versions))) == newest
+    newest = Kernel(versions[-1], f"initrd.img-{versions[-1]}")
+    assert kernels.newest(booting(tmp_path, *reversed(versions))) == newest
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "stays"),
+    [
+        ("6.1.0-18-amd64", "initrd.img-{}", False),
+        ("linux", "initramfs-{}.img", True),
+        ("linux-lts", "initramfs-{}.img", True),
+        ("lts", "initramfs-{}", True),
+        ("virt", "initramfs-{}", True),
+    ],
+)
+def test_names_of_distributions(tmp_path: Path, name: str, form: str, stays: bool) -> None:
+    found = kernels.newest(booting(tmp_path, name, initrd=form))
+    assert (found, found.stays) == (Kernel(name, form.format(name)), stays)
 
 
 def test_no_kernel(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="the image has no kernel in /boot"):
-        bootloader.newest_kernel(kernels(tmp_path))
+        kernels.newest(booting(tmp_path))
     (tmp_path / "boot/vmlinuz-6.1").touch()
-    with pytest.raises(Failure, match=r"the image has no /boot/initrd\.img-6\.1"):
-        bootloader.newest_kernel(tmp_path)
+    with pytest.raises(Failure, match=r"no initramfs in /boot: initrd\.img-6\.1 or initramfs-6\.1"):
+        kernels.newest(tmp_path)
+
+
+# Where things are
+
+
+BIOS_BOOT = "part bios type=bios size=1M\n"
+ESP = "part esp type=esp size=300M fs=vfat mount=/boot/efi\n"
+ROOT = "part root fs=ext4 mount=/\n"
+DISK = "disk system serial=S\n"
+MIRROR = """
+disk one serial=A
+part bios type=bios size=1M
+part esp type=esp size=300M fs=vfat
+part md type=raid
+disk two serial=B
+part bios type=bios size=1M
+part esp type=esp size=300M fs=vfat mount=/boot/efi
+part md type=raid
+raid md0 level=1 on=one/md,two/md
+vg srv on=md0
+lv root on=srv fs=xfs mount=/
+"""
+CRYPTED = """
+disk system serial=S
+part bios type=bios size=1M
+part boot size=1G fs=btrfs mount=/boot
+part crypt
+luks crypted on=system/crypt key=etc/luks/crypted.key
+vg vg on=crypted
+lv root on=vg fs=ext4 mount=/
+"""
+
+
+def target(tmp_path: Path, text: str, cmdline: str = "quiet") -> Target:
+    disks = grammar.parse(text)
+    files = {disk.name: tmp_path / disk.name for disk in disks.disks}
+    return Target(disks, cmdline, tmp_path, files, "seed")
+
+
+def uuid(disks: Layout, path: str) -> str:
+    return layout.fs_uuid(disks.carriers()[path], "seed")
+
+
+def test_places_with_everything_in_one(tmp_path: Path) -> None:
+    given = target(tmp_path, DISK + BIOS_BOOT + ROOT)
+    root = uuid(given.layout, "system/root")
+    assert given.place("/boot/grub") == Place(root, "/boot/grub")
+    assert given.words == f"root=UUID={root} ro quiet"
+    assert grub.modules(given, "bios")[-1] == "ext2"
+
+
+def test_places_with_boot_apart(tmp_path: Path) -> None:
+    given = target(tmp_path, CRYPTED)
+    assert given.place("/boot/grub") == Place(uuid(given.layout, "system/boot"), "/grub")
+    assert given.place("/boot") == Place(uuid(given.layout, "system/boot"), "")
+    assert given.words == "root=/dev/mapper/vg-root ro quiet"
+    assert grub.modules(given, "bios")[-1] == "btrfs"
+
+
+def test_places_on_a_mirror(tmp_path: Path) -> None:
+    """Both disks start the system, whichever is left."""
+    given = target(tmp_path, MIRROR)
+    assert given.words == "root=/dev/mapper/srv-root ro quiet"
+    assert [disk.name for disk in grub.bios_disks(given.layout)] == ["one", "two"]
+    first, copy = places.esps(given.layout)
+    assert (first.path, copy.path) == ("two/esp", "one/esp")
+    assert places.original(given.layout, copy) == first
+    assert places.original(given.layout, given.layout.root()) == given.layout.root()
+    modules = ["part_gpt", "part_msdos", "search_fs_uuid", "xfs", "lvm", "mdraid1x"]
+    assert grub.modules(given, "uefi") == modules
+    assert grub.modules(given, "bios") == ["biosdisk", *modules]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("loader", "text", "ways"),
+    [
+        ("grub", DISK + BIOS_BOOT + ROOT, {"bios"}),
+        ("grub", DISK + ESP + ROOT, {"uefi"}),
+        ("grub", DISK + BIOS_BOOT + ESP + ROOT, {"bios", "uefi"}),
+        ("grub", "disk d serial=S table=msdos\n" + ROOT, {"bios"}),
+        ("grub", "disk d serial=S table=msdos\n" + ESP + ROOT, {"uefi"}),
+        ("grub", MIRROR, {"bios", "uefi"}),
+        ("grub", CRYPTED, {"bios"}),
+        ("systemd-boot", DISK + ESP + ROOT, {"uefi"}),
+    ],
+)
+def test_ways(loader: str, text: str, ways: set[str]) -> None:
+    disks = grammar.parse(text)
+    bootloader.LOADERS[loader].check(disks, "console=ttyS0,115200n8 quiet")
+    assert bootloader.LOADERS[loader].ways(disks) == ways
+
+
+@pytest.mark.parametrize(
+    ("loader", "text", "cmdline", "message"),
+    [
+        ("grub", DISK + ROOT, "", "needs a partition of type=bios or esp on disk 'system'"),
+        (
+            "grub",
+            "disk data serial=D table=msdos\npart x fs=ext4 mount=/srv\n" + DISK + ROOT,
+            "",
+            "needs a partition of type=bios or esp on disk 'system'",
+        ),
+        ("grub", CRYPTED.replace("mount=/boot", ""), "", "needs /boot outside of LUKS"),
+        ("grub", DISK + ESP.replace("mount=/boot/efi", "") + ROOT, "", "esp with a mount"),
+        ("grub", DISK + ESP.replace("300M", "4M") + ROOT, "", "needs 16M there"),
+        ("grub", DISK + BIOS_BOOT + ROOT, "a=$b", r"cmdline has a \$, which GRUB"),
+        ("systemd-boot", DISK + BIOS_BOOT + ROOT, "", "esp with a mount"),
+        ("systemd-boot", DISK + ESP.replace("300M", "100M") + ROOT, "", "needs 256M there"),
+        ("systemd-boot", DISK + ESP.replace("/boot/efi", "/mnt") + ROOT, "", "not /mnt"),
+        ("systemd-boot", DISK + ESP + ROOT, r"a=\n", r"cmdline has a \\, which systemd-boot"),
+    ],
+)
+def test_refused(loader: str, text: str, cmdline: str, message: str) -> None:
+    disks = grammar.parse(text)
+    with pytest.raises(ValueError, match=message):
+        bootloader.LOADERS[loader].check(disks, cmdline)
+
+
+def spec(directory: Path, loader: str, text: str, more: str = "") -> Imgbuild:
+    words = f"target=debian\nbootloader={loader}\nlayout='{text}'\n{more}"
+    (directory / "IMGBUILD").write_text(words)
+    return imgbuild.load(directory)
+
+
+@pytest.mark.real("run")
+def test_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"/IMGBUILD: bootloader=grub needs a partition of type=bios"):
+        spec(tmp_path, "grub", DISK + ROOT)
+
+
+@pytest.mark.real("run")
+def test_missing_packages(tmp_path: Path) -> None:
+    both = spec(tmp_path, "grub", DISK + BIOS_BOOT + ESP + ROOT, "packages='nginx grub-pc'")
+    assert [each[0] for each in bootloader.missing(both)] == ["grub-efi-amd64-bin"]
+    full = spec(tmp_path, "grub", DISK + ESP + ROOT, "packages='grub-efi-amd64'")
+    assert bootloader.missing(full) == []
+
+
+# GRUB
 
 
 def test_menu() -> None:
-    assert bootloader.menu("", "UUID", "vmlinuz-6.1", "initrd.img-6.1") == (
+    kernel = Kernel("6.1", "initrd.img-6.1")
+    assert grub.menu("root=R ro", Place("UUID", "/boot"), kernel) == (
         "set timeout=1\n"
         "menuentry Linux {\n"
         "    search --no-floppy --fs-uuid --set=root UUID\n"
-        "    linux /boot/vmlinuz-6.1 root=UUID=UUID ro\n"
+        "    linux /boot/vmlinuz-6.1 root=R ro\n"
         "    initrd /boot/initrd.img-6.1\n"
         "}\n"
     )
-    serial = bootloader.menu("console=ttyS0 quiet", "U", "k", "i")
-    assert "    linux /boot/k root=UUID=U ro console=ttyS0 quiet\n" in serial
+    serial = grub.menu("root=R ro console=ttyS0 quiet", Place("U", ""), kernel)
+    assert "    linux /vmlinuz-6.1 root=R ro console=ttyS0 quiet\n" in serial
     assert serial.splitlines()[1:4] == [
         "serial",
         "terminal_input serial console",
@@ -142,41 +306,99 @@ def test_menu() -> None:
     ]
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> Imgbuild:
-    text = """
-target=debian
-bootloader=grub
-cmdline='quiet net.ifnames=0'
-layout='
-disk data serial=D
-part srv fs=ext4 mount=/srv
-disk system serial=S
-part bios type=bios size=1M
-part root fs=ext4 mount=/
-'
-"""
-    (tmp_path / "IMGBUILD").write_text(text)
-    return imgbuild.load(tmp_path)
-
-
 @pytest.mark.real("run")
-def test_configure(tmp_path: Path, spec: Imgbuild) -> None:
-    root = kernels(tmp_path, "6.1")
-    bootloader.configure(spec, root, "UUID")
-    menu = bootloader.menu("quiet net.ifnames=0", "UUID", "vmlinuz-6.1", "initrd.img-6.1")
-    assert (root / "boot/grub/grub.cfg").read_text() == menu
+def test_configure(tmp_path: Path) -> None:
+    given = target(booting(tmp_path, "6.1"), DISK + BIOS_BOOT + ROOT, "quiet net.ifnames=0")
+    grub.configure(given)
+    assert given.words in (tmp_path / "boot/grub/grub.cfg").read_text()
     script = '. etc/default/grub.d/anemos.cfg; echo "$GRUB_TIMEOUT $GRUB_CMDLINE_LINUX"'
-    assert run(["sh", "-c", script], cwd=root) == "1 quiet net.ifnames=0\n"
+    assert run(["sh", "-c", script], cwd=tmp_path) == "1 quiet net.ifnames=0\n"
 
 
 @pytest.mark.real("run")
-def test_boot_disk_is_that_of_the_root(spec: Imgbuild) -> None:
-    assert bootloader.boot_disk(spec.layout).name == "system"
+def test_configure_where_grub_reads_one_file_only(tmp_path: Path) -> None:
+    root = booting(tmp_path, "linux", initrd="initramfs-{}.img")
+    (root / "etc/default").mkdir(parents=True)
+    (root / "etc/default/grub").write_text("GRUB_CMDLINE_LINUX=\nGRUB_GFXMODE=auto")
+    grub.configure(target(root, DISK + BIOS_BOOT + ROOT, "quiet"))
+    with_root = (root / "etc/default/grub").read_text().replace(". /", f". {root}/")
+    script = f'{with_root}\necho "$GRUB_GFXMODE $GRUB_CMDLINE_LINUX"'
+    assert run(["sh", "-c", script]) == "auto quiet\n"
 
 
-@pytest.mark.real("run")
-def test_no_grub(tmp_path: Path, spec: Imgbuild) -> None:
-    root = kernels(tmp_path, "6.1")
-    with pytest.raises(Failure, match=r"bootloader=grub: the image has no GRUB\n.*grub-pc"):
-        bootloader.install(spec, root, {"system": tmp_path / "disk"}, "seed")
+def test_no_grub(tmp_path: Path) -> None:
+    given = target(booting(tmp_path, "6.1"), DISK + ESP + ROOT)
+    with pytest.raises(Failure, match=r"the image has no GRUB for UEFI\n.*grub-efi-amd64-bin"):
+        grub.install(given)
+
+
+def test_signed_grub(tmp_path: Path) -> None:
+    """Shim starts the distribution's GRUB, which has a place of its own for its settings."""
+    for file in grub.SIGNED:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(file)
+    (tmp_path / "usr/lib/os-release").write_text('NAME="Debian GNU/Linux"\nID=debian\n')
+    grub.fill_esp(tmp_path, "/boot/efi", tmp_path / "unused", "early\n")
+    esp = tmp_path / "boot/efi/EFI"
+    assert (esp / "BOOT/BOOTX64.EFI").read_text() == "usr/lib/shim/shimx64.efi.signed"
+    assert (esp / "BOOT/grubx64.efi").read_text().endswith("grubx64.efi.signed")
+    assert (esp / "debian/grub.cfg").read_text() == "early\nconfigfile $prefix/grub.cfg\n"
+
+
+# systemd-boot
+
+
+def files(root: Path) -> dict[str, str]:
+    found = sorted(file for file in root.rglob("*") if file.is_file())
+    return {str(file.relative_to(root)): file.read_text() for file in found}
+
+
+def with_systemd_boot(root: Path) -> Path:
+    (root / systemd_boot.LOADER).parent.mkdir(parents=True)
+    (root / systemd_boot.LOADER).write_text("loader")
+    (root / "usr/lib/os-release").write_text('# x\nPRETTY_NAME="Debian 12"\nID=debian\n')
+    return root
+
+
+def test_systemd_boot(tmp_path: Path) -> None:
+    given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
+    systemd_boot.install(given)
+    assert files(tmp_path / "boot/efi") == {
+        "EFI/BOOT/BOOTX64.EFI": "loader",
+        "EFI/systemd/systemd-bootx64.efi": "loader",
+        "debian/6.1.0-18-amd64/initrd.img-6.1.0-18-amd64": "initrd 6.1.0-18-amd64",
+        "debian/6.1.0-18-amd64/linux": "kernel 6.1.0-18-amd64",
+        "loader/entries.srel": "type1\n",
+        "loader/entries/debian-6.1.0-18-amd64.conf": (
+            "title      Debian 12\n"
+            "version    6.1.0-18-amd64\n"
+            "sort-key   debian\n"
+            f"options    {given.words}\n"
+            "linux      /debian/6.1.0-18-amd64/linux\n"
+            "initrd     /debian/6.1.0-18-amd64/initrd.img-6.1.0-18-amd64\n"
+        ),
+        "loader/loader.conf": "timeout 1\n",
+    }
+    assert files(tmp_path / "etc") == {
+        "kernel/cmdline": f"{given.words}\n",
+        "kernel/entry-token": "debian\n",
+    }
+
+
+def test_systemd_boot_with_kernels_that_are_upgraded_in_place(tmp_path: Path) -> None:
+    root = with_systemd_boot(booting(tmp_path, "linux", initrd="initramfs-{}.img"))
+    with pytest.raises(
+        Failure, match=r"vmlinuz-linux is upgraded in place\n.*mount the ESP at /boot"
+    ):
+        systemd_boot.install(target(root, DISK + ESP + ROOT))
+    systemd_boot.install(target(root, DISK + ESP.replace("/boot/efi", "/boot") + ROOT))
+    (entry,) = (root / "boot/loader/entries").iterdir()
+    assert entry.read_text().splitlines()[-2:] == [
+        "linux      /vmlinuz-linux",
+        "initrd     /initramfs-linux.img",
+    ]
+
+
+def test_no_systemd_boot(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"systemd-bootx64\.efi\n.*add systemd-boot to"):
+        systemd_boot.install(target(booting(tmp_path, "6.1"), DISK + ESP + ROOT))

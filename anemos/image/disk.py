@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from anemos.image import bootloader, fsimage, layout, tree
+from anemos.image.bootloader import places
 from anemos.image.fsimage import Place
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import FILE_SYSTEMS, Carrier, Disk, Layout
@@ -67,10 +68,12 @@ def fill(
     # Children before parents: what lies below a mount point moves out of the parent's tree.
     carriers = [each for each in imgbuild.layout.filesystems() if not each.mount]
     for carrier in [*carriers, *reversed(imgbuild.layout.mounts())]:
-        content = source(carrier, root) if carrier.mount else None
+        # The ESP that is mounted has copies without a mount.
+        original = places.original(imgbuild.layout, carrier)
+        content = source(original, root) if original.mount else None
         uuid = layout.fs_uuid(carrier, seed)
         fsimage.make(carrier.fs, place(carrier, files), uuid, epoch, content)
-        if content not in (None, root):
+        if carrier.mount and content not in (None, root):
             wait()
             empty(content, epoch)
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from anemos.image import grammar
+from anemos.image import bootloader, grammar
 from anemos.image.layout import Kept, Layout
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, meaning, run
@@ -30,7 +30,6 @@ TARGETS = ("debian", "arch", "alpine")
 HOSTCONF = ("keyring",)
 FORMATS = ("dir", "tar", "squashfs", "disk")
 COMPRESSIONS = ("bz2", "gz", "lz4", "xz", "zst")  # suffixes that tar(1) compresses by
-BOOTLOADERS = ("grub",)
 DEADLINE_S = 10.0
 
 # Everything that the IMGBUILD prints goes to standard error; standard output carries NUL-terminated
@@ -127,10 +126,10 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
         die(f"{where}: {error}")
     check_format(where, kind, options, disks)
     check_mounts(where, disks, kept)
-    bootloader = choice(where, "bootloader", found.get("bootloader", ""), ("", *BOOTLOADERS))
     cmdline = " ".join(found.get("cmdline", "").split())
-    if bootloader:
-        check_grub(where, disks, cmdline)
+    loader = choice(where, "bootloader", found.get("bootloader", ""), ("", *bootloader.LOADERS))
+    if loader and disks.disks:
+        check_loader(where, loader, disks, cmdline)
     server_secrets = tuple(found.get("server_secrets", "").split())
     check_server_secrets(where, server_secrets, fetched="fetch_secrets()" in found)
     name = found.get("imgname", "") or directory.resolve().name
@@ -151,7 +150,7 @@ def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
         excludes=tuple(found.get("excludes", "").split()),
         layout=disks,
         keep=kept,
-        bootloader=bootloader,
+        bootloader=loader,
         cmdline=cmdline,
         server_secrets=server_secrets,
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
@@ -175,21 +174,11 @@ def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
             die(f"{where}: keep: mount {each.mount!r} stands in the layout, too")
 
 
-def check_grub(where: str, disks: Layout, cmdline: str) -> None:
-    """All that GRUB needs from the IMGBUILD, asked long before a disk is erased."""
-    for each in disks.mounts():
-        if each.mount == "/boot" or each.mount.startswith("/boot/"):
-            die(f"{where}: bootloader=grub needs /boot in the root file system")
-        if each.mount != "/":
-            continue
-        if each.disk is None or each.fs != "ext4":
-            die(f"{where}: bootloader=grub needs / on a partition with ext4")
-        if each.disk.table == "gpt" and "bios" not in {part.type for part in each.disk.parts}:
-            name = each.disk.name
-            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {name!r}")
-    # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
-    if match := re.search(r"""["'\\$`;&|<>{}#]""", cmdline):
-        die(f"{where}: cmdline has a {match[0]}, which GRUB does not pass on")
+def check_loader(where: str, loader: str, disks: Layout, cmdline: str) -> None:
+    try:
+        bootloader.LOADERS[loader].check(disks, cmdline)
+    except ValueError as error:
+        die(f"{where}: {error}")
 
 
 def check_server_secrets(where: str, names: tuple[str, ...], *, fetched: bool) -> None:

@@ -1,0 +1,168 @@
+"""GRUB, for BIOS and UEFI, from the image's own packages.
+
+grub-install(8) would want to see devices and firmware, which a build has not got; its work is done
+by grub-mkimage(1) and by writing files and sectors. The core image finds /boot by the UUID of its
+file system, so that it does not matter which disk or firmware it is started from.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from anemos.image import chroot, tree
+from anemos.image.bootloader import bios, kernels, places
+from anemos.image.bootloader.kernels import Kernel
+from anemos.image.bootloader.places import Packages, Place, Target
+from anemos.image.layout import MIB, Disk, Layout
+from anemos.log import die
+
+BOOT = "/boot"
+SETTINGS = "etc/default/grub.d/anemos.cfg"
+PLATFORMS = {"bios": "i386-pc", "uefi": "x86_64-efi"}
+PACKAGES: Packages = {
+    "bios": ("grub-pc", "grub-pc-bin"),
+    "uefi": ("grub-efi-amd64-bin", "grub-efi-amd64", "grub-efi", "shim-signed"),
+}
+MODULES = ("part_gpt", "part_msdos", "search_fs_uuid")
+FILE_SYSTEMS = {**dict.fromkeys(("ext2", "ext3", "ext4"), "ext2"), "vfat": "fat"}
+FILE_SYSTEMS |= {"xfs": "xfs", "btrfs": "btrfs"}
+VOLUMES = {"lv": "lvm", "vg": "lvm", "raid": "mdraid1x"}
+# Shim, which Microsoft has signed, starts the distribution's signed GRUB beside it (shim's README;
+# Debian: shim-signed, shim-helpers-amd64-signed, grub-efi-amd64-signed).
+SIGNED = {
+    "usr/lib/shim/shimx64.efi.signed": "BOOTX64.EFI",
+    "usr/lib/shim/mmx64.efi.signed": "mmx64.efi",
+    "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed": "grubx64.efi",
+}
+REMOVABLE = "grub-efi-amd64 grub2/force_efi_extra_removable boolean true\n"
+ROOM = 16 * MIB  # shim, GRUB and, while they are replaced, both again
+
+
+def ways(layout: Layout) -> frozenset[str]:
+    found = {"bios": bios_disks(layout), "uefi": places.esps(layout)}
+    return frozenset(way for way, where in found.items() if where)
+
+
+def bios_disks(layout: Layout) -> list[Disk]:
+    """Disks that get a core image for BIOS: on GPT, those with a partition for it.
+
+    An msdos table always leaves room for one; it is used on the disks that hold /boot, unless the
+    layout has an EFI system partition instead.
+    """
+    msdos = [] if places.esps(layout) else places.disks_below(layout, BOOT)
+    return [
+        disk
+        for disk in layout.disks
+        if any(part.type == "bios" for part in disk.parts)
+        or (disk.table == "msdos" and disk in msdos)
+    ]
+
+
+def check(layout: Layout, cmdline: str) -> None:
+    """Raises ValueError for a layout or command line that GRUB cannot start a system from."""
+    boot = places.holder(layout, BOOT)
+    if boot.fs not in FILE_SYSTEMS:
+        raise ValueError(f"bootloader=grub does not start from fs={boot.fs}")
+    if "luks" in places.stack(layout, boot):
+        raise ValueError(
+            "bootloader=grub needs /boot outside of LUKS: a partition with mount=/boot"
+        )
+    if not ways(layout):
+        names = ", ".join(repr(disk.name) for disk in places.disks_below(layout, BOOT))
+        raise ValueError(f"bootloader=grub needs a partition of type=bios or esp on disk {names}")
+    if places.esps(layout):
+        places.check_esps("grub", layout, ROOM)
+    # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
+    if match := re.search(r"""["'\\$`;&|<>{}#]""", cmdline):
+        raise ValueError(f"cmdline has a {match[0]}, which GRUB does not pass on")
+
+
+def install(target: Target) -> None:
+    """Write GRUB's files below /boot/grub, core images on the disks, and to the ESP."""
+    place = target.place(f"{BOOT}/grub")
+    early = f"search.fs_uuid {place.uuid} root\nset prefix=($root){place.path}\n"
+    configure(target)
+    if disks := bios_disks(target.layout):
+        core = make_core(target, "bios", early, "core.img")
+        for disk in disks:
+            bios.embed(core.with_name("boot.img"), core, disk, target.disks[disk.name])
+    if esps := places.esps(target.layout):
+        core = make_core(target, "uefi", early, "core.efi")
+        fill_esp(target.root, esps[0].mount, core, early)
+
+
+def configure(target: Target) -> None:
+    """Write grub.cfg, and the settings with which grub-mkconfig(8) replaces it one day."""
+    root, kernel = target.root, kernels.newest(target.root)
+    tree.write(root, "boot/grub/grub.cfg", menu(target.words, target.place(BOOT), kernel))
+    settings = f'GRUB_CMDLINE_LINUX="{target.cmdline}"\nGRUB_TIMEOUT=1\n'
+    tree.write(root, SETTINGS, settings)
+    if kernel.stays:  # Arch, Alpine: only Debian's grub-mkconfig reads all files of that directory
+        given = tree.inside(root, "etc/default/grub")
+        own = given.read_text() if given.is_file() else ""
+        tree.write(root, "etc/default/grub", f"{own}\n. /{SETTINGS}\n")
+
+
+def menu(words: str, boot: Place, kernel: Kernel) -> str:
+    serial = "serial\nterminal_input serial console\nterminal_output serial console\n"
+    return (
+        "set timeout=1\n"
+        + (serial if "console=ttyS0" in words else "")
+        + "menuentry Linux {\n"
+        + f"    search --no-floppy --fs-uuid --set=root {boot.uuid}\n"
+        + f"    linux {boot.path}/{kernel.file} {words}\n"
+        + f"    initrd {boot.path}/{kernel.initrd}\n"
+        + "}\n"
+    )
+
+
+def make_core(target: Target, way: str, early: str, name: str) -> Path:
+    """Put GRUB's modules and its core image, called NAME, into a directory of /boot/grub."""
+    root, platform = target.root, PLATFORMS[way]
+    source, directory = root / "usr/lib/grub" / platform, f"boot/grub/{platform}"
+    if not source.is_dir():
+        die(
+            f"bootloader=grub: the image has no GRUB for {way.upper()}",
+            hint=f"Debian: add {PACKAGES[way][0]} to `packages`",
+        )
+    shutil.copytree(source, tree.inside(root, directory), dirs_exist_ok=True)
+    with TemporaryDirectory() as shared:
+        (Path(shared) / "early.cfg").write_text(early)
+        argv = ["grub-mkimage", f"--format={platform}", f"--output=/{directory}/{name}"]
+        argv += ["--config=/run/anemos/early.cfg", "--prefix=/boot/grub", *modules(target, way)]
+        chroot.call(root, argv, shared=Path(shared))
+    return tree.inside(root, f"{directory}/{name}")
+
+
+def modules(target: Target, way: str) -> list[str]:
+    """What the core image needs to read the file system of /boot; it loads the rest from there."""
+    boot = places.holder(target.layout, BOOT)
+    volumes = {VOLUMES[kind] for kind in places.stack(target.layout, boot)}
+    disks = ["biosdisk"] if way == "bios" else []
+    return [*disks, *MODULES, FILE_SYSTEMS[boot.fs], *sorted(volumes)]
+
+
+def fill_esp(root: Path, esp: str, core: Path, early: str) -> None:
+    """Put GRUB where firmware looks for it unasked (UEFI specification 2.10, 3.5.1.1)."""
+    if not all((root / file).is_file() for file in SIGNED):
+        tree.copy(core, root, f"{esp}/EFI/BOOT/BOOTX64.EFI", 0o644)
+        return
+    for file, name in SIGNED.items():
+        tree.copy(root / file, root, f"{esp}/EFI/BOOT/{name}", 0o644)
+    # The signed GRUB has no configuration of ours in it; it looks for one in the directory of its
+    # distribution, as grub-install makes it.
+    vendor = places.os_release(root).get("ID", "debian")
+    tree.write(root, f"{esp}/EFI/{vendor}/grub.cfg", early + "configfile $prefix/grub.cfg\n")
+    if (root / "usr/bin/debconf-set-selections").is_file():
+        follow_upgrades(root)
+
+
+def follow_upgrades(root: Path) -> None:
+    """Have Debian's packages run grub-install(8) for the file that firmware looks for unasked, too.
+
+    They do so whenever the directory of the distribution is on the ESP.
+    """
+    with TemporaryDirectory() as shared:
+        (Path(shared) / "answer").write_text(REMOVABLE)
+        chroot.call(root, ["debconf-set-selections", "/run/anemos/answer"], shared=Path(shared))

@@ -1,0 +1,89 @@
+"""systemd-boot, for UEFI: boot loader, kernel and initramfs lie on the EFI system partition.
+
+Files and entries are what `bootctl install` and `kernel-install add` would make (bootctl(1),
+kernel-install(8), Boot Loader Specification, type #1), so that these go on with them in the new
+system. Neither runs here: both want to see the partition mounted, with its firmware.
+"""
+
+import re
+from collections.abc import Mapping
+
+from anemos.image import tree
+from anemos.image.bootloader import kernels, places
+from anemos.image.bootloader.kernels import Kernel
+from anemos.image.bootloader.places import Packages, Target
+from anemos.image.layout import MIB, Layout
+from anemos.log import die
+
+WAYS = frozenset(["uefi"])
+PACKAGES: Packages = {"uefi": ("systemd-boot", "systemd-boot-efi")}
+LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+MOUNTS = ("/efi", "/boot", "/boot/efi")  # where bootctl and kernel-install look for the ESP
+PLACES = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi")
+# Two kernels with a large initramfs each, and a third one while they are being replaced.
+ROOM = 256 * MIB
+
+
+def ways(layout: Layout) -> frozenset[str]:
+    return WAYS
+
+
+def check(layout: Layout, cmdline: str) -> None:
+    """Raises ValueError for a layout or command line that systemd-boot cannot start from."""
+    places.check_esps("systemd-boot", layout, ROOM)
+    if (mount := places.esps(layout)[0].mount) not in MOUNTS:
+        raise ValueError(
+            f"bootloader=systemd-boot needs its ESP at {', '.join(MOUNTS)}, not {mount}"
+        )
+    # kernel-install passes it through the shell's echo, which has a meaning for backslashes.
+    if match := re.search(r"[^ -~]|\\", cmdline):
+        raise ValueError(f"cmdline has a {match[0]}, which systemd-boot does not pass on")
+
+
+def install(target: Target) -> None:
+    """Fill the ESP, and tell kernel-install(8) how to go on with it."""
+    root, esp = target.root, places.esps(target.layout)[0].mount
+    if not (root / LOADER).is_file():
+        die(
+            f"bootloader=systemd-boot: the image has no /{LOADER}",
+            hint="Debian: add systemd-boot to `packages`",
+        )
+    for path in PLACES:
+        tree.copy(root / LOADER, root, f"{esp}/{path}", 0o644)
+    token = places.os_release(root).get("ID", "linux")
+    tree.write(root, f"{esp}/loader/loader.conf", "timeout 1\n")
+    tree.write(root, f"{esp}/loader/entries.srel", "type1\n")
+    tree.write(root, "etc/kernel/entry-token", f"{token}\n")
+    tree.write(root, "etc/kernel/cmdline", f"{target.words}\n")
+    add(target, esp, token, kernels.newest(root))
+
+
+def add(target: Target, esp: str, token: str, kernel: Kernel) -> None:
+    """Give KERNEL an entry. One whose files are upgraded in place is started from there."""
+    place, names = "", (kernel.file, kernel.initrd)
+    if kernel.stays and esp != "/boot":
+        die(f"/boot/{kernel.file} is upgraded in place", hint="mount the ESP at /boot")
+    if not kernel.stays:
+        place, names = f"/{token}/{kernel.name}", ("linux", kernel.initrd)
+        for source, name in zip((kernel.file, kernel.initrd), names, strict=True):
+            tree.copy(target.root / "boot" / source, target.root, f"{esp}{place}/{name}", 0o644)
+    text = entry(
+        places.os_release(target.root),
+        kernel.name,
+        target.words,
+        *(f"{place}/{name}" for name in names),
+    )
+    tree.write(target.root, f"{esp}/loader/entries/{token}-{kernel.name}.conf", text)
+
+
+def entry(release: Mapping[str, str], version: str, words: str, linux: str, initrd: str) -> str:
+    """An entry as kernel-install's 90-loaderentry.install writes it."""
+    fields = {
+        "title": release.get("PRETTY_NAME", "Linux"),
+        "version": version,
+        "sort-key": release.get("ID", "linux"),
+        "options": words,
+        "linux": linux,
+        "initrd": initrd,
+    }
+    return "".join(f"{key:<10} {value}\n" for key, value in fields.items())
