@@ -4,13 +4,15 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from anemos import kexec, log
 from anemos.disks import Device
 from anemos.image import bootloader, bootstrap, definition, layout, tree
+from anemos.image.bootloader import places
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Layout, Mounted
-from anemos.initramfs import leftovers, storage
+from anemos.initramfs import firmware, leftovers, storage
 from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
 from anemos.initramfs.progress import DEFINITION, PACKAGES, PARTITIONS, STEPS, Progress
@@ -53,9 +55,8 @@ def install(
             reached.applied = boot.payload
             reached.save()
         with log.step("Boot loader"):
-            nodes = {name: device.path for name, device in devices.items()}
             if spec.bootloader:
-                bootloader.install(spec, TARGET, nodes, seed)
+                boot_loader(spec, devices, seed)
         if finish(spec) == "kexec":
             load_new_kernel(spec, seed)
         keep_log()
@@ -127,6 +128,18 @@ def carry_host_keys() -> None:
         for key in sorted((HERE / "ssh").glob("ssh_host_*_key*")):
             mode = 0o644 if key.suffix == ".pub" else 0o600
             tree.copy(key, TARGET, f"etc/ssh/{key.name}", mode)
+
+
+def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> None:
+    nodes = {name: device.path for name, device in devices.items()}
+    bootloader.install(spec, TARGET, nodes, seed)
+    esps = places.esps(spec.layout)
+    for copy in esps[1:]:
+        with TemporaryDirectory() as point:
+            run(["mount", "-t", copy.fs, storage.node_of(copy, devices), point])
+            run(["cp", "--recursive", f"{TARGET}{esps[0].mount}/.", point])
+            run(["umount", point])
+    firmware.register([(nodes[esp.disk.name], esp.number) for esp in esps if esp.disk])
 
 
 def keep_log() -> None:
