@@ -23,7 +23,7 @@ KEEP = "disk data serial=demo-data part=1 mount=/home\n"
 
 def spec(**changed: str) -> Imgbuild:
     words = {"target": "debian", "format": "disk", "layout": LAYOUT, "keep": KEEP}
-    words |= {"bootloader": "grub", "packages": "linux-image-amd64"} | changed
+    words |= {"bootloader": "grub", "packages": "linux-image-amd64 grub-pc"} | changed
     return imgbuild.interpret(Path("hosts/demo"), words)
 
 
@@ -150,13 +150,35 @@ def test_lockdown_that_does_no_harm(lockdown: str, efi: bool) -> None:
     assert not any("locked down" in each for each in found)
 
 
+UEFI = {
+    "bootloader": "systemd-boot",
+    "packages": "linux-image-amd64 systemd-boot",
+    "layout": "disk system serial=demo-system\npart esp type=esp size=256M fs=vfat mount=/efi\n"
+    "part root fs=ext4 mount=/",
+}
+
+
+def test_uefi() -> None:
+    assert problems(replace(FACTS, efi=True), SIZES, **UEFI) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "efi", "expected"),
     [
         ({"layout": "", "format": "dir"}, False, "the IMGBUILD has no layout"),
         ({"bootloader": ""}, False, "the IMGBUILD has no bootloader"),
-        ({"packages": "nginx"}, False, "the IMGBUILD has no kernel among its packages"),
-        ({}, True, "the machine starts by UEFI; bootloader=grub is for BIOS"),
+        ({"packages": "grub-pc nginx"}, False, "the IMGBUILD has no kernel among its packages"),
+        ({}, True, "the machine starts by UEFI; bootloader=grub with this layout is for BIOS"),
+        (
+            UEFI,
+            False,
+            "the machine starts by BIOS; bootloader=systemd-boot with this layout is for",
+        ),
+        (
+            {"packages": "linux-image-amd64"},
+            False,
+            "bootloader=grub needs one of these packages: grub-pc, grub-pc-bin",
+        ),
     ],
 )
 def test_system_that_would_not_start(changed: dict[str, str], efi: bool, expected: str) -> None:

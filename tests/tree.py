@@ -18,7 +18,7 @@ IMGBUILD = """\
 target=debian
 format=disk
 bootloader=grub
-packages=linux-image-amd64
+packages='grub-pc linux-image-amd64'
 layout='
 disk system serial=SYSTEM table=msdos
 part root fs=ext4 mount=/

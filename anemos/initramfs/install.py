@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from anemos import kexec, log
 from anemos.disks import Device
 from anemos.image import bootloader, bootstrap, definition, layout, tree
-from anemos.image.bootloader import places
+from anemos.image.bootloader import kernels, places
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Layout, Mounted
 from anemos.initramfs import firmware, leftovers, storage
@@ -113,10 +113,10 @@ def finish(spec: Imgbuild) -> str:
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:
     """Have init start the new system's kernel itself. A kernel that does not load is no failure:
     the firmware is going to start it."""
-    kernel, initrd = (TARGET / "boot" / name for name in bootloader.newest_kernel(TARGET))
-    words = ["root=UUID=" + layout.root_uuid(spec.layout, seed), "ro", spec.cmdline]
+    kernel, boot = kernels.newest(TARGET), TARGET / "boot"
+    words = places.Target(spec.layout, spec.cmdline, TARGET, {}, seed).words
     try:
-        kexec.load(kernel, initrd, " ".join(words).strip())
+        kexec.load(boot / kernel.file, boot / kernel.initrd, words)
     except Failure as failure:
         log.info(f"{failure.message}; rebooting instead")
 

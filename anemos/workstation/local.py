@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos import log
-from anemos.image import bootloader
+from anemos.image.bootloader.places import disks_below
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Disk
 from anemos.workstation import (
@@ -171,8 +171,8 @@ def make_disks(trial: Trial) -> list[dict[str, Any]]:
 
 def boot_first(spec: Imgbuild) -> list[Disk]:
     """The layout's disks, the one that starts the new system first, as the firmware wants it."""
-    first = bootloader.boot_disk(spec.layout)
-    return [first, *(each for each in spec.layout.disks if each != first)]
+    first = disks_below(spec.layout, "/boot")
+    return [*first, *(each for each in spec.layout.disks if each not in first)]
 
 
 def boot(trial: Trial, prints: list[dict[str, Any]]) -> None:

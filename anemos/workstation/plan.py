@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image import layout, partitions
+from anemos.image import bootloader, layout, partitions
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Disk, Entry, Kept, Table
 from anemos.log import Failure
@@ -161,8 +161,8 @@ def _lowest(name: str, facts: Facts) -> set[str]:
 def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """What would leave a machine that does not come back."""
     yield from bootable(spec)
-    if spec.bootloader and facts.efi:
-        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
+    if spec.bootloader and spec.layout.disks:
+        yield from _firmware(spec, facts)
     if facts.boot_next:
         yield (
             f"the firmware starts entry {facts.boot_next} next, not the old system: efibootmgr -N"
@@ -175,6 +175,8 @@ def bootable(spec: Imgbuild) -> Iterator[str]:
         yield "the IMGBUILD has no layout with a root: nothing to install on"
     if not spec.bootloader:
         yield "the IMGBUILD has no bootloader: the new system would not start"
+    for missing in bootloader.missing(spec) if spec.bootloader else ():
+        yield f"bootloader={spec.bootloader} needs one of these packages: {', '.join(missing)}"
     for kind, (tool, why) in TOOLS.items():
         volumes = list(layout.volumes(spec.layout, kind))
         if volumes and not any(package.startswith(tool) for package in spec.packages):
@@ -182,6 +184,16 @@ def bootable(spec: Imgbuild) -> Iterator[str]:
     kernel = KERNELS[spec.target]
     if not any(package.startswith(kernel) for package in spec.packages):
         yield f"the IMGBUILD has no kernel among its packages ({kernel}...)"
+
+
+def _firmware(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    ways = bootloader.ways(spec)
+    if (way := "uefi" if facts.efi else "bios") not in ways:
+        offered = " and ".join(sorted(ways)).upper()
+        yield (
+            f"the machine starts by {way.upper()}; bootloader={spec.bootloader} with this layout is"
+            f" for {offered}"
+        )
 
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:
