@@ -115,6 +115,10 @@ def test_vm(hosts: Path) -> None:
         (MINIMAL + "[timeouts]\nup = false\n", f"{WHERE}, [timeouts]: up is False, expected"),
         (MINIMAL + "[timeouts]\nup = inf\n", f"{WHERE}, [timeouts]: up is inf, expected"),
         ("[vm]\nstock = 1\n", f"{WHERE}, [vm]: stock is 1, expected a string"),
+        (
+            '[vm]\nstock = "s"\nfirmware = "efi"\n',
+            f"{WHERE}: firmware is 'efi'",
+        ),
         ('[vm]\nstock = "s"\nmemory = "1G"\n', f"{WHERE}, [vm]: memory is '1G', expected"),
         # Numbers that mean nothing.
         (MINIMAL + "port = 0\n", f"{WHERE}: port is 0, expected a number above 0"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_machine(accel: str, expected: str) -> None:
     assert options(argv, "-m") == ["768"]
     assert options(argv, "-serial") == [f"file:{MACHINE.console}"]
     assert "-no-reboot" not in argv
+
+
+def test_uefi() -> None:
+    """The firmware's code is everybody's, what it remembers is the machine's own."""
+    machine = replace(MACHINE, settings=VmSettings("stock", firmware="uefi"))
+    code, variables, *_ = options(vm.command(machine, (), {}, "tcg"), "-drive")
+
+    assert code == f"if=pflash,format=raw,readonly=on,file={vm.OVMF_CODE}"
+    assert variables == f"if=pflash,format=raw,file={machine.directory}/variables.fd"
+    assert not any("pflash" in each for each in options(command(), "-drive"))
 
 
 def test_no_vm() -> None:

@@ -26,6 +26,7 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
 
     [vm]                               # the local VM of `./inv test`
     memory = 1024                      # MiB
+    firmware = "bios"                  # or "uefi"
     forward = [443]                    # guest's ports to be reached from here, 22 aside
     address = "10.0.2.15/24"           # the network that the host expects to be in: IPv4
     gateway = "10.0.2.2"
@@ -46,6 +47,7 @@ from anemos.workstation import places
 from anemos.workstation.qemu import Network
 
 BUILD_ON = ("workstation", "server", "initramfs")
+FIRMWARES = ("bios", "uefi")
 SOURCES = ("gpg", "age", "sops", "pass")
 FINISH = ("reboot", "kexec")
 INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt")  # not plain values there
@@ -84,6 +86,7 @@ class VmSettings:
     forward: list[int] = field(default_factory=list)
     address: str = Network.address
     gateway: str = Network.gateway
+    firmware: str = "bios"
 
     @property
     def network(self) -> Network:
@@ -169,6 +172,8 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     for key, allowed in {"build_on": BUILD_ON, "finish": FINISH}.items():
         if (value := getattr(host, key)) not in allowed:
             die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
+    if host.vm.firmware not in FIRMWARES:
+        die(f"{where}: firmware is {host.vm.firmware!r}", hint=f"one of: {', '.join(FIRMWARES)}")
     if not host.local and not (host.address and host.host_key):
         die(
             f"{where}: needs address and host_key",

@@ -20,6 +20,9 @@ from anemos.workstation.ssh import Endpoint
 
 PROBE_S = 20.0  # a guest that boots says so within 2 s under KVM
 END_S = 10.0
+# UEFI firmware and its variables, fresh ones (Debian: ovmf). Without Secure Boot.
+OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Vm:
     @property
     def console(self) -> Path:
         return self.directory / "console.log"
+
+    @property
+    def variables(self) -> Path | None:
+        """What its UEFI firmware remembers."""
+        return self.directory / "variables.fd" if self.settings.firmware == "uefi" else None
 
     @property
     def host_key(self) -> str:
@@ -78,6 +86,8 @@ def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> 
     for guest, port in forward.items():
         (vm.directory / f"port-{guest}").write_text(str(port))
     vm.console.unlink(missing_ok=True)
+    if vm.variables and not vm.variables.exists():
+        shutil.copy(OVMF_VARS, vm.variables)
     accel = accelerator()
     daemon = ["-daemonize", "-pidfile", str(vm.directory / "pid")]
     run([*command(vm, drives, forward, accel), *daemon, *words])
@@ -129,7 +139,7 @@ def install(vm: Vm, files: list[Path], host_key: str) -> None:
 
 def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str) -> list[str]:
     """qemu(1)'s argv. FORWARD: the guest's port -> this machine's. Pure. Raises Failure."""
-    words = [*machine(accel), "-m", str(vm.settings.memory), "-smp", "2"]
+    words = [*machine(accel, vm.variables), "-m", str(vm.settings.memory), "-smp", "2"]
     try:
         words += qemu.drives(drives)
     except ValueError as error:
@@ -138,14 +148,17 @@ def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str
     return [*words, "-serial", f"file:{vm.console}"]
 
 
-def machine(accel: str) -> list[str]:
+def machine(accel: str, variables: Path | None = None) -> list[str]:
+    """A PC with a BIOS, or with UEFI firmware that keeps its VARIABLES in this file."""
     acceleration = {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accel]
+    flash = [f"readonly=on,file={OVMF_CODE}", f"file={variables}"] if variables else []
     # No `-nographic`: it would share the terminal. Reset is a real one, for kexec and reboot.
     return ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35"] + [
         "-accel",
         acceleration,
         "-cpu",
         "max",
+        *(word for each in flash for word in ("-drive", f"if=pflash,format=raw,{each}")),
     ]
 
 
