@@ -1,0 +1,147 @@
+"""Images that boot loaders start, under SeaBIOS and UEFI firmware, down to a word from their root.
+
+The system in them is a kernel, busybox and the boot loaders of Debian's packages.
+"""
+
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from anemos import cpio
+from anemos.cpio import Entry
+from anemos.image import imgbuild, output, reproducible
+from anemos.image.manifest import Sources
+from anemos.initramfs import firmware
+from anemos.run import run
+from anemos.workstation import vm
+
+pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]
+
+BOOT_S = 240.0
+EPOCH = 1_700_000_000
+PACKAGES = "base-files busybox-static efibootmgr grub-efi-amd64-bin grub-pc-bin "
+PACKAGES += "linux-image-cloud-amd64 systemd-boot-efi tiny-initramfs"
+# In the order in which they need each other.
+MODULES = "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk"
+MODULES += " efivarfs"
+INITRD = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+for module in $(cat /order); do insmod "/$module"; done
+for word in $(cat /proc/cmdline); do
+    case $word in root=*) root=${word#root=} ;; esac
+done
+mount -o ro "$(findfs "$root")" /root
+exec switch_root /root /sbin/init
+"""
+ENTRY = firmware.commands("", [(Path("/dev/vda"), 1)])
+INIT = f"""#!/bin/busybox sh
+PATH=/bin:/usr/bin; export PATH
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+way=bios; [ ! -d /sys/firmware/efi ] || way=uefi
+if [ $way = uefi ]; then
+    busybox mount -t efivarfs efivarfs /sys/firmware/efi/efivars
+    {"; ".join(map(shlex.join, ENTRY))}
+    efibootmgr
+fi
+echo "started by $way: $(busybox cat /proc/cmdline)"
+busybox poweroff -f
+"""
+CMDLINE = "console=ttyS0 panic=-1 quiet anemos.word"
+LAYOUTS = {
+    "grub": """
+disk system serial=S image=512M
+part esp  type=esp size=32M fs=vfat mount=/boot/efi
+part bios type=bios size=1M
+part boot size=160M fs=btrfs mount=/boot
+part root fs=ext4 mount=/
+""",
+    "systemd-boot": """
+disk system serial=S image=512M
+part esp  type=esp size=256M fs=vfat mount=/boot/efi
+part root fs=ext4 mount=/
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of Debian's packages; nothing in it was configured."""
+    root = tmp_path_factory.mktemp("system") / "root"
+    include = f"--include={','.join(PACKAGES.split())}"
+    run(["mmdebstrap", "--variant=extract", "--mode=root", "--skip=check/qemu", include]
+        + ["bookworm", root])  # fmt: skip
+    for name in ("proc", "sys", "run", "sbin"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "etc/resolv.conf").unlink()
+    (root / "sbin/init").write_text(INIT)
+    (root / "sbin/init").chmod(0o755)
+    (kernel,) = (root / "boot").glob("vmlinuz-*")
+    name = kernel.name.removeprefix("vmlinuz-")
+    (root / f"boot/initrd.img-{name}").write_bytes(initrd(root, root / "lib/modules" / name))
+    shutil.rmtree(root / "lib/modules")
+    return root
+
+
+def initrd(root: Path, modules: Path) -> bytes:
+    files = [next(modules.rglob(f"{name}.ko")) for name in MODULES.split()]
+    entries = [Entry(name, None, 0o755) for name in ("bin", "dev", "proc", "root")]
+    entries += [
+        Entry("init", INITRD.encode(), 0o755),
+        Entry("bin/busybox", root / "bin/busybox", 0o755),
+    ]
+    entries += [Entry(file.name, file) for file in files]
+    entries += [Entry("order", "\n".join(file.name for file in files).encode())]
+    archive = io.BytesIO()
+    cpio.append(archive, entries)
+    return archive.getvalue()
+
+
+@pytest.fixture(scope="module")
+def images(system: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An image for each boot loader, made as `build` makes it."""
+    found = {}
+    for loader, layout in LAYOUTS.items():
+        directory = tmp_path_factory.mktemp(loader)
+        text = f"target=debian\nformat=disk\nbootloader={loader}\ncmdline='{CMDLINE}'\n"
+        (directory / "IMGBUILD").write_text(f"{text}layout='{layout}'\n")
+        run(["cp", "--archive", system, directory / "root"])
+        with reproducible.environment(EPOCH):
+            (found[loader],) = output.write(
+                imgbuild.load(directory),
+                directory / "root",
+                directory,
+                "seed",
+                epoch=EPOCH,
+                sources=Sources("layer", "0"),
+            )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("loader", "way"), [("grub", "bios"), ("grub", "uefi"), ("systemd-boot", "uefi")]
+)
+def test_boot(images: dict[str, Path], tmp_path: Path, loader: str, way: str) -> None:
+    variables = tmp_path / "variables" if way == "uefi" else None
+    if variables:
+        shutil.copy(vm.OVMF_VARS, variables)
+    drive = f"file={images[loader]},format=raw,if=none,id=disk,snapshot=on"
+    said = run(
+        [*vm.machine(vm.accelerator(), variables), "-m", "512", "-no-reboot", "-serial", "stdio"]
+        + ["-drive", drive, "-device", "virtio-blk-pci,drive=disk"],
+        timeout=BOOT_S,
+    )
+    assert re.search(rf"^started by {way}: .* ro {CMDLINE}\s*$", said, re.MULTILINE), said
+    if way == "uefi":  # the boot entry is the first, and the next deployment knows it again
+        (first,) = re.findall(r"^BootOrder: (\w{4}),", said, re.MULTILINE)
+        assert re.search(rf"^Boot{first}\* {firmware.LABEL}\s*$", said, re.MULTILINE), said
+        listing = said.replace("\r", "")
+        assert [first] == [argv[-1] for argv in firmware.commands(listing, [])]
