@@ -165,13 +165,13 @@ raid md0 level=1 on=one/md,two/md
 vg srv on=md0
 lv root on=srv fs=xfs mount=/
 """
-CRYPTED = """
+LOCKED = """
 disk system serial=S
 part bios type=bios size=1M
 part boot size=1G fs=btrfs mount=/boot
 part crypt
-luks crypted on=system/crypt key=etc/luks/crypted.key
-vg vg on=crypted
+luks locked on=system/crypt key=etc/luks/locked.key
+vg vg on=locked
 lv root on=vg fs=ext4 mount=/
 """
 
@@ -195,7 +195,7 @@ def test_places_with_everything_in_one(tmp_path: Path) -> None:
 
 
 def test_places_with_boot_apart(tmp_path: Path) -> None:
-    given = target(tmp_path, CRYPTED)
+    given = target(tmp_path, LOCKED)
     assert given.place("/boot/grub") == Place(uuid(given.layout, "system/boot"), "/grub")
     assert given.place("/boot") == Place(uuid(given.layout, "system/boot"), "")
     assert given.words == "root=/dev/mapper/vg-root ro quiet"
@@ -228,7 +228,7 @@ def test_places_on_a_mirror(tmp_path: Path) -> None:
         ("grub", "disk d serial=S table=msdos\n" + ROOT, {"bios"}),
         ("grub", "disk d serial=S table=msdos\n" + ESP + ROOT, {"uefi"}),
         ("grub", MIRROR, {"bios", "uefi"}),
-        ("grub", CRYPTED, {"bios"}),
+        ("grub", LOCKED, {"bios"}),
         ("systemd-boot", DISK + ESP + ROOT, {"uefi"}),
     ],
 )
@@ -248,7 +248,7 @@ def test_ways(loader: str, text: str, ways: set[str]) -> None:
             "",
             "needs a partition of type=bios or esp on disk 'system'",
         ),
-        ("grub", CRYPTED.replace("mount=/boot", ""), "", "needs /boot outside of LUKS"),
+        ("grub", LOCKED.replace("mount=/boot", ""), "", "needs /boot outside of LUKS"),
         ("grub", DISK + ESP.replace("mount=/boot/efi", "") + ROOT, "", "esp with a mount"),
         ("grub", DISK + ESP.replace("300M", "4M") + ROOT, "", "needs 16M there"),
         ("grub", DISK + BIOS_BOOT + ROOT, "a=$b", r"cmdline has a \$, which GRUB"),
