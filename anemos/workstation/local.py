@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos import log
-from anemos.image import bootloader
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Disk
+from anemos.image.layout import Disk, Layout
 from anemos.workstation import (
     blank,
     initramfs,
@@ -163,16 +161,16 @@ def make_disks(trial: Trial) -> list[dict[str, Any]]:
     spec = trial.host.imgbuild()
     directory = trial.machine.directory
     directory.mkdir(mode=0o700)
-    trial.drives = [blank.disk(each, directory) for each in boot_first(spec)]
-    kept = [blank.kept(each, directory) for each in spec.keep]
-    trial.drives += [drive for drive, _ in kept]
-    return [found for _, found in kept]
+    made = [blank.disk(each, spec.keep, directory) for each in boot_first(spec.layout)]
+    made += [blank.kept_disk(each, directory) for each in spec.keep if not each.disk]
+    trial.drives = [drive for drive, _ in made]
+    return [found for _, prints in made for found in prints]
 
 
-def boot_first(spec: Imgbuild) -> list[Disk]:
-    """The layout's disks, the one that starts the new system first, as the firmware wants it."""
-    first = bootloader.boot_disk(spec.layout)
-    return [first, *(each for each in spec.layout.disks if each != first)]
+def boot_first(layout: Layout) -> list[Disk]:
+    """The disks, those that the new system starts from first, as the firmware wants them."""
+    holders = [each.disk for each in layout.beneath(layout.root())]
+    return sorted(layout.disks, key=lambda disk: disk not in holders)
 
 
 def boot(trial: Trial, prints: list[dict[str, Any]]) -> None:
