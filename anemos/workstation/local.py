@@ -117,7 +117,7 @@ def install(trial: Trial) -> dict[str, Any]:
     with trial.step("initramfs"):
         boot(trial, prints)
     with trial.step("in RAM"):
-        watch.watch(trial.double)
+        watch.watch(trial.double, lambda: bool(trial.machine.pid))
         vm.await_exit(trial.machine, EXIT_S)
     with trial.step("verify"):
         trial.start()
