@@ -60,7 +60,7 @@ SERVER_FILES = {
     "iface eth0 inet static\n    address 203.0.113.5/24\n    gateway 203.0.113.1\n",
     "root/.ssh/authorized_keys": f"{FOREIGN_KEY}\n",
 }
-# Its package layer is faked, and has no GRUB.
+# Its package layer is faked, and has no kernel.
 SMALL = """\
 target=debian
 format=disk
@@ -181,8 +181,8 @@ def test_export_started_by_hand(project: Tree, small: Path) -> None:
         assert inv(project, small, "go", "--host", "small", "--yes", "small")[0] == 0
         status, said, _ = inv(project, small, "watch", "--host", "small")
         assert (status, said["status"]) == (3, 3)
-        assert "the image has no GRUB" in said["error"]
-        assert "the image has no GRUB" in guest.sh("cat /run/anemos/log")
+        assert "the image has no kernel in /boot" in said["error"]
+        assert "the image has no kernel in /boot" in guest.sh("cat /run/anemos/log")
         assert lab.sha256(before[0]) != digests[0]
         assert lab.sha256(before[1]) == digests[1]
 

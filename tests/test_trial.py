@@ -87,4 +87,4 @@ def test_disk_that_starts_the_new_system_comes_first(tmp_path: Path) -> None:
     text = "disk a serial=A\npart x fs=ext4\ndisk b serial=B\npart root fs=ext4 mount=/\n"
     spec = imgbuild.interpret(tmp_path, {"target": "debian", "layout": text})
 
-    assert [each.name for each in local.boot_first(spec)] == ["b", "a"]
+    assert [each.name for each in local.boot_first(spec.layout)] == ["b", "a"]

@@ -31,7 +31,7 @@ BAD = event("failed", message="disk 'system': no disks match serial=X")
 
 
 def heard(*lines: str) -> watch.Watch:
-    watching = watch.Watch(HOST)
+    watching = watch.Watch(HOST, lambda: True)
     for line in lines:
         try:
             watching.hear(line)
@@ -50,7 +50,7 @@ def test_log_lines_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("last", [DONE, BAD])
 def test_last_event(last: str) -> None:
     with pytest.raises(watch.Ended):
-        watch.Watch(HOST).hear(last)
+        watch.Watch(HOST, lambda: True).hear(last)
 
 
 def test_point_of_no_return() -> None:
@@ -208,6 +208,19 @@ def test_end_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
         run(monkeypatch, host=host)
 
     assert caught.value.status == FAILED
+
+
+def test_machine_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local VM that has ended answers no more."""
+    machine = Machine([LOG, PASSED], Unreachable("off", status=FAILED))
+    for module in (watch, reach):
+        monkeypatch.setattr(module, "connect", machine.connect)
+    monkeypatch.setattr(facts, "identify", machine.identify)
+
+    with pytest.raises(Failure, match="mx: the machine is off") as caught:
+        watch.watch(HOST, lambda: len(machine.answers) > 0)
+
+    assert caught.value.status == IN_INITRAMFS
 
 
 def test_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:

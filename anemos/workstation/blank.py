@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,12 +11,16 @@ from typing import Any
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image.layout import MIB, Disk, Kept
+from anemos.image.layout import LABELS, MIB, Disk, Kept
 from anemos.run import run
 from anemos.workstation.qemu import Drive
 
 KEPT_SIZE = 64 * MIB
+PART_SIZE = 32 * MIB
 MARKER = "anemos-test"  # a file on every kept disk
+
+
+Print = dict[str, Any]  # a disks.Fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,46 +37,65 @@ class Image(Device):
         return self.file.with_name(f"{self.file.name}{number}") if number else self.file
 
 
-def disk(wanted: Disk, directory: Path) -> Drive:
-    """A blank disk with what the layout names the real one by."""
-    file = directory / f"{wanted.name}.img"
-    make(file, int(wanted.match.get("size", wanted.image)))
-    return Drive(wanted.name, file, wanted.match)
+def disk(wanted: Disk, keep: Sequence[Kept], directory: Path) -> tuple[Drive, list[Print]]:
+    """A disk with what the layout names the real one by: blank but for the partitions to KEEP."""
+    size = int(wanted.match.get("size", wanted.image))
+    image = make(directory / f"{wanted.name}.img", wanted.match, size)
+    kept = [each for each in keep if each.disk == wanted.name]
+    partition(image, wanted.table, [each.part for each in kept])
+    prints = [taken(each, image) for each in kept]
+    return finished(wanted.name, image, wanted.match, prints)
 
 
-def kept(wanted: Kept, directory: Path) -> tuple[Drive, dict[str, Any]]:
-    """A kept disk with a small file system where the real one has its own, and its fingerprint."""
-    file = directory / f"kept-{wanted.name}.img"
+def kept_disk(wanted: Kept, directory: Path) -> tuple[Drive, list[Print]]:
+    """A disk to keep, with a small file system where the real one has its own."""
     size = int(wanted.match.get("size", KEPT_SIZE))
-    make(file, size)
-    match = wanted.match
-    image = Image(file.name, match.get("serial", ""), match.get("wwn", ""), size, file)
+    image = make(directory / f"kept-{wanted.name}.img", wanted.match, size)
     if wanted.part:
-        partition(image, wanted.part)
+        partition(image, "gpt", [wanted.part])
     else:
-        make_fs(file)
-    found = disks.fingerprint(wanted.name, image)
-    if wanted.part:
-        image.part(wanted.part).unlink()
-    # As it looks on its way through boot.json.
-    return Drive(f"kept-{wanted.name}", file, match), json.loads(json.dumps(asdict(found)))
+        make_fs(image.file)
+    return finished(f"kept-{wanted.name}", image, wanted.match, [taken(wanted, image)])
 
 
-def make(file: Path, size: int) -> None:
+def finished(
+    name: str, image: Image, match: Mapping[str, str], prints: list[Print]
+) -> tuple[Drive, list[Print]]:
+    for file in image.file.parent.glob(f"{image.file.name}[0-9]*"):
+        file.unlink()
+    return Drive(name, image.file, match), prints
+
+
+def taken(wanted: Kept, image: Image) -> Print:
+    """The fingerprint that a kernel would take, as it looks on its way through boot.json."""
+    found = disks.fingerprint(wanted.name, image, wanted.part if wanted.disk else 0)
+    return dict(json.loads(json.dumps(asdict(found))))
+
+
+def make(file: Path, match: Mapping[str, str], size: int) -> Image:
     file.touch(0o600)
     os.truncate(file, size)
+    return Image(file.name, match.get("serial", ""), match.get("wwn", ""), size, file)
 
 
-def partition(image: Image, number: int) -> None:
-    """Write a table with the partition NUMBER alone, and a file system into that."""
-    script = f"label: gpt\n{image.part(number)} : start={MIB // 1024}KiB, type=linux\n"
-    run(["sfdisk", "--quiet", image.file], data=script.encode())
-    (entry,) = disks.partition_table(image)
-    make(image.part(number), entry["size"] * disks.SECTOR)
-    make_fs(image.part(number))
-    with image.file.open("r+b") as whole, image.part(number).open("rb") as part:
-        whole.seek(entry["start"] * disks.SECTOR)
-        shutil.copyfileobj(part, whole, MIB)
+def partition(image: Image, table: str, numbers: Sequence[int]) -> None:
+    """Write a TABLE with small partitions at the end, and a file system into each."""
+    if not numbers:
+        return
+    length = min(PART_SIZE, image.size // MIB * MIB - 2 * MIB)
+    starts = [image.size // MIB * MIB - MIB - length * n for n in range(1, len(numbers) + 1)]
+    lines = [f"label: {LABELS[table]}"] + [
+        f"{image.part(number)} : start={start // 1024}KiB, size={length // 1024}KiB, type=linux"
+        for number, start in zip(numbers, starts, strict=True)
+    ]
+    run(["sfdisk", "--quiet", image.file], data="\n".join([*lines, ""]).encode())
+    for number, start in zip(numbers, starts, strict=True):
+        image.part(number).touch(0o600)
+        os.truncate(image.part(number), length)
+        make_fs(image.part(number))
+        with image.file.open("r+b") as whole, image.part(number).open("rb") as part:
+            whole.seek(start)
+            shutil.copyfileobj(part, whole, MIB)
 
 
 def make_fs(file: Path) -> None:

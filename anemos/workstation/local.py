@@ -15,8 +15,7 @@ from typing import Any
 
 from anemos import log
 from anemos.image.bootloader.places import disks_below
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Disk
+from anemos.image.layout import Disk, Layout
 from anemos.workstation import (
     blank,
     initramfs,
@@ -119,7 +118,7 @@ def install(trial: Trial) -> dict[str, Any]:
     with trial.step("initramfs"):
         boot(trial, prints)
     with trial.step("in RAM"):
-        watch.watch(trial.double)
+        watch.watch(trial.double, lambda: bool(trial.machine.pid))
         vm.await_exit(trial.machine, EXIT_S)
     with trial.step("verify"):
         trial.start()
@@ -163,16 +162,16 @@ def make_disks(trial: Trial) -> list[dict[str, Any]]:
     spec = trial.host.imgbuild()
     directory = trial.machine.directory
     directory.mkdir(mode=0o700)
-    trial.drives = [blank.disk(each, directory) for each in boot_first(spec)]
-    kept = [blank.kept(each, directory) for each in spec.keep]
-    trial.drives += [drive for drive, _ in kept]
-    return [found for _, found in kept]
+    made = [blank.disk(each, spec.keep, directory) for each in boot_first(spec.layout)]
+    made += [blank.kept_disk(each, directory) for each in spec.keep if not each.disk]
+    trial.drives = [drive for drive, _ in made]
+    return [found for _, prints in made for found in prints]
 
 
-def boot_first(spec: Imgbuild) -> list[Disk]:
-    """The layout's disks, the one that starts the new system first, as the firmware wants it."""
-    first = disks_below(spec.layout, "/boot")
-    return [*first, *(each for each in spec.layout.disks if each not in first)]
+def boot_first(layout: Layout) -> list[Disk]:
+    """The disks, those that the new system starts from first, as the firmware wants them."""
+    first = disks_below(layout, "/boot")
+    return sorted(layout.disks, key=lambda disk: disk not in first)
 
 
 def boot(trial: Trial, prints: list[dict[str, Any]]) -> None:

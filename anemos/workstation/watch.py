@@ -1,6 +1,7 @@
 """Follows the events of the initramfs (initramfs/events.py tells what they are)."""
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from time import monotonic, sleep
 from typing import Any
@@ -22,8 +23,9 @@ class Ended(Exception):
 class Watch:
     """What was seen of one deployment, over several connections."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, alive: Callable[[], bool]) -> None:
         self.host = host
+        self.alive = alive
         self.seen = 0
         self.passed = False  # the point of no return
         self.last: dict[str, Any] = {}
@@ -42,6 +44,8 @@ class Watch:
                 remote.sh(tail, timeout=self.host.timeouts.install, log=self.hear)
             if self.last.get("event") in ("failed", "done"):
                 return
+            if not self.alive():
+                die(f"{self.host.name}: the machine is off", status=self.status)
             sleep(reach.POLL_S)
         die(f"{self.host.name}: no end of the installation in sight", status=self.status)
 
@@ -68,13 +72,13 @@ class Watch:
         return IN_INITRAMFS if self.passed else FAILED
 
 
-def watch(host: Host) -> dict[str, Any]:
-    """Follow the installation of HOST to its end.
+def watch(host: Host, alive: Callable[[], bool] = lambda: True) -> dict[str, Any]:
+    """Follow the installation of HOST to its end. ALIVE: whether waiting for it makes sense.
 
     Raises Failure: status 1 when the machine goes back to the old system, 3 when it waits in the
     initramfs.
     """
-    watching = Watch(host)
+    watching = Watch(host, alive)
     deployment = load_state(host, "deployment", "pack").deployment
     try:
         watching.follow()
