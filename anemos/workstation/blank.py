@@ -10,7 +10,7 @@ from typing import Any
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image.layout import MIB, Disk, Kept
+from anemos.image.layout import LABELS, MIB, Disk, Kept
 from anemos.run import run
 from anemos.workstation.qemu import Drive
 
@@ -57,6 +57,23 @@ def kept(wanted: Kept, directory: Path) -> tuple[Drive, dict[str, Any]]:
     return Drive(f"kept-{wanted.name}", file, match), json.loads(json.dumps(asdict(found)))
 
 
+def kept_partition(wanted: Kept, home: Disk, directory: Path) -> dict[str, Any]:
+    """A small partition at the end of the layout's disk HOME, and its fingerprint."""
+    file = directory / f"{home.name}.img"
+    size = file.stat().st_size
+    match = wanted.match
+    image = Image(file.name, match.get("serial", ""), match.get("wwn", ""), size, file)
+    others = len(disks.partition_table(image))
+    start = size // MIB - (KEPT_SIZE // MIB + 1) * (others + 1)
+    label = [] if others else [f"label: {LABELS[home.table]}"]
+    entry = f"{image.part(wanted.part)} : start={start}MiB, size={KEPT_SIZE // MIB}MiB"
+    script = "\n".join([*label, entry, ""])
+    write_table(image, wanted.part, script, *(["--append"] if others else []))
+    found = disks.fingerprint(wanted.name, image, wanted.part)
+    image.part(wanted.part).unlink()
+    return dict(json.loads(json.dumps(asdict(found))))
+
+
 def make(file: Path, size: int) -> None:
     file.touch(0o600)
     os.truncate(file, size)
@@ -64,9 +81,13 @@ def make(file: Path, size: int) -> None:
 
 def partition(image: Image, number: int) -> None:
     """Write a table with the partition NUMBER alone, and a file system into that."""
-    script = f"label: gpt\n{image.part(number)} : start={MIB // 1024}KiB, type=linux\n"
-    run(["sfdisk", "--quiet", image.file], data=script.encode())
-    (entry,) = disks.partition_table(image)
+    write_table(image, number, f"label: gpt\n{image.part(number)} : start={MIB // 1024}KiB\n")
+
+
+def write_table(image: Image, number: int, script: str, *options: str) -> None:
+    """Have sfdisk(8) run SCRIPT, which makes the partition NUMBER, and fill that."""
+    run(["sfdisk", "--quiet", *options, image.file], data=script.encode())
+    (entry,) = (each for each in disks.partition_table(image) if each["number"] == number)
     make(image.part(number), entry["size"] * disks.SECTOR)
     make_fs(image.part(number))
     with image.file.open("r+b") as whole, image.part(number).open("rb") as part:

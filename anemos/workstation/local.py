@@ -164,9 +164,13 @@ def make_disks(trial: Trial) -> list[dict[str, Any]]:
     directory = trial.machine.directory
     directory.mkdir(mode=0o700)
     trial.drives = [blank.disk(each, directory) for each in boot_first(spec)]
-    kept = [blank.kept(each, directory) for each in spec.keep]
+    kept = [blank.kept(each, directory) for each in spec.keep if not each.disk]
     trial.drives += [drive for drive, _ in kept]
-    return [found for _, found in kept]
+    homes = {disk.name: disk for disk in spec.layout.disks}
+    parts = [each for each in spec.keep if each.disk]
+    return [found for _, found in kept] + [
+        blank.kept_partition(each, homes[each.disk], directory) for each in parts
+    ]
 
 
 def boot_first(spec: Imgbuild) -> list[Disk]:
