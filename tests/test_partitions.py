@@ -12,6 +12,7 @@ from anemos.image import layout, partitions
 from anemos.image.grammar import parse, parse_keep
 from anemos.image.layout import MIB, Disk, Entry, Extent, Part, Table, extents
 from anemos.run import run
+from anemos.workstation import blank
 
 settings.register_profile("anemos", deadline=None, database=None)
 settings.load_profile("anemos")
@@ -194,3 +195,20 @@ def test_numbers_of_carriers() -> None:
     keep = parse_keep("part a disk=d number=1", whole)
     carriers = partitions.placed(whole, keep, {"d": DUMP}).carriers()
     assert {path: each.number for path, each in carriers.items()} == {"d/r": 2, "d/x": 3}
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize("table", ["gpt", "msdos"])
+def test_in_a_local_vm(tmp_path: Path, table: str) -> None:
+    """A blank disk with partitions to keep: the layout fits around them, their content is known."""
+    whole = parse(f"disk d serial=s table={table} image=1G\npart r fs=ext4 mount=/")
+    (disk,) = whole.disks
+    keep = parse_keep("part a disk=d number=3 mount=/a\npart b disk=d number=2", whole)
+    blank.disk(disk, tmp_path)
+    prints = [blank.kept_partition(each, disk, tmp_path) for each in keep]
+    assert [each["filesystems"][0][2] for each in prints] == ["ext4", "ext4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["d.img"]
+    dump = run(["sfdisk", "--dump", tmp_path / "d.img"])
+    (around,) = partitions.placed(whole, keep, {"d": dump}).disks
+    assert around.numbers() == [1]
+    assert extents(around, disk.image) == [(MIB, (1024 - 1 - 2 * 65) * MIB)]
