@@ -204,11 +204,11 @@ def test_in_a_local_vm(tmp_path: Path, table: str) -> None:
     whole = parse(f"disk d serial=s table={table} image=1G\npart r fs=ext4 mount=/")
     (disk,) = whole.disks
     keep = parse_keep("part a disk=d number=3 mount=/a\npart b disk=d number=2", whole)
-    blank.disk(disk, tmp_path)
-    prints = [blank.kept_partition(each, disk, tmp_path) for each in keep]
+    _, prints = blank.disk(disk, keep, tmp_path)
     assert [each["filesystems"][0][2] for each in prints] == ["ext4", "ext4"]
     assert [path.name for path in tmp_path.iterdir()] == ["d.img"]
     dump = run(["sfdisk", "--dump", tmp_path / "d.img"])
     (around,) = partitions.placed(whole, keep, {"d": dump}).disks
     assert around.numbers() == [1]
-    assert extents(around, disk.image) == [(MIB, (1024 - 1 - 2 * 65) * MIB)]
+    kept = 2 * blank.PART_SIZE // MIB
+    assert extents(around, disk.image) == [(MIB, (1024 - 2 - kept) * MIB)]
