@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from anemos.image import imgbuild
-from anemos.image.imgbuild import FUNCTIONS, VARIABLES, call, host_call, load
+from anemos.image.imgbuild import FUNCTIONS, VARIABLES, load
 from anemos.image.layout import Kept
 from anemos.log import BAD_INPUT, Failure
-from anemos.run import CommandFailed, run
 
 pytestmark = pytest.mark.real("run")
 
@@ -151,7 +150,10 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("", "target is not set\n  (one of: debian)"),
         ("target=\n", "target is not set"),
         ("target=gentoo\n", "target is 'gentoo'\n  (one of: debian)"),
-        ("target=debian\nformat=iso\n", "format is 'iso'\n  (one of: dir, tar, squashfs, disk)"),
+        (
+            "target=debian\nformat=iso\n",
+            "format is 'iso'\n  (one of: dir, tar, raw, custom, squashfs, disk)",
+        ),
         ("target=debian\nformat=\n", "format is not set"),
         ("target=debian\nformat='tar zip'\n", "format=tar does not know 'zip'"),
         ("target=debian\nformat='tar gz -9'\n", "format=tar does not know 'gz -9'"),
@@ -192,23 +194,3 @@ def test_no_imgbuild(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path)
     with pytest.raises(Failure, match=f"^{tmp_path}: no IMGBUILD there$"):
         load(tmp_path)
-
-
-def test_undecodable_bytes(tmp_path: Path) -> None:
-    (tmp_path / "IMGBUILD").write_bytes(b"# gr\xfcn\ntarget=debian\nimgname='\xff'\n")
-    assert load(tmp_path).name == "\ufffd"
-
-
-def test_host_call(tmp_path: Path) -> None:
-    """The function works in the directory; what fails first ends it."""
-    text = "target=debian\nname=made\ntest_secrets() { echo 1 > $name; false; echo 2 > $name; }\n"
-    spec = load(write(tmp_path, text))
-    work = tmp_path / "work"
-    work.mkdir()
-    with pytest.raises(CommandFailed):
-        host_call(spec, "test_secrets", work)
-    assert (work / "made").read_text() == "1\n"
-
-
-def test_call_is_a_script() -> None:
-    run(["sh", "-n", "-c", call("provision")])

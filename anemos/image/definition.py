@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import chroot, template, tree
-from anemos.image.imgbuild import Imgbuild, call
+from anemos.image import chroot, functions, template, tree
+from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 from anemos.run import CommandFailed, run
 
@@ -125,4 +125,9 @@ def provision(imgbuild: Imgbuild, root: Path) -> None:
     """Run provision() as root inside the image."""
     with log.step("Running provision()"), TemporaryDirectory() as shared:
         tree.copy(imgbuild.file, Path(shared), "IMGBUILD", 0o644)
-        chroot.call(root, ["sh", "-c", call("provision")], shared=Path(shared))
+        shell = functions.BASH if tree.inside(root, "bin/bash").is_file() else functions.SH
+        argv = functions.argv(shell, imgbuild, "provision", "/run/anemos/IMGBUILD")
+        try:
+            chroot.call(root, argv, shared=Path(shared))
+        except CommandFailed as failed:
+            raise functions.explained(imgbuild, "provision", failed) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import imgbuild
+from anemos.image import functions, imgbuild
 from anemos.run import run
 from anemos.workstation import images, places, secrets, vm
 from anemos.workstation.gpg import Keyring
@@ -24,7 +24,7 @@ def keyring(name: str, of: str) -> Keyring:
 
     def make(directory: Path) -> None:
         if "test_secrets" in spec.functions:
-            imgbuild.host_call(spec, "test_secrets", directory)
+            functions.on_host(spec, "test_secrets", directory)
 
     home = places.state(of)
     return secrets.ensure_throwaway(home / "gnupg", home / "secrets", name, make)
