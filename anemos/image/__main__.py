@@ -5,30 +5,13 @@ Run where an IMGBUILD lies. The DIRs are the input directories, ./files without 
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from anemos import log
-from anemos.image import build, imgbuild
+from anemos.image import build, imgbuild, isolation
 from anemos.log import Failure
-
-ISOLATED = "ANEMOS_ISOLATED"
-
-
-def isolate() -> None:
-    """Start again in namespaces of our own: no mount and no process outlives a build.
-
-    Without root, a user namespace makes us root of our own files (user_namespaces(7)).
-    """
-    if os.environ.get(ISOLATED):
-        return
-    user = [] if os.geteuid() == 0 else ["--map-root-user", "--map-auto"]
-    namespaces = ["--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
-    again = [sys.executable, "-m", "anemos.image", *sys.argv[1:]]
-    os.environ[ISOLATED] = "1"
-    os.execvp("unshare", ["unshare", *user, *namespaces, "--mount-proc", *again])
 
 
 def directory(text: str) -> Path:
@@ -55,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--directory", type=directory, default=Path(), help="where the IMGBUILD lies"
     )
+    parser.add_argument("--format", default="", help="instead of the IMGBUILD's: 'raw 8G gpt'")
     parser.add_argument("--output", type=directory, default=Path(), help="directory for the image")
     cache = "directory for package layers (default: output)"
     parser.add_argument("--cache", type=directory, help=cache)
@@ -68,8 +52,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    isolate()
-    spec = imgbuild.load(given.directory)
+    isolation.enter("anemos.image", sys.argv[1:])
+    spec = imgbuild.load(given.directory, given.format)
     spec = replace(spec, mirror=spec.mirror or given.mirror)
     cache = given.cache or given.output
     if given.layer:
@@ -94,3 +78,6 @@ if __name__ == "__main__":
     except Failure as failure:
         log.to_stderr(f"error: {failure}")
         raise
+    except OSError as error:  # a full disk, say
+        log.to_stderr(f"error: {error.filename or 'error'}: {error.strerror}")
+        sys.exit(log.FAILED)

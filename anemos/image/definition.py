@@ -39,6 +39,14 @@ def apply(
         provision(imgbuild, root)
 
 
+def check(inputs: Sequence[Path], values: Mapping[str, str]) -> None:
+    """All that input files alone tell. Raises Failure that names the file."""
+    for directory in inputs:
+        for path, file in tree.inputs(directory):
+            if path.endswith(template.SUFFIX):
+                rendered(file, values)
+
+
 def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
     """Try the patches on what a package layer has at their places: long before it counts.
 
@@ -93,7 +101,7 @@ def patch_file(root: Path, path: str, file: Path) -> None:
         die(f"{file}: the image has no file /{path} to patch")
     options = ["--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"]
     try:
-        run(["patch", *options, target, file])
+        run(["patch", *options, "--", target, file])
     except CommandFailed as failed:
         die(f"{file}: does not apply to /{path}\n{failed.output.strip()}")
 

@@ -44,7 +44,7 @@ def squashfs(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]
 
 def disk(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
     """One sparse image file for each disk of the layout, bootable."""
-    files = {d.name: out / f"{imgbuild.name}-{d.name}.img" for d in imgbuild.layout.disks}
+    files = {name: out / file for name, file in names(imgbuild).items()}
     tree.write(root, "etc/fstab", layout.fstab(imgbuild.layout, seed, {}))
     for each in imgbuild.layout.disks:
         partition(each, files[each.name], seed)
@@ -57,6 +57,14 @@ def disk(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
     for each, number, part in reversed(imgbuild.layout.mounts()):
         fill(each, number, part, files[each.name], root, seed)
     return list(files.values())
+
+
+def names(imgbuild: Imgbuild) -> dict[str, str]:
+    """The names of the image files, by disk."""
+    disks = [each.name for each in imgbuild.layout.disks]
+    if imgbuild.format == "raw" and len(disks) == 1:
+        return {disks[0]: f"{imgbuild.name}.img"}
+    return {disk: f"{imgbuild.name}-{disk}.img" for disk in disks}
 
 
 def partition(each: Disk, file: Path, seed: str) -> None:
@@ -99,5 +107,6 @@ OUTPUTS: dict[str, Output] = {
     "dir": directory,
     "tar": tar,
     "squashfs": squashfs,
+    "raw": disk,
     "disk": disk,
 }
