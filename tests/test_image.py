@@ -3,8 +3,6 @@
 import json
 import os
 import stat
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,11 +11,10 @@ import pytest
 from anemos.image import bootstrap, build, imgbuild
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
-from tests import tiny
+from tests.imaging import describe, image
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
 
-ROOT = Path(__file__).parent.parent
 PROVISION = """
 provision() {
     echo "I am process $$"
@@ -53,24 +50,7 @@ def host(tmp_path: Path) -> Path:
     return made
 
 
-def describe(host: Path, text: str) -> None:
-    """Write the IMGBUILD, and its package layer into the cache: nothing has to be bootstrapped."""
-    (host / "IMGBUILD").write_text(f"imgname=mx\ntarget=debian\n{text}")
-    layer = bootstrap.layer_file(imgbuild.load(host), host / "out")
-    tree = tiny.make(host.parent / "layer")
-    run(["tar", "--create", "--zstd", "--file", layer, "--directory", tree, "."])
-
-
 OPTIONS = ("--output", "out", "--values", "values.json", "--secrets", "secrets", "files", "more")
-
-
-def image(host: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the builder in HOST, as a user does, with whatever umask she has."""
-    argv = [sys.executable, "-m", "anemos.image", *options]
-    env = {"PYTHONPATH": os.fspath(ROOT), "PATH": os.environ["PATH"]}
-    return subprocess.run(
-        argv, cwd=host, env=env, umask=0o077, capture_output=True, text=True, check=False
-    )
 
 
 def test_tar(host: Path) -> None:

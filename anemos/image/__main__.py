@@ -76,7 +76,7 @@ if __name__ == "__main__":
     try:
         main()
     except Failure as failure:
-        log.to_stderr(f"error: {failure}")
+        log.to_stderr(f"error: {isolation.ended or failure}")
         raise
     except OSError as error:  # a full disk, say
         log.to_stderr(f"error: {error.filename or 'error'}: {error.strerror}")

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from anemos import log
 from anemos.image import bootstrap, definition, functions, output
 from anemos.image.imgbuild import COMPRESSORS, Imgbuild, for_image
 from anemos.log import Failure, die
+from anemos.run import run
 
 MEMORY = Path("/dev/shm/anemos-build")  # noqa: S108 (only what isolation.py mounts there is used)
 DISK = Path("/var/tmp")  # noqa: S108 (only fresh directories are made in it)
@@ -79,7 +81,10 @@ def custom(imgbuild: Imgbuild, root: Path, out: Path) -> Iterator[list[Path]]:
         except Failure as another:
             log.info(str(another))
         raise
-    hook(imgbuild, "cleanup", root, out, status="0")
+    else:
+        hook(imgbuild, "cleanup", root, out, status="0")
+    finally:
+        unmount(root)
     files.extend(file for file, when in changes(out).items() if before.get(file) != when)
 
 
@@ -88,6 +93,14 @@ def hook(imgbuild: Imgbuild, function: str, root: Path, out: Path, **more: str) 
         more |= {"root": os.fspath(root), "imgdir": os.fspath(imgbuild.directory.absolute())}
         with log.step(f"Running {function}()"):
             functions.on_host(imgbuild, function, out, log.info, **more)
+
+
+def unmount(root: Path) -> None:
+    """Whatever setup() mounted at ROOT and below: it must not be removed with the scratch files."""
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
+        if Path(point).is_relative_to(root):
+            run(["umount", "--lazy", point])
 
 
 def changes(directory: Path) -> dict[Path, int]:

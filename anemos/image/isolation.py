@@ -10,10 +10,11 @@ import pwd
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
+from anemos import log
 from anemos.image.build import MEMORY, ROOM
 from anemos.log import FAILED, die
 from anemos.run import run
@@ -22,6 +23,9 @@ ISOLATED = "ANEMOS_ISOLATED"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 SUBORDINATES = (Path("/etc/subuid"), Path("/etc/subgid"))
+
+ended = ""  # what ended the build, when that was a signal
+pending: list[str] = []
 
 
 def enter(module: str, arguments: Sequence[str]) -> None:
@@ -38,6 +42,7 @@ def enter(module: str, arguments: Sequence[str]) -> None:
     fork()
     run(["mount", "-t", "proc", "proc", "/proc"])
     take_memory()
+    log.sink = sink
 
 
 def subordinates() -> list[str]:
@@ -71,11 +76,34 @@ def fork() -> None:
         sys.exit(status if status >= 0 else FAILED)
 
 
-def end(number: int, _frame: FrameType | None) -> NoReturn:
-    """Let the first signal raise, and ignore all that follow."""
+def end(number: int, _frame: FrameType | None) -> None:
+    """Kill what runs: a command that fails. All signals that follow are ignored.
+
+    No exception: it could be lost in whatever library code is running. `sink` raises one.
+    """
+    global ended  # noqa: PLW0603 (one end a process)
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    die(f"ended by {signal.Signals(number).name}", status=FAILED)
+    ended = f"ended by {signal.Signals(number).name}"
+    pending.append(ended)
+    signal.signal(signal.SIGALRM, kill)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.1)
+
+
+def kill(_number: int, _frame: FrameType | None) -> None:
+    """Kill all others in our namespace, again and again: one may be about to start."""
+    if not pending:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return
+    with suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def sink(line: str) -> None:
+    """Where log lines go. After a signal, the first one is the end, wherever we are."""
+    log.to_stderr(line)
+    if pending:
+        die(pending.pop(), status=FAILED)
 
 
 def take_memory() -> None:
