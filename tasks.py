@@ -79,6 +79,20 @@ def deploy(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any
 def demo(
     c: Context, host: str = "demo", fresh: bool = False, stop: bool = False, json: bool = False
 ) -> Any:
+def build(
+    c: Context,
+    host: str = "",
+    format: str = "",
+    output: str = "",
+    check: bool = False,
+    json: bool = False,
+) -> Any:
+    """Build the image of HOST as files, with throw-away secrets."""
+    return workstation("build").build(host, format, output, check)
+
+
+@command
+def demo(c: Context, host: str = "demo", stop: bool = False, json: bool = False) -> Any:
     """Deploy HOST to a stock server in a local VM, and prove it."""
     return (
         workstation("deployment").stop(load(host))

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,10 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import bootstrap, definition, functions, output
+from anemos.image import bootstrap, custom, definition, output
 from anemos.image.imgbuild import COMPRESSORS, Imgbuild, for_image
-from anemos.log import Failure, die
-from anemos.run import run
+from anemos.log import die
 
 MEMORY = Path("/dev/shm/anemos-build")  # noqa: S108 (only what isolation.py mounts there is used)
 DISK = Path("/var/tmp")  # noqa: S108 (only fresh directories are made in it)
@@ -39,7 +37,7 @@ def build(
         layer = bootstrap.cached(imgbuild, cache, scratch, max_age_s)
         root = scratch / "root"
         root.mkdir()
-        with custom(imgbuild, root, out) as files:
+        with custom.hooks(imgbuild, root, out) as files:
             with log.step("Unpacking the package layer"):
                 bootstrap.unpack(layer, root)
             with log.step("Applying the definition"):
@@ -59,53 +57,6 @@ def require(imgbuild: Imgbuild, out: Path) -> None:
     program = COMPRESSORS[options[0]] if imgbuild.format == "tar" and options else ""
     if program and not shutil.which(program):
         die(f"{program} not found", hint=f"format='tar {options[0]}' needs it")
-
-
-@contextmanager
-def custom(imgbuild: Imgbuild, root: Path, out: Path) -> Iterator[list[Path]]:
-    """With format=custom, setup() before the image is made at ROOT, cleanup() after it in any case.
-
-    Yields the list of the image's files, to which what the two make in OUT is added.
-    """
-    files: list[Path] = []
-    if imgbuild.format != "custom":
-        yield files
-        return
-    before = changes(out)
-    try:
-        hook(imgbuild, "setup", root, out)
-        yield files
-    except BaseException:
-        try:
-            hook(imgbuild, "cleanup", root, out, status="1")
-        except Failure as another:
-            log.info(str(another))
-        raise
-    else:
-        hook(imgbuild, "cleanup", root, out, status="0")
-    finally:
-        unmount(root)
-    files.extend(file for file, when in changes(out).items() if before.get(file) != when)
-
-
-def hook(imgbuild: Imgbuild, function: str, root: Path, out: Path, **more: str) -> None:
-    if function in imgbuild.functions:
-        more |= {"root": os.fspath(root), "imgdir": os.fspath(imgbuild.directory.absolute())}
-        with log.step(f"Running {function}()"):
-            functions.on_host(imgbuild, function, out, log.info, **more)
-
-
-def unmount(root: Path) -> None:
-    """Whatever setup() mounted at ROOT and below: it must not be removed with the scratch files."""
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
-        if Path(point).is_relative_to(root):
-            run(["umount", "--lazy", point])
-
-
-def changes(directory: Path) -> dict[Path, int]:
-    """When each file in DIRECTORY was changed."""
-    return {file: file.lstat().st_ctime_ns for file in sorted(directory.iterdir())}
 
 
 def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
