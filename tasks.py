@@ -76,9 +76,6 @@ def deploy(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any
 
 
 @command
-def demo(
-    c: Context, host: str = "demo", fresh: bool = False, stop: bool = False, json: bool = False
-) -> Any:
 def build(
     c: Context,
     host: str = "",
@@ -92,7 +89,9 @@ def build(
 
 
 @command
-def demo(c: Context, host: str = "demo", stop: bool = False, json: bool = False) -> Any:
+def demo(
+    c: Context, host: str = "demo", fresh: bool = False, stop: bool = False, json: bool = False
+) -> Any:
     """Deploy HOST to a stock server in a local VM, and prove it."""
     return (
         workstation("deployment").stop(load(host))
