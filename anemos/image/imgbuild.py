@@ -17,15 +17,14 @@ FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets")
 TARGETS = ("debian",)
 FORMATS = ("dir", "tar", "raw", "custom", "squashfs", "disk")
 # Suffixes that tar --auto-compress knows, and the programs that it runs for them. (For others it
-# writes a plain archive, without a word.)
+# writes a plain archive, without a word. For lzma Debian's runs xz.)
 COMPRESSORS = {
     **dict.fromkeys(("gz", "tgz", "taz"), "gzip"),
     **dict.fromkeys(("Z", "taZ"), "compress"),
     **dict.fromkeys(("bz2", "tz2", "tbz2", "tbz"), "bzip2"),
     **dict.fromkeys(("lz",), "lzip"),
-    **dict.fromkeys(("lzma", "tlz"), "lzma"),
     **dict.fromkeys(("lzo",), "lzop"),
-    **dict.fromkeys(("xz", "txz"), "xz"),
+    **dict.fromkeys(("xz", "txz", "lzma", "tlz"), "xz"),
     **dict.fromkeys(("zst", "tzst"), "zstd"),
 }
 HOSTCONF = ("keyring",)
@@ -242,7 +241,7 @@ def raw_layout(options: Sequence[str]) -> Layout:
     try:
         layout.extents(disk, disk.image)
     except ValueError as error:
-        raise ValueError(f"{where}: {str(error).partition(': ')[2]}") from None
+        raise ValueError(f"{where}: {str(error).rpartition(': ')[2]}") from None
     return Layout((disk,))
 
 
