@@ -119,7 +119,7 @@ def test_patch_for_a_file_of_the_definition(tmp_path: Path, root: Path, put: Inp
         ("etc/conf", PATCH.replace("two", "zwei"), "does not apply to /etc/conf\npatching file"),
         ("etc/conf", "garbage\n", "does not apply to /etc/conf\n"),
         ("etc/done", PATCH, "does not apply to /etc/done\n"),
-        ("etc/link", PATCH, "does not apply to /etc/link\nFile "),
+        ("etc/link", PATCH, "the image has no file /etc/link to patch"),
     ],
 )
 def test_patch_that_does_not_fit(
