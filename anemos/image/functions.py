@@ -32,7 +32,12 @@ TOLD = re.compile(r"^(?:\S*/)?IMGBUILD: (?:line )?(\d+): (.*)$", re.MULTILINE)
 def argv(
     shell: Sequence[str], imgbuild: Imgbuild, function: str, file: str, **more: str
 ) -> list[str]:
-    """The command that calls FUNCTION of the IMGBUILD, which the shell sees at the path FILE.
+    """The command that calls FUNCTION of the IMGBUILD, which the shell sees at the path FILE."""
+    return [*shell, "-c", script(imgbuild, function, **more), "IMGBUILD", file]
+
+
+def script(imgbuild: Imgbuild, function: str, **more: str) -> str:
+    """A POSIX shell script that sources the IMGBUILD at the path $1 and calls FUNCTION of it.
 
     The first command that fails is the function's end. When it is called, the variables that say
     what is built have the values that count, and MORE are set.
@@ -45,8 +50,7 @@ def argv(
         **more,
     }
     known = "".join(f"{name}={shlex.quote(value)}\n" for name, value in effective.items())
-    script = f"set -e{TELL}. {shlex.quote(file)}\nset -e\n{known}{function}"
-    return [*shell, "-c", script, "IMGBUILD"]
+    return f'set -e{TELL}. "$1"\nset -e\n{known}{function}'
 
 
 def on_host(
