@@ -67,6 +67,20 @@ def attribute(entry: Path, places: Sequence[str]) -> str:
     return ""
 
 
+def partitions(found: Device) -> dict[int, Path]:
+    """The partitions that the kernel knows on FOUND: number -> node."""
+    files = (SYS_BLOCK / found.name).glob("*/partition")
+    return {int(file.read_text()): Path("/dev") / file.parent.name for file in files}
+
+
+def dump(found: Device) -> str:
+    """What `sfdisk --dump` says of FOUND's partition table; "" if there is none."""
+    try:
+        return run(["sfdisk", "--dump", found.path])
+    except CommandFailed:
+        return ""
+
+
 def matches(found: Device, match: Mapping[str, str]) -> bool:
     known = {"serial": found.serial, "wwn": found.wwn, "size": str(found.size)}
     return all(known[key] == value for key, value in match.items())
@@ -85,7 +99,7 @@ def resolve(name: str, match: Mapping[str, str], found: Sequence[Device]) -> Dev
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What identifies a kept disk and its content, equal on every kernel that reads it.
+    """What identifies a kept disk or partition and its content, equal on every kernel.
 
     It holds the partition table and the identity of every file system, not their data: the old
     and the new system write to a kept disk as they please, only a deployment must not.
@@ -102,12 +116,17 @@ class Fingerprint:
         for number, uuid, kind in self.filesystems:
             if number == part and uuid:
                 return uuid, kind
-        die(f"kept disk {self.name!r}: no file system on {f'partition {part}' if part else 'it'}")
+        die(f"kept {self.name!r}: no file system on {f'partition {part}' if part else 'it'}")
 
 
-def fingerprint(name: str, found: Device) -> Fingerprint:
+def fingerprint(name: str, found: Device, only: int = 0) -> Fingerprint:
+    """Of the disk FOUND, or ONLY of that partition of it. Raises Failure without one."""
     table = partition_table(found)
-    numbers = [0, *(part["number"] for part in table)]
+    if only:
+        table = [part for part in table if part["number"] == only]
+        if not table:
+            die(f"kept partition {name!r}: {found.describe()} has no partition {only}")
+    numbers = [*([] if only else [0]), *(part["number"] for part in table)]
     filesystems = {number: probe(found.part(number)) for number in numbers}
     text = json.dumps([found.serial, found.size, table, filesystems], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()

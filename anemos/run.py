@@ -1,7 +1,9 @@
 """The one module that starts processes."""
 
 import os
+import resource
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,15 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
 
 
+def no_core_dumps() -> None:
+    """Let no crash of this process, or of one that it starts, write secrets to a disk."""
+    # 1, not 0: core(5) ignores limits when a program takes the dump, but for this one, which the
+    # kernel takes for such a program's own crash (do_coredump()). For a file it is too small, too.
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if hard == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def run(
     argv: Argv,
     *,
@@ -83,23 +94,58 @@ def run(
     trouble: list[BaseException] = []
     if log is not None:
         options |= {"_out": catching(log, trouble), "_err_to_out": True, "_tee": True}
-    program, *arguments = (os.fspath(word) for word in argv)
     try:
-        done = sh.Command(program, search_paths=environment()["PATH"].split(":"))(
-            *arguments, **options
-        )
-    except sh.CommandNotFound:
-        die(f"{program} not found", hint="./inv installs what is missing", status=FAILED)
-    except sh.TimeoutException:
-        die(f"{quote(argv)}: no end after {timeout:g} s", status=FAILED)
-    except sh.ForkException as error:  # its text is the child's traceback
-        die(f"{program}: {str(error).strip().splitlines()[-1].strip()}", status=FAILED)
+        done = _execute(argv, options)
     except sh.ErrorReturnCode as error:
         output = (error.stdout + error.stderr).decode(errors="replace")
         raise CommandFailed(argv, error.exit_code, output) from None
     if trouble:
         raise trouble[0]
     return str(done.stdout.decode(errors="replace"))
+
+
+def read(
+    argv: Argv,
+    what: str,
+    *,
+    timeout: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> bytes:
+    """Run ARGV, which prints or handles secrets, and return its standard output, byte for byte.
+
+    ARGV gets no terminal, so that it fails instead of waiting for somebody; after TIMEOUT (seconds)
+    all that it has started is ended, too. Raises Failure (status 1) that begins with WHAT and shows
+    standard error, never standard output.
+    """
+    if shutil.which(argv[0], path=environment(env)["PATH"]) is None:
+        die(f"{what}: {argv[0]} not found", status=FAILED)
+    # timeout(1) signals the whole process group. It gives up with status 124, or 137 (KILL).
+    alone = ["setsid", "--wait", "timeout", "--kill-after=5", f"{timeout:g}"]
+    options: dict[str, Any] = {"_in": b"", "_tty_out": False, "_return_cmd": True}
+    options |= {"_env": environment(env), "_cwd": cwd and os.fspath(cwd)}
+    try:
+        return bytes(_execute([*alone, *argv], options).stdout)
+    except sh.ErrorReturnCode as error:
+        said = error.stderr.decode(errors="replace").strip()
+        why = meaning(error.exit_code)
+        if error.exit_code in (124, 137):
+            why = f"no end after {timeout:g} s"
+    die(f"{what}: {why}{': ' if said else ''}{said}", status=FAILED)
+
+
+def _execute(argv: Argv, options: Mapping[str, Any]) -> Any:
+    program, *arguments = (os.fspath(word) for word in argv)
+    try:
+        return sh.Command(program, search_paths=environment()["PATH"].split(":"))(
+            *arguments, **options
+        )
+    except sh.CommandNotFound:
+        die(f"{program} not found", hint="./inv installs what is missing", status=FAILED)
+    except sh.TimeoutException:
+        die(f"{quote(argv)}: no end after {options['_timeout']:g} s", status=FAILED)
+    except sh.ForkException as error:  # its text is the child's traceback
+        die(f"{program}: {str(error).strip().splitlines()[-1].strip()}", status=FAILED)
 
 
 def catching(log: Callable[[str], None], trouble: list[BaseException]) -> Callable[[str], bool]:

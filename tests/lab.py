@@ -145,14 +145,19 @@ class Room:
         initramfs.write(top, parts)
         return self.start(drives, *map(str, initramfs.qemu_words(top)), *words, memory=memory)
 
-    def start(self, drives: Sequence[Drive], *words: str, memory: int = 1024) -> Guest:
-        """Start a machine from its first disk, unless WORDS say something else."""
+    def start(
+        self, drives: Sequence[Drive], *words: str, memory: int = 1024, port: int = 22
+    ) -> Guest:
+        """Start a machine from its first disk, unless WORDS say something else.
+
+        PORT: of its sshd; any but 22 is the one on this machine, too.
+        """
         top = Path(tempfile.mkdtemp(dir=self.directory))
         machine = vm.Vm("lab", top, VmSettings(memory=memory))
-        port = vm.free_port()
-        argv = vm.command(machine, drives, {22: port}, vm.accelerator())
+        here = vm.free_port() if port == 22 else port
+        argv = vm.command(machine, drives, {port: here}, vm.accelerator())
         process = subprocess.Popen([*argv, *words], stdin=subprocess.DEVNULL)
-        where = Endpoint("127.0.0.1", port, "root", self.host_key, self.directory / "operator")
+        where = Endpoint("127.0.0.1", here, "root", self.host_key, self.directory / "operator")
         self.guests.append(Guest(process, machine.console, where))
         return self.guests[-1]
 

@@ -103,49 +103,6 @@ def test_missing_imgbuild(project: Tree) -> None:
 # Secrets
 
 
-@pytest.fixture(scope="module")
-def stranger() -> Iterator[Keyring]:
-    """Somebody whose key the user does not have."""
-    home = Path(tempfile.mkdtemp(prefix="anemos-gpg-", dir="/tmp"))
-    yield Keyring(home)
-    run(["gpgconf", "--homedir", home, "--kill", "all"])
-    shutil.rmtree(home)
-
-
-@pytest.fixture(scope="module")
-def ciphertext(stranger: Keyring) -> tuple[str, bytes]:
-    key = stranger.generate("Stranger")
-    return key, stranger.encrypt(b"PLAINTEXT", "KEY", [key])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: data, "is encrypted to keys whose secret part is not here"),
-        (lambda data: data[:40], "secrets/mx/etc/mx.key.gpg "),
-        (lambda data: b"", "secrets/mx/etc/mx.key.gpg is empty"),
-        (lambda data: b"PLAINTEXT", "secrets/mx/etc/mx.key.gpg is not encrypted"),
-    ],
-)
-def test_secret_that_cannot_be_decrypted(
-    project: Tree,
-    ciphertext: tuple[str, bytes],
-    change: Callable[[bytes], bytes],
-    message: str,
-) -> None:
-    key, data = ciphertext
-    file = project.directory / "secrets/mx/etc/mx.key.gpg"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(change(data))
-    (project.directory / "secrets/recipients").write_text(f"{key}\n")
-
-    done = refused(project, "reveal-secrets", "--host", "mx")
-
-    assert message in done.err
-    assert str(file) in done.err
-    assert "PLAINTEXT" not in done.err
-
-
 def test_secrets_without_recipients(project: Tree) -> None:
     (project.directory / "secrets/mx").mkdir(parents=True)
     (project.directory / "secrets/mx/KEY.gpg").write_bytes(b"x")
@@ -279,6 +236,30 @@ def test_login_refused(server: Played, tmp_path: Path) -> None:
     server.project.host("mx", f'{toml}identity = "{tmp_path}/id"\n', GOOD)
 
     assert "login refused" in refused(server.project, "plan", "--host", "mx").err
+
+
+@root
+def test_host_key_among_the_secrets(server: Played, tmp_path: Path) -> None:
+    """It replaces the server's own: nobody could prove any more who answers."""
+    project, name = server.project, "etc/ssh/ssh_host_ed25519_key"
+    (project.home / ".gnupg").mkdir(0o700)
+    fingerprint = Keyring(project.home / ".gnupg").generate("Alice")
+    (project.directory / "secrets").mkdir()
+    (project.directory / "secrets/recipients").write_text(fingerprint)
+    made = project.inv("secrets.generate", "--host=mx", "--kind=ssh-host-key").out
+
+    done = refused(project, "plan", "--host", "mx")
+
+    assert f"the pinned host key is none of those among the secrets: {name}" in done.err
+    with (server.sshd.directory / "host_key").open() as file:
+        words = ["secrets.set", "--host=mx", f"--name={name}"]
+        assert project.inv(*words, stdin=file.fileno()).status == 0
+    assert project.inv("plan", "--host", "mx").status == 0
+    assert server.sshd.endpoint.host_key.split()[1] not in made
+    # What GPG does not open stands in the list of problems, too.
+    file_ = project.directory / f"secrets/mx/{name}.gpg"
+    file_.write_bytes(file_.read_bytes()[:-1])
+    assert f"  - {file_} is damaged" in refused(project, "plan", "--host", "mx").err
 
 
 LITTLE = FACTS.replace("memory_total_kib=1001432", "memory_total_kib=100000")

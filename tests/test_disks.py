@@ -187,9 +187,9 @@ def test_filesystem_of_a_fingerprint() -> None:
     known = Fingerprint("data", "S", 1, "d", ((0, "", ""), (1, "uuid-1", "ext4")))
 
     assert known.filesystem(1) == ("uuid-1", "ext4")
-    with pytest.raises(Failure, match="kept disk 'data': no file system on it"):
+    with pytest.raises(Failure, match="kept 'data': no file system on it"):
         known.filesystem(0)
-    with pytest.raises(Failure, match="kept disk 'data': no file system on partition 2"):
+    with pytest.raises(Failure, match="kept 'data': no file system on partition 2"):
         known.filesystem(2)
 
 

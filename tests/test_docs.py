@@ -33,7 +33,7 @@ def test_loads(tmp_path: Path, example: str) -> None:
 def test_complete(name: str) -> None:
     """Every variable and function is explained, and stands in an example."""
     assert f"`{name}`" in TEXT
-    if name not in ("mirror", "hostconf", "bootloader"):
+    if name not in ("hostconf", "bootloader"):
         assert any(re.search(rf"^{re.escape(name)}[= ]", each, re.M) for each in EXAMPLES)
 
 

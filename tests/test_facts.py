@@ -280,3 +280,13 @@ def test_identify_garbage(text: str) -> None:
         identify(text)
 
     assert caught.value.status == FAILED
+
+
+def test_partitions_and_what_lies_on_them() -> None:
+    lines = "part=vda|vda3|3|2048|4096\nslave=dm-0|vda3\nslave=dm-0|md127\n"
+    found = facts.parse(captured("virtio") + lines)
+    assert found.parts == (facts.Partition("vda", "vda3", 3, 2**20, 2**21),)
+    assert found.slaves == (("dm-0", "vda3"), ("dm-0", "md127"))
+    for broken in ("part=vda|vda3|3|2048\n", "part=vda|vda3|x|1|1\n", "slave=dm-0\n"):
+        with pytest.raises(Failure, match="the facts of the server make no sense"):
+            facts.parse(captured("virtio") + broken)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.real("run", "gpg")
 
 SECRET = b"\x00not\xfftext\r\n" * 300
 NAME = "secrets/demo/KEY.gpg"
+LABEL = "demo/KEY"
 NOBODY = "0" * 40
 # A pinentry whose user always cancels, so that no window opens (protocol: `info pinentry`).
 PINENTRY = """\
@@ -75,7 +76,7 @@ def people() -> Iterator[People]:
 
 
 def good(people: People) -> bytes:
-    return people.alice.encrypt(SECRET, NAME, [people.a, people.b])
+    return people.alice.encrypt(SECRET, NAME, [people.a, people.b], LABEL)
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -93,7 +94,7 @@ def raw(gpg: gnupg.GPG, recipient: str | None, **options: Any) -> bytes:
 
 def by_revoked_key(people: People) -> bytes:
     key = people.alice.generate("Revoked")
-    data = people.alice.encrypt(SECRET, NAME, [key])
+    data = people.alice.encrypt(SECRET, NAME, [key], LABEL)
     certificate = Path(people.alice.gpg.gnupghome, f"openpgp-revocs.d/{key}.rev").read_text()
     people.alice.gpg.import_keys(certificate.replace(":-----BEGIN", "-----BEGIN"))
     return data
@@ -110,18 +111,18 @@ def locked(people: People) -> bytes:
 def test_round_trip(people: People) -> None:
     data = good(people)
     assert SECRET[:20] not in data
-    assert people.alice.decrypt(data, NAME, [people.b, people.a]) == SECRET
-    assert people.bob.decrypt(data, NAME, [people.a]) == SECRET
+    assert people.alice.decrypt(data, NAME, [people.b, people.a], LABEL) == SECRET
+    assert people.bob.decrypt(data, NAME, [people.a], LABEL) == SECRET
 
 
 def test_empty_secret(people: People) -> None:
-    data = people.alice.encrypt(b"", NAME, [people.a])
-    assert people.alice.decrypt(data, NAME, [people.a]) == b""
+    data = people.alice.encrypt(b"", NAME, [people.a], LABEL)
+    assert people.alice.decrypt(data, NAME, [people.a], LABEL) == b""
 
 
 def test_the_first_recipient_whose_secret_key_is_here_signs(people: People) -> None:
-    data = people.bob.encrypt(SECRET, NAME, [people.a, people.b])
-    assert people.alice.decrypt(data, NAME, [people.b]) == SECRET
+    data = people.bob.encrypt(SECRET, NAME, [people.a, people.b], LABEL)
+    assert people.alice.decrypt(data, NAME, [people.b], LABEL) == SECRET
 
 
 def test_signing_subkey_counts_as_its_primary_key(people: People) -> None:
@@ -129,9 +130,9 @@ def test_signing_subkey_counts_as_its_primary_key(people: People) -> None:
     key = ring.generate("Subkey")
     gpg = ["gpg", "--homedir", ring.gpg.gnupghome, "--batch", "--passphrase", ""]
     run([*gpg, "--quick-add-key", key, "ed25519", "sign"])
-    data = ring.encrypt(SECRET, NAME, [key])
+    data = ring.encrypt(SECRET, NAME, [key], LABEL)
     assert ring.gpg.decrypt(data).fingerprint != key
-    assert ring.decrypt(data, NAME, [key]) == SECRET
+    assert ring.decrypt(data, NAME, [key], LABEL) == SECRET
 
 
 # Fails to decrypt: how the file came to be, and what is said about it.
@@ -148,7 +149,10 @@ REFUSED: dict[str, tuple[Callable[[People], bytes], str]] = {
     "changed at the end": (lambda p: flipped(good(p), -1), "is damaged"),
     "changed session key": (lambda p: flipped(good(p), 50), "is damaged, or its key is locked"),
     "large garbage": (lambda p: b"\x84" + bytes(1 << 20), "is damaged"),
-    "for Bob only": (lambda p: p.bob.encrypt(SECRET, NAME, [p.b]), "whose secret part is not here"),
+    "for Bob only": (
+        lambda p: p.bob.encrypt(SECRET, NAME, [p.b], LABEL),
+        "whose secret part is not here",
+    ),
     "locked key": (locked, "passphrase was not given\n  (gpg-agent asks for"),
     "with a passphrase": (
         lambda p: raw(p.eve.gpg, None, symmetric=True, passphrase="x"),  # noqa: S106
@@ -167,7 +171,7 @@ def test_refused_ciphertext(people: People, case: str) -> None:
     data = make(people)
     everybody = [people.b, *people.alice.gpg.list_keys().fingerprints]
     with pytest.raises(Failure) as failure:
-        people.alice.decrypt(data, NAME, everybody)
+        people.alice.decrypt(data, NAME, everybody, LABEL)
     assert str(failure.value).startswith(f"{NAME} ")
     assert message in str(failure.value)
     assert failure.value.code == BAD_INPUT
@@ -176,7 +180,7 @@ def test_refused_ciphertext(people: People, case: str) -> None:
 
 def test_signer_must_be_a_recipient(people: People) -> None:
     with pytest.raises(Failure, match=f"{NAME} is signed by {people.a}, which is not a recipient"):
-        people.bob.decrypt(good(people), NAME, [people.b])
+        people.bob.decrypt(good(people), NAME, [people.b], LABEL)
 
 
 def test_unfit_recipients_are_named(people: People) -> None:
@@ -185,12 +189,12 @@ def test_unfit_recipients_are_named(people: People) -> None:
         (people.expired, f"the key {people.expired} has expired"),
     ):
         with pytest.raises(Failure, match=message):
-            people.alice.encrypt(SECRET, NAME, [people.a, recipient])
+            people.alice.encrypt(SECRET, NAME, [people.a, recipient], LABEL)
 
 
 def test_somebody_here_must_sign(people: People) -> None:
     with pytest.raises(Failure, match=f"cannot sign {NAME}"):
-        people.eve.encrypt(SECRET, NAME, [people.a])
+        people.eve.encrypt(SECRET, NAME, [people.a], LABEL)
 
 
 def test_home_with_too_long_a_path(people: People) -> None:

@@ -124,7 +124,7 @@ def test_vm(hosts: Path) -> None:
         (MINIMAL + "[timeouts]\ndown = 0\n", f"{WHERE}, [timeouts]: down is 0, expected"),
         ('[vm]\nstock = "s"\nforward = [70000]\n', f"{WHERE}: 70000 is not the number of a port"),
         # Words that mean nothing.
-        (MINIMAL + 'build_on = "server"\n', f"{WHERE}: build_on is 'server'"),
+        (MINIMAL + 'build_on = "cloud"\n', f"{WHERE}: build_on is 'cloud'"),
         (MINIMAL + 'user = "admin"\n', f"{WHERE}: unknown name 'user'"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from anemos.image import bootstrap, build, imgbuild
+from anemos.image.bootstrap import cache, debian, targets
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
 from tests.imaging import describe, image
@@ -58,6 +59,7 @@ def test_tar(host: Path) -> None:
     done = image(host, *OPTIONS)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "out/mx.tar.gz\n"
+    assert str(host) not in Path("/proc/self/mountinfo").read_text()
     log = [line.strip() for line in done.stderr.splitlines()]
     assert log.index("I am process 1") + 1 == log.index("Welcome to mx!")
     with tarfile.open(host / "out/mx.tar.gz") as archive:
@@ -113,7 +115,7 @@ def test_same_definition_same_uuids(host: Path) -> None:
 def test_layer(host: Path) -> None:
     describe(host, "")
     done = image(host, "--layer", "--cache", "out")
-    (layer,) = (host / "out").iterdir()
+    (layer,) = (host / "out").glob("*.zst")
     assert (done.returncode, done.stdout) == (0, f"out/{layer.name}\n")
 
 
@@ -179,28 +181,126 @@ class Bootstrap:
             archive.addfile(info)
 
 
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Bootstrap:
+    made = Bootstrap()
+    monkeypatch.setattr(targets, "bootstrap", made)
+    return made
+
+
+def layer_of(host: Path, text: str, max_age_s: float = 100) -> Path:
+    (host / "IMGBUILD").write_text(f"target=debian\n{text}\n")
+    return build.layer(imgbuild.load(host), cache=host / "out", max_age_s=max_age_s)
+
+
+def age(layer: Path, seconds: float) -> None:
+    os.utime(layer, (layer.stat().st_mtime - seconds,) * 2)
+
+
 @pytest.mark.parametrize(("age_s", "count"), [(0.0, 1), (99.0, 1), (101.0, 2)])
 def test_age_of_layers(
-    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch, age_s: float, count: int
+    tmp_path: Path, host: Path, counter: Bootstrap, age_s: float, count: int
 ) -> None:
-    counter = Bootstrap()
-    monkeypatch.setattr(bootstrap, "bootstrap", counter)
-    (host / "IMGBUILD").write_text("target=debian")
-    spec = imgbuild.load(host)
-    made = build.layer(spec, cache=host / "out", max_age_s=100)
-    os.utime(made, (made.stat().st_mtime - age_s,) * 2)
-    assert build.layer(spec, cache=host / "out", max_age_s=100) == made
+    made = layer_of(host, "")
+    age(made, age_s)
+    assert layer_of(host, "") == made
     assert counter.count == count
-    assert list((host / "out").iterdir()) == [made]
+    assert set((host / "out").iterdir()) == {made, made.with_name(made.name[:-8] + ".json")}
     bootstrap.unpack(made, tmp_path)
     assert (tmp_path / f"number-{count}").exists()
+
+
+def test_state_of_the_mirror(
+    host: Path, counter: Bootstrap, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mirror that tells its state counts for more than the age; one that cannot does not."""
+    release = host / "mirror/dists/stable/InRelease"
+    release.parent.mkdir(parents=True)
+    release.write_text("one")
+    mirror = f"mirror=file://{host}/mirror"
+    made = layer_of(host, mirror)
+    age(made, 1000)
+    assert layer_of(host, mirror) == made
+    assert counter.count == 1
+    release.write_text("another")
+    assert layer_of(host, mirror) == made
+    assert counter.count == 2
+    assert f"to be made (mirror: changed: file://{release})" in capsys.readouterr().err
+    release.unlink()
+    assert layer_of(host, mirror) == made
+    assert counter.count == 2
+    age(made, 7300)
+    layer_of(host, mirror)
+    assert counter.count == 3
+    assert "to be made (it is 2 hours old)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("packages='a\nnginx'", "packages: + nginx, - apache2"),
+        ("packages='a\napache2'\ndebian_suite=sid", "debian_suite: stable -> sid"),
+        ("packages='a\napache2'\nmirror=/x", "mirror: none -> /x"),
+        ("packages='a'\nexcludes=/x", "excludes: + /x; packages: - apache2"),
+    ],
+)
+def test_why_a_layer_is_made(
+    host: Path, counter: Bootstrap, capsys: pytest.CaptureFixture[str], text: str, reason: str
+) -> None:
+    layer_of(host, "packages='apache2\na'")
+    assert "Package layer: to be made (the first one of host)" in capsys.readouterr().err
+    layer_of(host, text)
+    assert f"Package layer: to be made ({reason})" in capsys.readouterr().err
+    layer_of(host, "imgname=other\n" + text)
+    assert "from the cache" in capsys.readouterr().err
+    assert counter.count == 2
+
+
+def test_damaged_note(host: Path, counter: Bootstrap) -> None:
+    made = layer_of(host, "")
+    made.with_name(made.name[:-8] + ".json").write_text("{")
+    assert layer_of(host, "") == made
+    assert counter.count == 1
+
+
+@pytest.mark.usefixtures("counter")
+def test_old_layers_are_removed(host: Path) -> None:
+    """The newest three of each image stay, and what is not older than a day."""
+    days = 86400
+    shared = layer_of(host, "imgname=other\npackages=shared")
+    age(shared, 9 * days)
+    made = []
+    for number in range(6):
+        made.append(layer_of(host, f"packages={number}"))
+        age(made[-1], (6 - number) * days)
+    assert layer_of(host, "packages=shared", 99 * days) == shared  # is now an image's fourth, too
+    stranger = host / "out/layer-0123456789abcdef.tar.zst"
+    stranger.touch()
+    age(stranger, 2 * days)
+    newest = layer_of(host, "packages=newest")
+    assert set((host / "out").glob("*.zst")) == {shared, *made[4:], newest}
+    assert len(list((host / "out").glob("*.json"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ({"a": ["x"]}, {"a": [{}]}, "a: changed"),
+        ({"keys": {"a": "1", "b": "1"}}, {"keys": {"b": "2", "c": "1"}}, "keys: a, b, c"),
+        ({"suite": ""}, {"suite": "x"}, "suite: none -> x"),
+        ({}, {"new": ["x"]}, "new: none -> ['x']"),
+        ({"a": ["x", "y"]}, {"a": ["y", "x"]}, "a: changed"),
+    ],
+)
+def test_difference(old: dict[str, object], new: dict[str, object], text: str) -> None:
+    assert cache.difference(old, new) == text
 
 
 def test_failed_bootstrap_leaves_the_old_layer(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_spec: object, _output: Path) -> None:
         raise Failure("mirror is down")
 
-    monkeypatch.setattr(bootstrap, "bootstrap", fail)
+    monkeypatch.setattr(targets, "bootstrap", fail)
     describe(host, "")
     (layer,) = (host / "out").iterdir()
     old = layer.read_bytes()
@@ -239,12 +339,12 @@ def test_key(host: Path, text: str, same: bool) -> None:
 
 def test_mmdebstrap(host: Path) -> None:
     (host / "IMGBUILD").write_text("target=debian\npackages='a\nb'\nexcludes='/x/*\n/y'\nmirror=m")
-    argv = bootstrap.mmdebstrap(imgbuild.load(host), Path("/out.tar"))
+    argv = debian.mmdebstrap(imgbuild.load(host), Path("/out.tar"))
     assert {"--include=a,b", "--dpkgopt=path-exclude=/x/*", "--dpkgopt=path-exclude=/y"} <= set(
         map(str, argv)
     )
     assert argv[-3:] == ["stable", Path("/out.tar"), "m"]
     (host / "IMGBUILD").write_text("target=debian")
-    argv = bootstrap.mmdebstrap(imgbuild.load(host), Path("/out.tar"))
+    argv = debian.mmdebstrap(imgbuild.load(host), Path("/out.tar"))
     assert argv[-2:] == ["stable", Path("/out.tar")]
     assert not [word for word in argv if str(word).startswith(("--include", "--dpkgopt"))]

@@ -135,7 +135,7 @@ def test_no_parent(sysfs: Sysfs) -> None:
 # What is done
 
 
-def print_of(name: str, device: Device, digest: str = "same") -> Fingerprint:
+def print_of(name: str, device: Device, only: int = 0, digest: str = "same") -> Fingerprint:
     return Fingerprint(name, device.serial, device.size, digest, ((0, "", ""), (1, "U", "ext4")))
 
 
@@ -166,7 +166,7 @@ def keep(name: str, serial: str, part: int = 0, mount: str = "") -> Kept:
 
 
 def before(*names: str, digest: str = "same") -> list[dict[str, Any]]:
-    return [asdict(print_of(name, Device("", "", "", 1), digest)) for name in names]
+    return [asdict(print_of(name, Device("", "", "", 1), digest=digest)) for name in names]
 
 
 def test_taken_from_the_kernel(sysfs: Sysfs, done: list[str]) -> None:
@@ -175,7 +175,7 @@ def test_taken_from_the_kernel(sysfs: Sysfs, done: list[str]) -> None:
 
     mounts = kept.secure((keep("data", "VDB", 1, "/home"),), before("data"))
 
-    assert mounts == {"/home": ("U", "ext4")}
+    assert mounts == [("/home", "U", "ext4", "defaults")]
     assert done == ["taken vdb"]
     assert (sysfs.top / "bus/virtio/drivers/virtio_blk/unbind").read_text() == "virtio2"
     assert [each.name for each in disks.devices()] == ["vda"]
@@ -188,7 +188,7 @@ def test_several(sysfs: Sysfs, done: list[str]) -> None:
 
     mounts = kept.secure((keep("one", "VDB"), keep("two", "S", 1, "/srv")), before("one", "two"))
 
-    assert mounts == {"/srv": ("U", "ext4")}
+    assert mounts == [("/srv", "U", "ext4", "defaults")]
     assert done == ["taken vdb", "taken sda"]
 
 
@@ -210,7 +210,7 @@ def test_read_only_where_the_bus_cannot(
 def test_changed(sysfs: Sysfs, done: list[str], fingerprints: list[dict[str, Any]]) -> None:
     sysfs.virtio("vda", 1)
 
-    with pytest.raises(Failure, match="kept disk 'data' is not what it was") as caught:
+    with pytest.raises(Failure, match="kept 'data' is not what it was") as caught:
         kept.secure((keep("data", "VDA"),), fingerprints)
 
     assert caught.value.status == FAILED
@@ -231,12 +231,23 @@ def test_missing_and_ambiguous(sysfs: Sysfs, done: list[str]) -> None:
 def test_no_file_system_to_mount(sysfs: Sysfs, done: list[str]) -> None:
     sysfs.virtio("vda", 1)
 
-    with pytest.raises(Failure, match="kept disk 'data': no file system on partition 2"):
+    with pytest.raises(Failure, match="kept 'data': no file system on partition 2"):
         kept.secure((keep("data", "VDA", 2, "/home"),), before("data"))
 
     assert done == []
 
 
+def test_partition(sysfs: Sysfs, done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk it lies on stays, and is written to."""
+    sysfs.virtio("vda", 1)
+    one = Kept("old", {"serial": "VDA"}, 1, "/old", "ro", disk="system")
+
+    assert kept.secure((one,), before("old")) == [("/old", "U", "ext4", "ro")]
+
+    assert done == ["blockdev --setro /dev/vda1"]
+    assert [each.name for each in disks.devices()] == ["vda"]
+
+
 def test_nothing_to_keep(done: list[str]) -> None:
-    assert kept.secure((), []) == {}
+    assert kept.secure((), []) == []
     assert done == []

@@ -14,6 +14,7 @@ from anemos.initramfs import network as initramfs
 from anemos.log import Failure
 from anemos.run import run
 from anemos.server import network as server
+from tests import lab
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 
@@ -406,3 +407,70 @@ def test_gateway_that_answers(there: list[str], monkeypatch: pytest.MonkeyPatch)
         ip(f"netns delete {far}")
 
     assert found == {family: family in there for family in initramfs.FAMILIES}
+
+
+# In the initramfs itself, whose kernel has bonds and VLANs: a bond of two cards on one cable.
+
+SCENE = """
+import json, sys
+from pathlib import Path
+from anemos.run import run
+from anemos.initramfs import network as initramfs
+from anemos.server import network as server
+from tests import lab
+
+def ip(line):
+    run(["ip", *line.split()])
+
+def state(name):
+    (link,) = json.loads(run(["ip", "-json", "-details", "address", "show", "dev", name]))
+    info = link["linkinfo"]["info_data"]
+    routes = sorted(run(["ip", each, "route", "show", "dev", name]) for each in ("-4", "-6"))
+    return [
+        link["mtu"], link["address"], routes,
+        {key: info.get(key) for key in ("mode", "miimon", "id", "protocol")},
+        [each["local"] for each in link["addr_info"] if each["scope"] == "global"],
+    ]
+
+first, second = (initramfs.name_of(f"52:54:00:00:01:0{n}") for n in (1, 2))
+run(["modprobe", "bonding", "max_bonds=0"])
+ip("link add bond0 type bond mode active-backup miimon 250")
+ip(f"link set {first} master bond0")
+ip(f"link set {second} master bond0")
+ip("link set bond0 mtu 1400 up")
+ip("address add 192.0.2.7/24 dev bond0")
+ip("link add link bond0 name office type vlan id 7")
+ip("link set office up")
+ip("address add 198.51.100.7/32 dev office")
+ip("-6 address add 2001:db8::7/64 dev office nodad")
+ip("route add 198.51.100.1 dev office")
+ip("route add 203.0.113.0/24 via 198.51.100.1 dev office metric 7")
+before = [state("bond0"), state("office")]
+captured = json.loads(json.dumps(server.capture(Path("/"), "192.0.2.7")))
+ip("link delete bond0")
+for interface in captured["interfaces"]:
+    interface["dhcp"] = interface["name"] not in ("bond0", "office", first, second)
+initramfs.up(captured, Path("/tmp/resolv.conf"))
+print(json.dumps([before, [state("bond0"), state("office")]]))
+"""
+
+
+@pytest.mark.vm
+@pytest.mark.root
+@pytest.mark.real("run", "ssh")
+def test_bond_and_vlan() -> None:
+    """Captured, taken down, made again; and the lease of the card that leads here is kept."""
+    cards: list[str] = []
+    for number in (1, 2):
+        cards += ["-netdev", f"hubport,hubid=1,id=h{number}", "-device"]
+        cards += [f"virtio-net-pci,netdev=h{number},mac=52:54:00:00:01:0{number}"]
+    with lab.opened() as room:
+        guest = room.boot(room.parts("target=debian\n"), [], *cards)
+        guest.await_ssh()
+        before, after = json.loads(guest.sh(f"python3 -B -c '{SCENE}'").splitlines()[-1])
+
+        assert after == before
+        assert before[0][3]["mode"] == "active-backup"
+        assert "203.0.113.0/24 via 198.51.100.1 metric 7" in before[1][2][0]
+        assert "udhcpc -b -i" in guest.sh("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+        assert "10.0.2.15/24" in guest.sh("ip -4 address show")

@@ -171,7 +171,10 @@ def test_disks(tmp_path: Path, root: Path, out: Path) -> None:
         for part, start in zip(disk.parts, starts, strict=True):
             if part.fs:
                 run(["e2fsck", "-f", "-n", f"{file}?offset={start}"])
-                uuid = layout.fs_uuid(disk, part, SEED)
+                carrier = spec(tmp_path, "disk", LAYOUT).layout.carriers()[
+                    f"{disk.name}/{part.name}"
+                ]
+                uuid = layout.fs_uuid(carrier, SEED)
                 assert uuid in debugfs(file, start, "show_super_stats -h")
     everything = {path: attributes[:3] for path, attributes in FILES.items()} | DIRECTORIES
     for path, wanted in everything.items():
@@ -189,7 +192,7 @@ def test_disks(tmp_path: Path, root: Path, out: Path) -> None:
         assert [line.split("/")[5] for line in listing] == [".", ".."]
     debugfs(made[0], start, f"dump /etc/fstab {tmp_path}/fstab")
     whole = spec(tmp_path, "disk", LAYOUT).layout
-    assert (tmp_path / "fstab").read_text() == layout.fstab(whole, SEED, {})
+    assert (tmp_path / "fstab").read_text() == layout.fstab(whole, SEED)
 
 
 def test_disk_again(tmp_path: Path, root: Path, out: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
+from anemos.image.layout import Kept
 from anemos.log import BAD_INPUT, Failure
 from anemos.workstation import payload
 
@@ -82,6 +84,18 @@ def test_contents(host: Path, secrets: Path) -> None:
     assert content(file, "secrets/etc/ssl/mx.key") == b"\x00secret"
 
 
+def test_what_a_bootstrap_takes(host: Path) -> None:
+    (host / "keys").mkdir()
+    for name in ("pacman.conf", "repositories", "keys/b.asc", "keys/a.rsa.pub", "notes"):
+        (host / name).write_text(name)
+
+    file = write(host)
+
+    names = ["host/pacman.conf", "host/repositories", "host/keys/a.rsa.pub", "host/keys/b.asc"]
+    assert [name for name in members(file) if name.startswith("host/")][1:] == names
+    assert [content(file, name).decode() for name in names] == [name[5:] for name in names]
+
+
 def test_manifest(host: Path, secrets: Path) -> None:
     (host / "files/etc/motd").write_text("hello\n")
     out = host.parent / "payload"
@@ -93,8 +107,8 @@ def test_manifest(host: Path, secrets: Path) -> None:
         "deployment": "d-1",
         "host": "mx",
         "keep": [
-            {"name": "data", "match": {"serial": "S"}, "part": 1, "mount": "/home"},
-            {"name": "more", "match": {"wwn": "naa.1"}, "part": 0, "mount": ""},
+            asdict(Kept("data", {"serial": "S"}, 1, "/home")),
+            asdict(Kept("more", {"wwn": "naa.1"})),
         ],
         "files": {
             "host/IMGBUILD": sha256(IMGBUILD.encode()).hexdigest(),
@@ -259,3 +273,13 @@ def test_unreadable_file(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(host)
 
     assert caught.value.status == BAD_INPUT
+
+
+def test_key_of_an_encrypted_volume(host: Path, secrets: Path, tmp_path: Path) -> None:
+    words = "disk d serial=s\npart r fs=ext4 mount=/ size=1G\npart c\nluks x on=d/c key=etc/x.key"
+    whole = imgbuild.interpret(host, {"target": "debian", "layout": words})
+    with pytest.raises(Failure, match="no secret etc/x"):
+        payload.write(tmp_path / "out", whole, "d-1", {}, secrets)
+    (secrets / "etc").mkdir(parents=True)
+    (secrets / "etc/x.key").write_text("key")
+    payload.write(tmp_path / "out", whole, "d-1", {}, secrets)

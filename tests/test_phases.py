@@ -7,19 +7,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, phases, places, reach
+from anemos.workstation import facts, hostkeys, phases, places, reach
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
+from anemos.workstation.plan import Sizes
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
     LoginRefused,
+    Remote,
     TimedOut,
     Unreachable,
     WrongHostKey,
@@ -289,7 +291,7 @@ class Server:
         if self.lost:
             raise LOST
 
-    def script(self, remote: "Server", name: str, *words: str, timeout: float = 60) -> str:
+    def script(self, remote: "Server", name: str, *words: str, **_options: object) -> str:
         self.done.append(" ".join([name, *words]))
         saved = json.loads((places.memory("mx") / "state.json").read_text())
         assert name != "jump.sh" or saved["old_boot_id"] == "old"
@@ -337,6 +339,37 @@ def test_jump_into_something_else(monkeypatch: pytest.MonkeyPatch, seen: Identit
     assert server.done[-1] == "await end"
 
 
+@pytest.mark.parametrize(
+    ("host", "state", "digest"),
+    [
+        (HOST, State("mx"), ""),
+        (HOST, State("mx", layer="layer"), "of layer"),
+        (replace(HOST, build_on="server"), State("mx"), "made"),
+        (replace(HOST, build_on="server"), State("mx", server_layer="there"), "there"),
+    ],
+)
+def test_layer(monkeypatch: pytest.MonkeyPatch, host: Host, state: State, digest: str) -> None:
+    """Sent, made there once, or none."""
+    asked: list[object] = []
+    required: list[Sizes] = []
+
+    def enter(_remote: object, _base: str, *words: str, **_options: object) -> str:
+        asked.append(words)
+        return 'Bootstrapping ...\n{"layer": "made", "size": 5}\n'
+
+    monkeypatch.setattr(phases, "sha256", lambda file: f"of {file.name}")
+    monkeypatch.setattr(reach, "enter", enter)
+    monkeypatch.setattr(facts, "gather", lambda *_: None)
+    monkeypatch.setattr(Host, "imgbuild", lambda _: None)
+    monkeypatch.setattr(phases, "require", lambda *words: required.append(words[-1]))
+
+    for _ in range(2):
+        assert phases.layer_digest(host, state, cast(Remote, None)) == digest
+
+    assert asked == ([("bootstrap", "of payload")] if digest == "made" else [])
+    assert [sizes.layer for sizes in required] == [5] * len(asked)
+
+
 def test_clean() -> None:
     """What an interrupted run left of any host is gone."""
     left = places.memory("mx") / "secrets/files/etc/key"
@@ -350,12 +383,15 @@ def test_clean() -> None:
 @pytest.mark.real("run")
 def test_host_key_among_the_secrets(tmp_path: Path) -> None:
     """It must be the pinned one, or nobody could prove who answers after the deployment."""
-    pinned, other = make_key(tmp_path / "pinned"), make_key(tmp_path / "ssh_host_ed25519_key")
+    pinned, other = make_key(tmp_path / "pinned"), make_key(tmp_path / "other")
+    name = "etc/ssh/ssh_host_ed25519_key"
+    keys = {name: (tmp_path / "other").read_bytes()}
 
-    phases.check_host_keys(replace(HOST, host_key=pinned), tmp_path / "none")
-    phases.check_host_keys(replace(HOST, host_key=other), tmp_path)
-    with pytest.raises(Failure, match=r"none of those among the secrets: ssh_host_ed25519_key$"):
-        phases.check_host_keys(replace(HOST, host_key=pinned), tmp_path)
+    assert hostkeys.among([name, f"{name}.pub", "etc/ssh/sshd_config", "X"]) == [name]
+    assert hostkeys.problem(replace(HOST, host_key=pinned), {}) == ""
+    assert hostkeys.problem(replace(HOST, host_key=other), keys) == ""
+    wrong = hostkeys.problem(replace(HOST, host_key=pinned), keys)
+    assert wrong == f"the pinned host key is none of those among the secrets: {name}"
 
 
 def test_command_without_an_answer_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,3 +251,62 @@ def test_what_is_mounted_from_a_disk(disk: str, node: str, mounted: bool) -> Non
 
     assert text.endswith("/here (ext4)") is mounted
     assert text.endswith(": no partition is mounted") is not mounted
+
+
+PARTS = tuple(
+    facts.Partition("vda", f"vda{number}", number, start * MIB, size * MIB)
+    for number, start, size in [(1, 1, 100), (2, 101, 5000), (3, 5101, 500)]
+)
+HOME = "part home disk=system number=3 mount=/home\n" + KEEP.replace("/home", "/data")
+
+
+def test_kept_partition() -> None:
+    there = replace(FACTS, parts=PARTS)
+    assert problems(there, keep=HOME) == []
+    (line,) = problems(replace(FACTS, parts=PARTS[:2]), keep=HOME)
+    assert line == "keep: vda (serial demo-system, 6.4 GB) has no partition 3"
+    (line,) = problems(there, keep=HOME, layout=LAYOUT + "part x size=5200M\n")
+    assert line == f"layout: disk 'system': partitions do not fit in {FACTS.disks[0].size} bytes"
+    (line,) = problems(
+        there, keep=HOME, layout=LAYOUT + "part a size=1M\npart b size=1M\npart c size=1M"
+    )
+    assert line == "layout: disk 'system': at most 4 partitions, with those that are kept"
+    told = [text for what, text in plan.describe(spec(keep=HOME), there, SIZES) if what == "keep"]
+    assert told[0] == "partition 3 of vda (serial demo-system, 6.4 GB)"
+
+
+@pytest.mark.parametrize(
+    ("slaves", "expected"),
+    [
+        ([("dm-0", "vda2")], ""),
+        ([("dm-0", "vdb")], ""),
+        ([("dm-0", "vda3"), ("dm-0", "vdb1")], ""),  # both are kept
+        ([("dm-0", "md0"), ("md0", "vda2"), ("dm-0", "vdc")], ""),  # nobody's disk
+        (
+            [("md0", "vda2"), ("md0", "vda3")],
+            "md0 lies on what is erased and on what is kept: vda,",
+        ),
+        ([("dm-0", "md0"), ("md0", "vdb"), ("dm-0", "vda2")], "dm-0 lies on what is erased and on"),
+    ],
+)
+def test_entangled(slaves: list[tuple[str, str]], expected: str) -> None:
+    given = replace(
+        FACTS,
+        parts=(*PARTS, facts.Partition("vdb", "vdb1", 1, MIB, MIB)),
+        slaves=tuple(slaves),
+    )
+    found = problems(given, keep=HOME)
+    assert [line[: len(expected)] for line in found] == ([expected] if expected else [])
+
+
+def test_programs_for_a_stack() -> None:
+    parts = "part root fs=ext4 mount=/ size=1G\npart x size=1G\npart y size=1G\n"
+    stack = f"{parts}raid m level=1 on=system/x,system/y\nluks l on=m key=a/b\nvg v on=l"
+    whole = LAYOUT.replace("part root fs=ext4 mount=/\n", stack)
+    assert [line.split(":")[0] for line in problems(layout=whole)] == [
+        "the layout has raid 'm'",
+        "the layout has luks 'l'",
+        "the layout has vg 'v'",
+    ]
+    packages = "linux-image-amd64 mdadm cryptsetup-initramfs lvm2"
+    assert problems(layout=whole, packages=packages) == []

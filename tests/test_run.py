@@ -1,14 +1,16 @@
 """anemos.run against real processes."""
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from anemos.log import FAILED, Failure
-from anemos.run import TAIL_LINES, CommandFailed, environment, quote, run
+from anemos.run import TAIL_LINES, CommandFailed, environment, quote, read, run
 
 pytestmark = pytest.mark.real("run")
 
@@ -168,3 +170,72 @@ def test_program_of_the_interpreter() -> None:
 
 def test_quoted_command_can_be_pasted() -> None:
     assert quote(["a b", Path("/c"), ""]) == "'a b' /c ''"
+
+
+# What handles secrets
+
+
+def test_read_returns_bytes() -> None:
+    assert read(["printf", r"\0\377\r\n"], "x", timeout=9) == b"\0\xff\r\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo SECRET; echo why >&2; exit 3", "etc/x: exit status 3: why"),
+        ("echo SECRET; exit 3", "etc/x: exit status 3"),
+        ("echo SECRET; (trap '' TERM; sleep 30) & wait", "etc/x: no end after 0.1 s"),
+        ("echo x </dev/tty", "etc/x: exit status 2: sh: 1: cannot open /dev/tty"),
+    ],
+)
+def test_read_shows_no_output(script: str, message: str) -> None:
+    with pytest.raises(Failure) as failure:
+        read(["sh", "-c", script], "etc/x", timeout=0.1 if "sleep" in script else 60)
+    assert failure.value.message.startswith(message)
+    assert "SECRET" not in str(failure.value)
+
+
+def test_read_leaves_no_process_behind(tmp_path: Path) -> None:
+    script = f"sleep 1000 & echo $! >{tmp_path}/pid; wait"
+    with pytest.raises(Failure, match="no end after 1 s"):
+        read(["sh", "-c", script], "x", timeout=1)
+    pid = (tmp_path / "pid").read_text().strip()
+    end = time.monotonic() + 20
+    while (
+        Path("/proc", pid).exists() and "(zombie)" not in Path("/proc", pid, "status").read_text()
+    ):
+        assert time.monotonic() < end
+
+
+def test_read_without_a_program() -> None:
+    with pytest.raises(Failure, match="etc/x: no-such-program not found"):
+        read(["no-such-program"], "etc/x", timeout=9)
+
+
+CRASH = """
+import os, resource, sys
+from anemos.run import no_core_dumps
+_, hard = resource.getrlimit(resource.RLIMIT_CORE)
+resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+if sys.argv[1] == "off":
+    no_core_dumps()
+    no_core_dumps()
+pid = os.fork()
+if not pid:
+    os.abort()
+sys.exit(os.WCOREDUMP(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_core_dumps(tmp_path: Path, mode: str) -> None:
+    """A child's, too: a limit is inherited."""
+    root = Path(__file__).parents[1]
+    argv = [sys.executable, "-c", CRASH, mode]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    dumped = subprocess.run(argv, cwd=tmp_path, env=environment, check=False).returncode
+
+    if mode == "on" and not dumped:
+        pytest.skip("this machine makes no core dumps anyway")
+    assert dumped == (mode == "on")
+    assert (mode == "on") or list(tmp_path.iterdir()) == []

@@ -45,7 +45,7 @@ def test_help_runs_nothing(project: Tree, name: str, words: list[str]) -> None:
     done = project.inv(name, *words, "--help")
 
     assert done.status == 0
-    assert done.out.startswith(f"Usage: inv[oke] [--core-opts] {name} [--options]")
+    assert done.out.startswith(f"Usage: inv [--core-opts] {name} [--options]")
     assert project.files() == before
 
 

@@ -12,14 +12,15 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.workstation.gpg import Keyring
+from anemos.workstation.scratch import filesystem_type
 from anemos.workstation.secrets import (
     ensure_throwaway,
-    filesystem_type,
     load,
     names,
     read_recipients,
     reveal,
 )
+from anemos.workstation.sources.gpg import Gpg
 
 pytestmark = pytest.mark.real("run", "gpg")
 
@@ -161,7 +162,7 @@ def test_special_files_are_refused(root: Path) -> None:
 
 def test_reveal(keyring: Keyring, root: Path, memory: Path) -> None:
     into = memory / "deep/demo"
-    revealed = reveal(keyring, root, "demo", into)
+    revealed = reveal(Gpg(keyring, root), "demo", into)
     assert revealed.files == [KEY]
     assert revealed.values == {"PASSWORD": "grün\n"}  # one newline fewer
     assert (into / "files" / KEY).read_bytes() == PEM
@@ -173,30 +174,37 @@ def test_reveal(keyring: Keyring, root: Path, memory: Path) -> None:
 
 
 def test_reveal_replaces_an_earlier_one(keyring: Keyring, root: Path, memory: Path) -> None:
-    reveal(keyring, root, "demo", memory / "into")
+    reveal(Gpg(keyring, root), "demo", memory / "into")
     (root / "demo" / f"{KEY}.gpg").unlink()
     touch(memory, ".into.new/files/killed-before-it-was-complete")
-    assert reveal(keyring, root, "demo", memory / "into").files == []
+    assert reveal(Gpg(keyring, root), "demo", memory / "into").files == []
     assert tree(memory) == ["into/values/PASSWORD"]
 
 
 def test_host_without_secrets(keyring: Keyring, root: Path, memory: Path) -> None:
     (root / "recipients").unlink()
-    revealed = reveal(keyring, root, "none", memory / "into")
+    revealed = reveal(Gpg(keyring, root), "none", memory / "into")
     assert (revealed.files, revealed.values) == ([], {})
     assert load(memory / "into", "none") == revealed
 
 
 def spoil_value(keyring: Keyring, root: Path) -> None:
-    data = keyring.encrypt(b"\xff", "BINARY", read_recipients(root / "recipients"))
+    data = keyring.encrypt(b"\xff", "BINARY", read_recipients(root / "recipients"), "demo/ZZZ")
     (root / "demo/ZZZ.gpg").write_bytes(data)
+
+
+def twice(keyring: Keyring, root: Path) -> None:
+    """A secret that is a file and the directory of another one."""
+    (root / "demo" / KEY).mkdir()
+    data = keyring.encrypt(b"x", "X", read_recipients(root / "recipients"), f"demo/{KEY}/x")
+    (root / "demo" / KEY / "x.gpg").write_bytes(data)
 
 
 ERRORS: dict[str, tuple[Callable[[Keyring, Path], object], str]] = {
     "plain file": (lambda _, root: touch(root, "demo/etc/plain"), "etc/plain does not end in .gpg"),
     "empty value": (lambda _, root: touch(root, "demo/ZZZ.gpg"), "demo/ZZZ.gpg is empty"),
-    "binary value": (spoil_value, "demo/ZZZ.gpg: a value must be UTF-8 text"),
-    "file in a file": (lambda _, root: twice(root), "cannot reveal the secrets of demo"),
+    "binary value": (spoil_value, "demo/ZZZ: a value must be UTF-8 text"),
+    "file in a file": (twice, "cannot reveal the secrets of demo"),
     "no recipients": (lambda _, root: (root / "recipients").unlink(), "recipients is missing"),
     "other signers": (
         lambda _, root: (root / "recipients").write_text(BOB),
@@ -205,22 +213,15 @@ ERRORS: dict[str, tuple[Callable[[Keyring, Path], object], str]] = {
 }
 
 
-def twice(root: Path) -> None:
-    """A secret that is a file and the directory of another one."""
-    ciphertext = root / "demo" / f"{KEY}.gpg"
-    (root / "demo" / KEY).mkdir()
-    shutil.copy(ciphertext, root / "demo" / KEY)
-
-
 @pytest.mark.parametrize("case", ERRORS)
 def test_nothing_stays_revealed_after_an_error(
     keyring: Keyring, root: Path, memory: Path, case: str
 ) -> None:
     spoil, message = ERRORS[case]
-    reveal(keyring, root, "demo", memory / "into")
+    reveal(Gpg(keyring, root), "demo", memory / "into")
     spoil(keyring, root)
     with pytest.raises(Failure, match=message):
-        reveal(keyring, root, "demo", memory / "into")
+        reveal(Gpg(keyring, root), "demo", memory / "into")
     assert list(memory.iterdir()) == []
     with pytest.raises(Failure, match=r"\./inv reveal-secrets --host demo"):
         load(memory / "into", "demo")
@@ -230,7 +231,7 @@ def test_only_memory_is_good_enough(keyring: Keyring, root: Path, memory: Path) 
     (memory / "link").symlink_to("/proc/self")
     for into in (Path("/proc/self/fd/x"), memory / "link" / "x"):
         with pytest.raises(Failure, match="lies on proc, not in memory") as failure:
-            reveal(keyring, root, "demo", into)
+            reveal(Gpg(keyring, root), "demo", into)
         assert failure.value.code == BAD_INPUT
 
 
@@ -296,7 +297,7 @@ def test_throwaway_secrets_after_an_interrupted_run(home: Path, root: Path, memo
     touch(root, ".demo.new/etc/killed-before-it-was-complete.gpg")
     keyring = ensure_throwaway(home, root, "demo", make)
     assert (root / "recipients").read_text() == recipients
-    assert reveal(keyring, root, "demo", memory / "into").files == [KEY]
+    assert reveal(Gpg(keyring, root), "demo", memory / "into").files == [KEY]
 
 
 def test_hosts_share_the_throwaway_key(keyring: Keyring, home: Path, root: Path) -> None:

@@ -14,6 +14,7 @@ from anemos import archive, disks, log
 from anemos.digest import sha256
 from anemos.disks import Device, Fingerprint
 from anemos.image import imgbuild
+from anemos.image.layout import Kept
 from anemos.initramfs import boot, events, sshd
 from anemos.log import FAILED, Failure
 from anemos.run import run
@@ -41,7 +42,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(staging, name, place)
     monkeypatch.setattr(network, "capture", lambda host, needed: NETWORK)
     monkeypatch.setattr(disks, "devices", lambda: [DEVICE])
-    monkeypatch.setattr(disks, "fingerprint", lambda name, device: PRINT)
+    monkeypatch.setattr(disks, "fingerprint", lambda name, device, only: PRINT)
     stage.mkdir()
     (tmp_path / "initrd").write_bytes(b"first" * 3)  # no multiple of 4
     (stage / "layer").write_bytes(b"layer")
@@ -216,7 +217,7 @@ def test_manifest(stage: Path) -> None:
     manifest = archive.read_manifest(stage / "payload")
 
     assert (manifest["deployment"], manifest["host"]) == ("d-1", "mx")
-    assert manifest["keep"] == [{"name": "data", "match": {"serial": "S"}, "part": 0, "mount": ""}]
+    assert manifest["keep"] == [asdict(Kept("data", {"serial": "S"}))]
 
 
 def test_kept_disk_that_is_not_there(stage: Path) -> None:

@@ -25,6 +25,9 @@ OF_A_HOST = [
     "deploy",
     "build",
     "demo",
+    "test",
+    "export",
+    "go",
 ]
 ERASING = ["kexec", "deploy"]
 
@@ -206,6 +209,7 @@ def test_confirmed_but_nothing_is_prepared(project: Tree, words: list[str]) -> N
         ("build-initramfs", "upload"),
         ("watch", "pack"),
         ("verify", "kexec"),
+        ("go", "export"),
     ],
 )
 def test_phase_that_comes_too_early(project: Tree, name: str, before: str) -> None:
@@ -226,7 +230,7 @@ def test_demo_of_a_real_machine(project: Tree, words: list[str]) -> None:
     done = project.inv(*words)
 
     assert done.status == BAD_INPUT
-    assert "hosts/mx/host.toml has no [vm]: mx is a real machine" in done.err
+    assert "hosts/mx/host.toml has no stock in [vm]: mx is a real machine" in done.err
 
 
 @pytest.mark.parametrize("name", ["plan", "deploy"])

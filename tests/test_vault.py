@@ -406,7 +406,8 @@ def test_rekey_for_a_new_recipient(alice: Vault, people: People) -> None:
 def test_rekey_without_a_former_recipient(alice: Vault, people: People) -> None:
     alice.write("mx", KEY, BINARY)
     Vault(people.bob, alice.root).replace(
-        alice.root / "mx/VALUE.gpg", people.bob.encrypt(b"v", "VALUE", [people.b, people.a])
+        alice.root / "mx/VALUE.gpg",
+        people.bob.encrypt(b"v", "VALUE", [people.b, people.a], "mx/VALUE"),
     )
     before = tree(alice.root)
     share(alice.root, people.a)
@@ -426,7 +427,9 @@ def test_rekey_without_a_former_recipient(alice: Vault, people: People) -> None:
 def test_rekey_does_not_launder(alice: Vault, people: People) -> None:
     """Eve has the public keys, and can write files."""
     path = alice.root / "mx/VALUE.gpg"
-    alice.replace(path, people.eve.encrypt(b"mine", "VALUE", [people.e, people.a, people.b]))
+    alice.replace(
+        path, people.eve.encrypt(b"mine", "VALUE", [people.e, people.a, people.b], "mx/VALUE")
+    )
     with pytest.raises(Failure, match=f"signed by {people.e}, which is not a recipient"):
         vault.rekey(alice)
 
@@ -443,7 +446,9 @@ def test_former_must_be_a_fingerprint(alice: Vault) -> None:
 def test_list(alice: Vault, people: People, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (KEY, "PASSWORD", "FORGOTTEN"):
         alice.write("mx", name, b"x")
-    alice.replace(alice.root / "www/THEIRS.gpg", people.bob.encrypt(b"x", "THEIRS", [people.b]))
+    alice.replace(
+        alice.root / "www/THEIRS.gpg", people.bob.encrypt(b"x", "THEIRS", [people.b], "www/THEIRS")
+    )
     alice.replace(alice.root / "gone/etc/x.gpg", b"plain")
     both = sorted([people.a, people.b])
 
@@ -474,16 +479,16 @@ def test_list(alice: Vault, people: People, capsys: pytest.CaptureFixture[str]) 
 
 def wrong(people: People, name: str) -> bytes:
     """Ciphertext that is wrong in one way."""
-    both = [people.a, people.b]
+    both, label = [people.a, people.b], "mx/VALUE"
     options = {"always_trust": True, "armor": False}
     made = {
         "plain": b"password",
         "empty": b"",
-        "damaged": people.alice.encrypt(b"x", name, both)[:-1],
+        "damaged": people.alice.encrypt(b"x", name, both, label)[:-1],
         "unsigned": bytes(people.eve.gpg.encrypt(b"x", both, **options).data),
-        "signed by Eve": people.eve.encrypt(b"x", name, [people.e, people.b, people.a]),
-        "Bob is missing": people.alice.encrypt(b"x", name, [people.a]),
-        "binary value": people.alice.encrypt(BINARY, name, both),
+        "signed by Eve": people.eve.encrypt(b"x", name, [people.e, people.b, people.a], label),
+        "Bob is missing": people.alice.encrypt(b"x", name, [people.a], label),
+        "binary value": people.alice.encrypt(BINARY, name, both, label),
         "passphrase": bytes(
             people.alice.gpg.encrypt(
                 b"x",
@@ -509,13 +514,13 @@ def wrong(people: People, name: str) -> bytes:
         ("signed by Eve", "mx/VALUE.gpg is signed by {e}, which is not a recipient"),
         ("Bob is missing", "mx/VALUE is not encrypted to {b}"),
         ("passphrase", "mx/VALUE is encrypted to whoever knows a passphrase"),
-        ("binary value", "mx/VALUE.gpg: a value must be UTF-8 text"),
+        ("binary value", "mx/VALUE: a value must be UTF-8 text"),
     ],
 )
 def test_check(alice: Vault, people: People, case: str, message: str) -> None:
     alice.write("mx", KEY, b"x")
     alice.write("www", KEY, b"x")
-    assert audit.check(alice) == {"checked": 2, "unknown": []}
+    assert audit.check(alice) == {"checked": 2, "unknown": [], "unused": []}
 
     alice.replace(alice.root / "mx/VALUE.gpg", wrong(people, case))
 
@@ -548,7 +553,7 @@ def test_check_tells_everything_at_once(alice: Vault, tmp_path: Path) -> None:
 def test_check_by_somebody_without_a_key(alice: Vault, people: People) -> None:
     alice.write("mx", KEY, b"x")
     eve = Vault(people.eve, alice.root)
-    assert audit.check(eve) == {"checked": 1, "unknown": [f"mx/{KEY}"]}
+    assert audit.check(eve) == {"checked": 1, "unknown": [f"mx/{KEY}"], "unused": []}
 
 
 def test_check_without_secrets(people: People, tmp_path: Path) -> None:

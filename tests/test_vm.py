@@ -116,6 +116,16 @@ def test_process_that_is_gone(directory: Path) -> None:
     assert MACHINE.pid == 0
 
 
+def test_remove(directory: Path) -> None:
+    (directory / "stock-system.img").touch()
+
+    vm.remove(MACHINE)
+
+    assert not directory.exists()
+    vm.remove(MACHINE)
+    directory.mkdir()
+
+
 def test_start_without_disks(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="VM demo has no disks") as caught:
         vm.start(MACHINE, [])

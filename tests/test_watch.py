@@ -159,6 +159,17 @@ def test_failed_and_the_old_system_stays_away(monkeypatch: pytest.MonkeyPatch) -
         run(monkeypatch, [LOG, BAD], host=host)
 
 
+def test_failed_where_no_old_system_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started by hand, the machine stays, before the point of no return, too."""
+    State("mx", deployment="d-1", stays=True).save()
+
+    with pytest.raises(Failure, match=r"^mx: disk 'system': no disks") as caught:
+        run(monkeypatch, [LOG, BAD])
+
+    assert caught.value.status == FAILED
+    assert caught.value.hint == "it waits in the initramfs: ssh -p 2222 root@192.0.2.1"
+
+
 def test_failed_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Failure, match=r"^mx: disk 'system': no disks") as caught:
         run(monkeypatch, [LOG, PASSED, LOG, BAD])

@@ -100,7 +100,7 @@ def copied(directory: Path) -> Iterator[Tree]:
     finally:
         subprocess.run(["gpgconf", "--kill", "all"], env=environment(home), check=True)
         shutil.rmtree(home)
-        shutil.rmtree(memory)
+        shutil.rmtree(memory, ignore_errors=True)  # `inv clean` was there before
 
 
 def where(place: str, directory: Path, home: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from anemos import log
 from anemos.image import build, imgbuild, isolation
 from anemos.log import Failure
+from anemos.run import no_core_dumps
 
 
 def directory(text: str) -> Path:
@@ -43,7 +44,7 @@ def arguments() -> argparse.Namespace:
     cache = "directory for package layers (default: output)"
     parser.add_argument("--cache", type=directory, help=cache)
     parser.add_argument("--max-age", type=float, default=build.DAY_S, help="of a layer, in seconds")
-    parser.add_argument("--mirror", default="", help="for an IMGBUILD that names none")
+    parser.add_argument("--mirror", default="", help="of Debian, when the IMGBUILD names none")
     parser.add_argument("--layer", action="store_true", help="make the package layer alone")
     parser.add_argument("--values", type=values, help="JSON object with the values for templates")
     parser.add_argument("--secrets", type=directory, help="tree of revealed secret files")
@@ -52,9 +53,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    no_core_dumps()
     isolation.enter("anemos.image", sys.argv[1:])
     spec = imgbuild.load(given.directory, given.format)
-    spec = replace(spec, mirror=spec.mirror or given.mirror)
+    if spec.target == "debian":
+        spec = replace(spec, mirror=spec.mirror or given.mirror)
     cache = given.cache or given.output
     if given.layer:
         print(build.layer(spec, cache=cache, max_age_s=given.max_age))

@@ -36,7 +36,9 @@ def install(imgbuild: Imgbuild, root: Path, disks: dict[str, Path], seed: str) -
 
 
 def boot_disk(layout: Layout) -> Disk:
-    return next(disk for disk, _, part in layout.mounts() if part.mount == "/")
+    disk = layout.root().disk
+    assert disk is not None  # imgbuild.check_grub
+    return disk
 
 
 def configure(imgbuild: Imgbuild, root: Path, uuid: str) -> None:

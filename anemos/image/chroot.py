@@ -13,14 +13,10 @@ from anemos import log
 from anemos.image import tree
 from anemos.run import CommandFailed, run
 
-# $1: the image; $2: a directory that becomes /run/anemos; the rest: the command.
-ENTER = """
+# Gives the image $1 a /dev of its own.
+DEV = """
 set -e
-root=$1; shared=$2; shift 2
-mount -t proc proc "$root/proc"
-# Read-only: cgroups and EFI variables survive `rm -rf /`. A user namespace gets no sysfs of its
-# own, but has no rights in the one outside either.
-mount -t sysfs -o ro sysfs "$root/sys" 2>/dev/null || mount --rbind /sys "$root/sys"
+root=$1
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 for node in null zero full random urandom tty; do
     : > "$root/dev/$node"
@@ -32,6 +28,16 @@ mount -t tmpfs tmpfs "$root/dev/shm"
 ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 ln -s fd/0 "$root/dev/stdin"; ln -s fd/1 "$root/dev/stdout"; ln -s fd/2 "$root/dev/stderr"
+"""
+
+# $1: the image; $2: a directory that becomes /run/anemos; the rest: the command.
+ENTER = f"""
+{DEV}
+shared=$2; shift 2
+mount -t proc proc "$root/proc"
+# Read-only: cgroups and EFI variables survive `rm -rf /`. A user namespace gets no sysfs of its
+# own, but has no rights in the one outside either.
+mount -t sysfs -o ro sysfs "$root/sys" 2>/dev/null || mount --rbind /sys "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mkdir "$root/run/lock" "$root/run/anemos"
 mount --bind "$shared" "$root/run/anemos"

@@ -3,18 +3,27 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from anemos.image import layout, typos
+from anemos.image import grammar, layout, typos
 from anemos.image.layout import Disk, Kept, Layout, Part
 from anemos.image.typos import Typo
 from anemos.log import Failure, die
 from anemos.run import SYSTEM_PATH, CommandFailed, meaning, run
 
 SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader")
-VARIABLES = (*SINGLE, "hostconf", "packages", "excludes", "layout", "keep", "cmdline")
-FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets")
-TARGETS = ("debian",)
+VARIABLES = (
+    *SINGLE,
+    "hostconf",
+    "packages",
+    "excludes",
+    "layout",
+    "keep",
+    "cmdline",
+    "server_secrets",
+)
+FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets", "fetch_secrets")
+TARGETS = ("debian", "arch", "alpine")
 FORMATS = ("dir", "tar", "raw", "custom", "squashfs", "disk")
 # Suffixes that tar --auto-compress knows, and the programs that it runs for them. (For others it
 # writes a plain archive, without a word. For lzma Debian's runs xz.)
@@ -70,6 +79,7 @@ class Imgbuild:
     keep: tuple[Kept, ...]
     bootloader: str
     cmdline: str
+    server_secrets: tuple[str, ...]
     functions: frozenset[str]
 
     @property
@@ -149,8 +159,8 @@ def interpret(directory: Path, found: Mapping[str, str]) -> Imgbuild:
     check_values(where, found)
     kind, *options = found.get("format", "dir").split() or [""]
     try:
-        disks = layout.parse(found.get("layout", ""))
-        kept = layout.parse_keep(found.get("keep", ""))
+        disks = grammar.parse(found.get("layout", ""))
+        kept = grammar.parse_keep(found.get("keep", ""), disks)
         check_format(kind, options, disks)
     except ValueError as error:
         die(f"{where}: {error}")
@@ -171,6 +181,7 @@ def interpret(directory: Path, found: Mapping[str, str]) -> Imgbuild:
             where, "bootloader", found.get("bootloader", "").strip(), ("", *BOOTLOADERS)
         ),
         cmdline=" ".join(found.get("cmdline", "").split()),
+        server_secrets=tuple(found.get("server_secrets", "").split()),
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
     )
     check(where, spec)
@@ -194,6 +205,7 @@ def check(where: str, spec: Imgbuild) -> None:
     if spec.format == "custom" and not spec.functions & {"setup", "cleanup"}:
         die(f"{where}: format=custom needs setup() or cleanup()")
     check_mounts(where, spec.layout, spec.keep)
+    check_server_secrets(where, spec.server_secrets, fetched="fetch_secrets" in spec.functions)
     if spec.bootloader:
         check_grub(where, for_image(spec).layout, spec.cmdline)
 
@@ -233,8 +245,8 @@ def raw_layout(options: Sequence[str]) -> Layout:
         raise ValueError(f"format=raw does not know {' '.join(options[len(RAW) :])!r}")
     size, table, fs = [*options, *RAW[len(options) :]]
     where = f"format='raw {size} {table} {fs}'"
-    if table not in layout.TABLES:
-        raise ValueError(f"{where}: {table!r} is not one of {', '.join(layout.TABLES)}")
+    if table not in layout.LABELS:
+        raise ValueError(f"{where}: {table!r} is not one of {', '.join(layout.LABELS)}")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", fs):
         raise ValueError(f"{where}: {fs!r} is no type of a file system")
     disk = Disk("raw", {}, table, truncate_size(size), (Part("root", fs=fs, mount="/"),))
@@ -256,7 +268,7 @@ def truncate_size(text: str) -> int:
 
 
 def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
-    taken = {part.mount for _, _, part in disks.mounts()}
+    taken = {each.mount for each in disks.mounts()}
     for each in kept:
         if each.mount in taken:
             die(f"{where}: keep: mount {each.mount!r} stands in the layout, too")
@@ -264,14 +276,29 @@ def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
 
 def check_grub(where: str, disks: Layout, cmdline: str) -> None:
     """All that GRUB needs from the IMGBUILD, asked long before a disk is erased."""
-    for disk, _, part in disks.mounts():
-        if part.mount == "/boot" or part.mount.startswith("/boot/"):
+    for each in disks.mounts():
+        if each.mount == "/boot" or each.mount.startswith("/boot/"):
             die(f"{where}: bootloader=grub needs /boot in the root file system")
-        if part.mount == "/" and disk.table == "gpt" and "bios" not in {p.type for p in disk.parts}:
-            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {disk.name!r}")
+        if each.mount != "/":
+            continue
+        if each.disk is None or each.fs != "ext4":
+            die(f"{where}: bootloader=grub needs / on a partition with ext4")
+        if each.disk.table == "gpt" and "bios" not in {part.type for part in each.disk.parts}:
+            name = each.disk.name
+            die(f"{where}: bootloader=grub needs a partition of type=bios on disk {name!r}")
     # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
     if match := re.search(r"""["'\\$`;&|<>{}#]""", cmdline):
         die(f"{where}: cmdline has a {match[0]}, which GRUB does not pass on")
+
+
+def check_server_secrets(where: str, names: tuple[str, ...], *, fetched: bool) -> None:
+    """What fetch_secrets() is to write, asked long before a disk is erased."""
+    for name in names:
+        pure = PurePosixPath(name)
+        if pure.as_posix() != name or pure.is_absolute() or "/" not in name or ".." in pure.parts:
+            die(f"{where}: server_secrets: {name!r} is no path", hint="like etc/ssl/private/mx.key")
+    if bool(names) != fetched:
+        die(f"{where}: server_secrets and fetch_secrets() need each other")
 
 
 def choice(where: str, name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -1,78 +1,209 @@
-"""Disk layouts: what an IMGBUILD's `layout` and `keep` say, as plain values. Plans only.
+"""Disk layouts as plain values, and all that follows from them. grammar.py reads them from text.
 
-A layout is a text of statements, one a line; a `part` belongs to the `disk` above it:
-
-    disk system serial=demo-system image=4G table=gpt
-    part bios   type=bios size=1M
-    part root   fs=ext4 mount=/
-
-Sizes are bytes, written with a suffix K, M, G or T (powers of 1024). The partition without a size
-takes the rest of its disk.
+A disk has partitions; volumes lie on partitions and on each other: md RAID, LUKS, LVM. Partitions
+are called DISK/PART, volumes by their names; whatever may carry a file system is a Carrier.
+Sizes are bytes.
 """
 
 import re
 import uuid
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 MIB = 1024**2
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")  # GPT has room for 36 characters
-MOUNT = re.compile(r"/|(/(?!\.\.?(/|$))[^/]+)+")  # absolute, without // . .. and a slash at its end
 UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
 IMAGE = 8 * UNITS["G"]
-TABLES = ("gpt", "msdos")
-MAX_PARTS = {"gpt": 128, "msdos": 4}
 MSDOS_END = 2**32 * 512  # its sector numbers have 32 bits
-FILE_SYSTEMS = ("ext4",)
-MATCHES = ("serial", "wwn", "size")
-# Partition types by table, as sfdisk(8) takes them: UEFI specification 2.10, table 5.7, and
-# GRUB's manual, "BIOS installation".
+# Partition types by table, as sfdisk(8) takes them: UEFI specification 2.10, table 5.7; GRUB's
+# manual, "BIOS installation"; the Discoverable Partitions Specification.
 TYPES = {
-    "gpt": {"linux": "L", "bios": "21686148-6449-6E6F-744E-656564454649"},
-    "msdos": {"linux": "83"},
+    "gpt": {
+        "linux": "L",
+        "bios": "21686148-6449-6E6F-744E-656564454649",
+        "esp": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
+        "swap": "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F",
+        "lvm": "E6D6D379-F507-44C2-A23C-238F2A3DF928",
+        "raid": "A19D880F-05FC-4D3B-A006-743F0F84911E",
+    },
+    "msdos": {"linux": "83", "esp": "ef", "swap": "82", "lvm": "8e", "raid": "fd"},
 }
+LABELS = {"gpt": "gpt", "msdos": "dos"}  # what sfdisk(8) calls the tables
+MAX_PARTS = {"gpt": 128, "msdos": 4}
+# The least that mkfs accepts (mkfs.xfs(8), mkfs.btrfs(8)), or a little more.
+FILE_SYSTEMS = {
+    "ext4": MIB,
+    "xfs": 300 * MIB,
+    "btrfs": 128 * MIB,
+    "vfat": MIB,
+    "swap": MIB,
+}
+FSCK = ("ext4", "vfat")  # the others check themselves (fsck.xfs(8), fsck.btrfs(8))
+LUKS_HEADER = 16 * MIB  # cryptsetup-luksFormat(8), --offset
+LVM_EXTENT = 4 * MIB  # vgcreate(8), --physicalextentsize
 NAMESPACE = uuid.UUID("5b6c2f6e-9a53-4c37-9d1f-0e0b0f6a9b1d")
 
 
 @dataclass(frozen=True)
 class Part:
+    """A partition; without a SIZE it gets the rest. OPTIONS are those of fstab(5)."""
+
     name: str
     type: str = "linux"
     size: int | None = None
     fs: str = ""
     mount: str = ""
+    options: str = ""
+
+
+class Entry(NamedTuple):
+    """An entry of an existing partition table: bytes, and its line as `sfdisk --dump` has it."""
+
+    start: int
+    size: int
+    line: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """What stays of an existing partition table because partitions are kept (partitions.py)."""
+
+    head: tuple[str, ...]  # lines of `sfdisk --dump`
+    entries: Mapping[int, Entry]  # by the partition's number
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk to be erased. MATCH names the real one, IMAGE is the size of an image file of it."""
+    """A disk to be erased. MATCH names the real one, IMAGE is the size of an image file of it.
+
+    OLD: what stays on the real one. Whoever works on a real disk puts it there.
+    """
 
     name: str
     match: Mapping[str, str]
     table: str = "gpt"
     image: int = IMAGE
     parts: tuple[Part, ...] = ()
+    old: Table = Table((), {})
+
+    def numbers(self) -> list[int]:
+        """The numbers of the partitions: those that no kept one has, in order."""
+        free = (n for n in range(1, MAX_PARTS["gpt"] + 1) if n not in self.old.entries)
+        return [number for _, number in zip(self.parts, free, strict=False)]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A block device made of others, or an LVM volume group (vg), which carries nothing but lv.
+
+    ON: the partitions and volumes that it is made of.
+    """
+
+    kind: str  # raid, luks, vg, lv
+    name: str
+    on: tuple[str, ...]
+    level: str = ""  # raid: 0, 1, 10
+    key: str = ""  # luks: path of a secret file
+    size: int | None = None  # lv; None: the rest
+    fs: str = ""
+    mount: str = ""
+    options: str = ""
+
+    @property
+    def node(self) -> Path:
+        """Where it is once it is activated, in the initramfs and in the new system alike."""
+        places = {"raid": "/dev/md", "luks": "/dev/mapper", "lv": f"/dev/{self.on[0]}"}
+        return Path(places[self.kind], self.name)
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What a file system may lie on. Of a partition: its DISK and its NUMBER there, from 1."""
+
+    path: str  # as `on=` calls it
+    what: Part | Volume
+    disk: Disk | None = None
+    number: int = 0
+
+    @property
+    def fs(self) -> str:
+        return self.what.fs
+
+    @property
+    def mount(self) -> str:
+        return self.what.mount
+
+    @property
+    def options(self) -> str:
+        """Fourth field of fstab(5)."""
+        private = isinstance(self.what, Part) and self.what.type == "esp"
+        return self.what.options or ("umask=0077" if private else "defaults")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A disk that no deployment may change; PART of it (0: the whole disk) is mounted at MOUNT."""
+    """A disk, or a partition of a system disk (DISK), that no deployment may change.
+
+    PART: the partition's number. Of a whole disk, it is what is mounted (0: the disk itself).
+    """
 
     name: str
     match: Mapping[str, str]
     part: int = 0
     mount: str = ""
+    options: str = ""
+    disk: str = ""
+
+
+class Mounted(NamedTuple):
+    """A file system for fstab(5). The MOUNT of a swap is "none"."""
+
+    mount: str
+    uuid: str
+    fs: str
+    options: str = "defaults"
 
 
 @dataclass(frozen=True)
 class Layout:
-    disks: tuple[Disk, ...] = ()
+    """VOLUMES stand behind what they are made of."""
 
-    def mounts(self) -> list[tuple[Disk, int, Part]]:
-        """What is mounted, parents before children: (disk, number of the partition from 1, it)."""
-        found = [(d, n, p) for d in self.disks for n, p in enumerate(d.parts, 1) if p.mount]
-        return sorted(found, key=lambda item: item[2].mount)
+    disks: tuple[Disk, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+
+    def carriers(self) -> dict[str, Carrier]:
+        """All partitions and volumes, in order of their making, by what `on=` calls them."""
+        parts = [
+            Carrier(f"{disk.name}/{part.name}", part, disk, number)
+            for disk in self.disks
+            for part, number in zip(disk.parts, disk.numbers(), strict=True)
+        ]
+        volumes = [Carrier(volume.name, volume) for volume in self.volumes]
+        return {each.path: each for each in (*parts, *volumes)}
+
+    def filesystems(self) -> list[Carrier]:
+        """Whatever has a file system or is swap."""
+        return [each for each in self.carriers().values() if each.fs]
+
+    def mounts(self) -> list[Carrier]:
+        """What is mounted, parents before children."""
+        found = [each for each in self.filesystems() if each.mount]
+        return sorted(found, key=lambda each: each.mount)
+
+    def beneath(self, carrier: Carrier) -> list[Carrier]:
+        """CARRIER and all that it is made of, down to the partitions."""
+        found, todo, known = [], [carrier.path], self.carriers()
+        while todo:
+            each = known[todo.pop(0)]
+            found.append(each)
+            todo += each.what.on if isinstance(each.what, Volume) else ()
+        return found
+
+    def root(self) -> Carrier:
+        """What is mounted at /."""
+        return next(each for each in self.mounts() if each.mount == "/")
 
 
 class Extent(NamedTuple):
@@ -80,121 +211,6 @@ class Extent(NamedTuple):
 
     start: int
     size: int
-
-
-def parse(text: str) -> Layout:
-    """The layout that TEXT describes. Raises ValueError with the offending line."""
-    disks: list[Disk] = []
-    parts: list[list[Part]] = []
-    for line, words, options in statements(text):
-        if words[0] == "disk":
-            disks.append(parse_disk(line, words[1], options))
-            parts.append([])
-        elif words[0] == "part" and disks:
-            parts[-1].append(parse_part(line, words[1], options, disks[-1]))
-        else:
-            raise ValueError(f"layout: {line!r}: expected `disk NAME ...` or, below one, `part`")
-    whole = Layout(
-        tuple(
-            Disk(d.name, d.match, d.table, d.image or roomy(p), tuple(p))
-            for d, p in zip(disks, parts, strict=True)
-        )
-    )
-    check(whole)
-    return whole
-
-
-def roomy(parts: Sequence[Part]) -> int:
-    """Bytes of an image file for PARTS, when the layout does not say."""
-    return max(IMAGE, sum(part.size or 0 for part in parts) + UNITS["G"])
-
-
-def parse_keep(text: str) -> tuple[Kept, ...]:
-    """The kept disks: `disk NAME serial=... [part=N] [mount=/path]`, one a line."""
-    kept = []
-    for line, words, options in statements(text):
-        if words[0] != "disk":
-            raise ValueError(f"keep: {line!r}: expected `disk NAME ...`")
-        match = take_match(line, options)
-        part = options.pop("part", "0")
-        if not re.fullmatch(r"[0-9]{1,3}", part):
-            raise ValueError(f"keep: {line!r}: part is not a number")
-        kept.append(Kept(words[1], match, int(part), options.pop("mount", "")))
-        refuse_rest(line, options)
-        if kept[-1].mount and not MOUNT.fullmatch(kept[-1].mount):
-            raise ValueError(f"keep: {line!r}: a mount is an absolute path")
-    refuse_twice("keep", "mount", [k.mount for k in kept if k.mount])
-    refuse_twice("keep", "disk", [k.name for k in kept])
-    return tuple(kept)
-
-
-def statements(text: str) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    for line in filter(None, (line.strip() for line in text.splitlines())):
-        words = [word for word in line.split() if "=" not in word]
-        pairs = [word.split("=", 1) for word in line.split() if "=" in word]
-        options = {key: value for key, value in pairs}
-        if len(words) != 2:
-            raise ValueError(f"{line!r}: expected a keyword and one name before the options")
-        if not NAME.fullmatch(words[1]):
-            raise ValueError(f"{line!r}: a name has up to 36 letters, digits, dots, _ and -")
-        if len(options) != len(pairs):
-            raise ValueError(f"{line!r}: an option stands there twice")
-        yield line, words, options
-
-
-def parse_disk(line: str, name: str, options: dict[str, str]) -> Disk:
-    disk = Disk(
-        name,
-        take_match(line, options),
-        table=one_of(line, options.pop("table", "gpt"), TABLES),
-        image=length(line, options.pop("image")) if "image" in options else 0,
-    )
-    refuse_rest(line, options)
-    return disk
-
-
-def parse_part(line: str, name: str, options: dict[str, str], disk: Disk) -> Part:
-    wanted = options.pop("size", "")
-    part = Part(
-        name,
-        type=one_of(line, options.pop("type", "linux"), tuple(TYPES[disk.table])),
-        size=length(line, wanted) if wanted else None,
-        fs=one_of(line, options.pop("fs", ""), ("", *FILE_SYSTEMS)),
-        mount=options.pop("mount", ""),
-    )
-    refuse_rest(line, options)
-    if part.mount and not (part.fs and MOUNT.fullmatch(part.mount)):
-        raise ValueError(f"layout: {line!r}: a mount is an absolute path and needs a file system")
-    return part
-
-
-def take_match(line: str, options: dict[str, str]) -> dict[str, str]:
-    match = {key: options.pop(key) for key in MATCHES if key in options}
-    if not match:
-        raise ValueError(f"{line!r}: which disk? one of {', '.join(m + '=' for m in MATCHES)}")
-    if "size" in match:
-        match["size"] = str(length(line, match["size"]))
-    if not all(match.values()):  # many disks have no serial number at all
-        raise ValueError(f"{line!r}: {', '.join(match)} must not be empty")
-    return match
-
-
-def refuse_rest(line: str, options: Mapping[str, str]) -> None:
-    if options:
-        raise ValueError(f"{line!r}: unknown option {next(iter(options))!r}")
-
-
-def one_of(line: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{line!r}: {value!r} is not one of {', '.join(filter(None, allowed))}")
-    return value
-
-
-def length(line: str, text: str) -> int:
-    try:
-        return size(text)
-    except ValueError as error:
-        raise ValueError(f"{line!r}: {error}") from None
 
 
 def size(text: str) -> int:
@@ -205,51 +221,109 @@ def size(text: str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
-def check(layout: Layout) -> None:
-    mounts = [part.mount for _, _, part in layout.mounts()]
-    if layout.disks and mounts.count("/") != 1:
-        raise ValueError(f"layout: {mounts.count('/')} partitions are mounted at /, not one")
-    refuse_twice("layout", "mount", mounts)
-    refuse_twice("layout", "disk", [d.name for d in layout.disks])
-    refuse_twice(
-        "layout", "match", [" ".join(map("=".join, d.match.items())) for d in layout.disks]
-    )
-    for disk in layout.disks:
-        refuse_twice(f"layout: disk {disk.name!r}", "part", [part.name for part in disk.parts])
-        if len(disk.parts) > MAX_PARTS[disk.table]:
-            most = f"at most {MAX_PARTS[disk.table]} partitions"
-            raise ValueError(f"layout: disk {disk.name!r}: {most} with table={disk.table}")
-        if sum(part.size is None for part in disk.parts) > 1:
-            raise ValueError(f"layout: disk {disk.name!r}: two partitions without a size")
-        try:
-            extents(disk, disk.image)
-        except ValueError as error:
-            raise ValueError(f"{error}, its image=") from None
-
-
-def refuse_twice(where: str, kind: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{where}: {kind} {name!r} stands there twice")
+def up(length: int, unit: int = MIB) -> int:
+    return -(-length // unit) * unit
 
 
 def extents(disk: Disk, capacity: int) -> list[Extent]:
     """Where DISK's partitions lie on CAPACITY bytes: in order, aligned to 1 MiB.
 
     The first and the last MiB stay free for the tables (GPT has a copy at the end) and, with an
-    msdos table, for GRUB. Raises ValueError when they do not fit.
+    msdos table, for GRUB; what is kept stays where it is. Raises ValueError if they do not fit.
     """
-    lengths = [None if p.size is None else -(-p.size // MIB) * MIB for p in disk.parts]
-    rest = (capacity // MIB - 2) * MIB - sum(filter(None, lengths))
-    if rest < (MIB if None in lengths else 0):
+    lengths = [None if part.size is None else up(part.size) for part in disk.parts]
+    room = gaps(disk, capacity)
+
+    def with_rest(mib: int) -> list[Extent]:
+        return placed([mib * MIB if length is None else length for length in lengths], room)
+
+    rest = 0
+    if None in lengths:  # as large as possible
+        largest = max((gap.size // MIB for gap in room), default=0)
+        rest = bisect_left(range(1, largest + 1), True, key=lambda mib: not with_rest(mib))
+    found = with_rest(rest)
+    if capacity < 2 * MIB or len(found) < len(lengths) or (None in lengths and not rest):
         raise ValueError(f"layout: disk {disk.name!r}: partitions do not fit in {capacity} bytes")
-    found, start = [], MIB
-    for length in lengths:
-        found.append(Extent(start, rest if length is None else length))
-        start += found[-1].size
-    if disk.table == "msdos" and start > MSDOS_END:
+    if disk.table == "msdos" and found and sum(found[-1]) > MSDOS_END:
         raise ValueError(f"layout: disk {disk.name!r}: table=gpt is needed beyond 2T")
     return found
+
+
+def gaps(disk: Disk, capacity: int) -> list[Extent]:
+    """What is free for new partitions, in whole MiB."""
+    found, start = [], MIB
+    for each in sorted(disk.old.entries.values()):
+        found.append(Extent(start, each.start // MIB * MIB - start))
+        start = max(start, up(each.start + each.size))
+    found.append(Extent(start, (capacity // MIB - 1) * MIB - start))
+    return [gap for gap in found if gap.size > 0]
+
+
+def placed(lengths: Sequence[int], room: Sequence[Extent]) -> list[Extent]:
+    """LENGTHS in order, in the gaps of ROOM in order; [] if they do not fit."""
+    found: list[Extent] = []
+    rest = iter(room)
+    start = end = 0
+    for length in lengths:
+        while end - start < length:
+            gap = next(rest, None)
+            if gap is None:
+                return []
+            start, end = gap.start, sum(gap)
+        found.append(Extent(start, length))
+        start += length
+    return found
+
+
+def sizes(layout: Layout, capacities: Mapping[str, int]) -> dict[str, int]:
+    """What every carrier has room for (a little less than it will), on disks of CAPACITIES.
+
+    Raises ValueError when something does not fit.
+    """
+    found: dict[str, int] = {}
+    for disk in layout.disks:
+        places = extents(disk, capacities[disk.name])
+        for part, place in zip(disk.parts, places, strict=True):
+            found[f"{disk.name}/{part.name}"] = place.size
+    for volume in layout.volumes:
+        if volume.kind == "lv":
+            continue
+        found[volume.name] = usable(volume, [found[name] for name in volume.on])
+        if volume.kind == "vg":
+            found |= divided(layout, volume, found[volume.name])
+    for each in layout.filesystems():
+        if found[each.path] < FILE_SYSTEMS[each.fs]:
+            least = f"{each.fs} needs {FILE_SYSTEMS[each.fs] // MIB} MiB"
+            raise ValueError(f"layout: {each.path}: {least}, has {found[each.path]} bytes")
+    return found
+
+
+def usable(volume: Volume, members: Sequence[int]) -> int:
+    """What VOLUME makes of MEMBERS, sizes in bytes, without its own data about them."""
+    if volume.kind == "luks":
+        found = members[0] - LUKS_HEADER
+    elif volume.kind == "vg":  # pvcreate(8): metadata, and an alignment to chunks of a RAID
+        found = sum((each - LVM_EXTENT) // LVM_EXTENT * LVM_EXTENT for each in members)
+    else:
+        # md(4), version 1.2: superblock, bitmap, and room that mdadm leaves for a later reshape:
+        # at most a thousandth of the member.
+        least = min(members) - min(members) // 512 - 2 * MIB
+        found = {"0": least * len(members), "1": least, "10": least * len(members) // 2}[
+            volume.level
+        ]
+    if found <= 0:
+        raise ValueError(f"layout: {volume.kind} {volume.name!r}: no room on {volume.on[0]}")
+    return found
+
+
+def divided(layout: Layout, group: Volume, room: int) -> dict[str, int]:
+    """The sizes of GROUP's logical volumes."""
+    members = [v for v in layout.volumes if v.kind == "lv" and v.on == (group.name,)]
+    found = {lv.name: up(lv.size, LVM_EXTENT) for lv in members if lv.size is not None}
+    rest = room - sum(found.values())
+    if rest < (LVM_EXTENT if len(found) < len(members) else 0):
+        raise ValueError(f"layout: vg {group.name!r}: its volumes do not fit in {room} bytes")
+    return {lv.name: found.get(lv.name, rest) for lv in members}
 
 
 def identity(seed: str, *names: str) -> str:
@@ -257,37 +331,84 @@ def identity(seed: str, *names: str) -> str:
     return str(uuid.uuid5(NAMESPACE, "/".join((seed, *names))))
 
 
+def fs_uuid(carrier: Carrier, seed: str) -> str:
+    """The UUID of CARRIER's file system, as blkid(8) shows it: vfat's has 32 bits."""
+    found = identity(seed, carrier.path, "fs")
+    return f"{found[:4]}-{found[4:8]}".upper() if carrier.fs == "vfat" else found
+
+
+def root_uuid(layout: Layout, seed: str) -> str:
+    return fs_uuid(layout.root(), seed)
+
+
 def sfdisk_script(disk: Disk, capacity: int, seed: str) -> str:
-    """Input for sfdisk(8) that writes DISK's table."""
-    if disk.table == "gpt":
-        head = ["label: gpt", f"label-id: {identity(seed, disk.name)}"]
-    else:
-        head = ["label: dos", f"label-id: 0x{identity(seed, disk.name)[:8]}"]
-    lines = []
-    for part, extent in zip(disk.parts, extents(disk, capacity), strict=True):
+    """Input for sfdisk(8) that writes DISK's table, with the entries that are kept as they are."""
+    head = list(disk.old.head)
+    if not head:
+        own = identity(seed, disk.name)
+        own = own if disk.table == "gpt" else f"0x{own[:8]}"
+        head = [f"label: {LABELS[disk.table]}", f"label-id: {own}"]
+    lines = {number: entry.line for number, entry in disk.old.entries.items()}
+    places = extents(disk, capacity)
+    for number, part, place in zip(disk.numbers(), disk.parts, places, strict=True):
         words = [
-            f"start={extent.start // 1024}KiB",
-            f"size={extent.size // 1024}KiB",
+            f"start={place.start // 1024}KiB",
+            f"size={place.size // 1024}KiB",
             f"type={TYPES[disk.table][part.type]}",
         ]
         if disk.table == "gpt":
             words += [f"uuid={identity(seed, disk.name, part.name)}", f'name="{part.name}"']
-        lines.append(", ".join(words))
-    return "\n".join([*head, *lines, ""])
+        lines[number] = f"{number} : {', '.join(words)}"
+    return "\n".join([*head, "", *(lines[number] for number in sorted(lines)), ""])
 
 
-def fs_uuid(disk: Disk, part: Part, seed: str) -> str:
-    return identity(seed, disk.name, part.name, "fs")
-
-
-def root_uuid(layout: Layout, seed: str) -> str:
-    return next(fs_uuid(d, p, seed) for d, _, p in layout.mounts() if p.mount == "/")
-
-
-def fstab(layout: Layout, seed: str, kept: Mapping[str, tuple[str, str]]) -> str:
-    """fstab(5). KEPT: file systems of kept disks, mount point -> (UUID, type)."""
-    entries = {p.mount: (fs_uuid(d, p, seed), p.fs) for d, _, p in layout.mounts()} | dict(kept)
+def fstab(layout: Layout, seed: str, kept: Sequence[Mounted] = ()) -> str:
+    """fstab(5), with the file systems of KEPT."""
+    own = [
+        Mounted(each.mount or "none", fs_uuid(each, seed), each.fs, each.options)
+        for each in layout.filesystems()
+        if each.mount or each.fs == "swap"
+    ]
     return "".join(
-        f"UUID={uuid} {mount} {fs} defaults 0 {1 if mount == '/' else 2}\n"
-        for mount, (uuid, fs) in sorted(entries.items())
+        f"UUID={each.uuid} {each.mount} {each.fs} {each.options} 0 {fsck_pass(each)}\n"
+        for each in sorted([*own, *kept])
     )
+
+
+def fsck_pass(each: Mounted) -> int:
+    if each.fs not in FSCK:
+        return 0
+    return 1 if each.mount == "/" else 2
+
+
+def early(layout: Layout) -> list[Volume]:
+    """The volumes that / lies on: the new system's own initramfs has to activate them."""
+    return [each.what for each in layout.beneath(layout.root()) if isinstance(each.what, Volume)]
+
+
+def crypttab(layout: Layout, seed: str) -> str:
+    """crypttab(5): what / lies on is asked for at the console, the rest has its key in a file."""
+    asked = early(layout)
+    lines = []
+    for volume in volumes(layout, "luks"):
+        key, options = ("none", "luks,initramfs") if volume in asked else (f"/{volume.key}", "luks")
+        lines.append(f"{volume.name} UUID={identity(seed, volume.name)} {key} {options}\n")
+    return "".join(lines)
+
+
+def mdadm_conf(layout: Layout, seed: str) -> str:
+    """The ARRAY lines of mdadm.conf(5)."""
+    return "".join(
+        f"ARRAY {volume.node} metadata=1.2 UUID={array_uuid(volume, seed)}\n"
+        for volume in volumes(layout, "raid")
+    )
+
+
+def volumes(layout: Layout, kind: str) -> Iterator[Volume]:
+    return (each for each in layout.volumes if each.kind == kind)
+
+
+def array_uuid(volume: Volume, seed: str) -> str:
+    """As mdadm(8) writes it."""
+    digits = identity(seed, volume.name).replace("-", "")
+    return ":".join(digits[start : start + 8] for start in range(0, 32, 8))

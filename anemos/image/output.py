@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anemos.image import bootloader, layout, tree
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Disk, Part
+from anemos.image.layout import Carrier, Disk
 from anemos.log import die
 from anemos.run import run
 
@@ -45,17 +45,17 @@ def squashfs(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]
 def disk(imgbuild: Imgbuild, root: Path, out: Path, seed: str) -> list[Path]:
     """One sparse image file for each disk of the layout, bootable."""
     files = {name: out / file for name, file in names(imgbuild).items()}
-    tree.write(root, "etc/fstab", layout.fstab(imgbuild.layout, seed, {}))
+    tree.write(root, "etc/fstab", layout.fstab(imgbuild.layout, seed))
     for each in imgbuild.layout.disks:
         partition(each, files[each.name], seed)
-        for number, part in enumerate(each.parts, 1):
-            if part.fs and not part.mount:
-                make_fs(each, number, part, files[each.name], seed)
+    for carrier in imgbuild.layout.filesystems():
+        if not carrier.mount:
+            make_fs(carrier, files, seed)
     if imgbuild.bootloader:
         bootloader.install(imgbuild, root, files, seed)
     # Children before parents: what lies below a mount point moves out of the parent's tree.
-    for each, number, part in reversed(imgbuild.layout.mounts()):
-        fill(each, number, part, files[each.name], root, seed)
+    for carrier in reversed(imgbuild.layout.mounts()):
+        fill(carrier, files, root, seed)
     return list(files.values())
 
 
@@ -75,28 +75,31 @@ def partition(each: Disk, file: Path, seed: str) -> None:
     run(["sfdisk", "--quiet", file], data=script.encode())
 
 
-def make_fs(each: Disk, number: int, part: Part, file: Path, seed: str, *source: Path) -> int:
-    """Make the file system of a partition in its place in FILE; where that starts, in bytes."""
-    extent = layout.extents(each, each.image)[number - 1]
-    uuid = layout.fs_uuid(each, part, seed)
+def make_fs(carrier: Carrier, files: dict[str, Path], seed: str, *source: Path) -> str:
+    """Make the file system of a partition in its place in the disk's file; "FILE?offset=BYTES"."""
+    if carrier.disk is None or carrier.fs != "ext4":
+        die(f"layout: {carrier.path}: an image file has ext4 on partitions only")
+    file = files[carrier.disk.name]
+    extent = layout.extents(carrier.disk, carrier.disk.image)[carrier.number - 1]
+    uuid = layout.fs_uuid(carrier, seed)
     options = ["-q", "-F", "-U", uuid, "-E", f"offset={extent.start},hash_seed={uuid}"]
     content: list[str | Path] = ["-d", *source] if source else []
     run(["mkfs.ext4", *options, *content, file, f"{extent.size // 1024}k"])
-    return extent.start
+    return f"{file}?offset={extent.start}"
 
 
-def fill(each: Disk, number: int, part: Part, file: Path, root: Path, seed: str) -> None:
+def fill(carrier: Carrier, files: dict[str, Path], root: Path, seed: str) -> None:
     """Make the file system of a partition, with what ROOT has at its mount point."""
-    source = root if part.mount == "/" else tree.inside(root, part.mount.lstrip("/"))
+    source = root if carrier.mount == "/" else tree.inside(root, carrier.mount.lstrip("/"))
     if source.is_symlink():
-        die(f"layout: {part.mount} is a symbolic link in the image")
+        die(f"layout: {carrier.mount} is a symbolic link in the image")
     tree.directories(root, source)
-    start = make_fs(each, number, part, file, seed, source)
+    place = make_fs(carrier, files, seed, source)
     # mkfs.ext4 -d does not do this for the topmost directory.
     top = source.stat()
     fields = {"mode": f"0{top.st_mode:o}", "uid": top.st_uid, "gid": top.st_gid}
     script = "".join(f"set_inode_field <2> {name} {value}\n" for name, value in fields.items())
-    run(["debugfs", "-w", "-f", "-", f"{file}?offset={start}"], data=script.encode())
+    run(["debugfs", "-w", "-f", "-", place], data=script.encode())
     if source != root:
         shutil.rmtree(source)
         source.mkdir()

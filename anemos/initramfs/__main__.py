@@ -10,14 +10,26 @@ import tarfile
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 
 from anemos import disks, log
 from anemos.digest import sha256
-from anemos.image import imgbuild, layout
+from anemos.image import bootstrap, imgbuild
 from anemos.image.imgbuild import Imgbuild
-from anemos.initramfs import boot, events, hardware, install, kept, network, sshd
+from anemos.initramfs import (
+    boot,
+    events,
+    fetch,
+    hardware,
+    install,
+    kept,
+    network,
+    sshd,
+    storage,
+)
 from anemos.initramfs.boot import HERE, Boot
 from anemos.log import FAILED, Failure, die
+from anemos.run import no_core_dumps
 
 PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0
@@ -25,6 +37,7 @@ GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
 
 
 def main() -> None:
+    no_core_dumps()
     events.start()
     given = boot.load()
     log.info(f"anemos: deployment {given.deployment} of {given.host}")
@@ -35,10 +48,12 @@ def main() -> None:
     with log.step("Preflight"):
         spec = definition(given)
         await_disks(spec)
-        mounts = kept.secure(spec.keep, given.kept)
         found = disks.devices()
         erase = {d.name: disks.resolve(d.name, d.match, found) for d in spec.layout.disks}
-        check_room(spec, erase)
+        fetch.fetch(spec, PAYLOAD / "secrets")
+        plan = storage.check(spec.layout, spec.keep, erase, PAYLOAD / "secrets")
+        spec = replace(spec, layout=plan)
+        mounts = kept.secure(spec.keep, given.kept)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
@@ -55,7 +70,10 @@ def definition(given: Boot) -> Imgbuild:
         check("layer", given.layer)
     with tarfile.open(HERE / "payload") as archive:
         archive.extractall(PAYLOAD)
-    return imgbuild.load(PAYLOAD / "host")
+    spec = imgbuild.load(PAYLOAD / "host")
+    if not given.layer:
+        bootstrap.check(spec)
+    return spec
 
 
 def check(name: str, digest: str) -> None:
@@ -73,14 +91,6 @@ def await_disks(spec: Imgbuild) -> None:
 
     with suppress(Failure):
         hardware.wait_for("disk", present)
-
-
-def check_room(spec: Imgbuild, erase: dict[str, disks.Device]) -> None:
-    for disk in spec.layout.disks:
-        try:
-            layout.extents(disk, erase[disk.name].size)
-        except ValueError as error:
-            die(str(error), status=FAILED)
 
 
 def report() -> int:

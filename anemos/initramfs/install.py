@@ -1,73 +1,45 @@
 """After the point of no return: disks are erased and the new system is written."""
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anemos import log
 from anemos.disks import Device
 from anemos.image import bootloader, bootstrap, definition, layout, tree
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Disk, Part
+from anemos.image.layout import Layout, Mounted
+from anemos.initramfs import storage
 from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
-from anemos.initramfs.hardware import wait_for
 from anemos.run import run
 
 TARGET = Path("/target")
-Mounts = Mapping[str, tuple[str, str]]
+Mounts = Sequence[Mounted]
+VISIT = """
+mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"
+mount -t proc proc "$0/proc"; mount -t sysfs -o ro sysfs "$0/sys"
+exec chroot "$0" "$@"
+"""
 
 
 def install(boot: Boot, spec: Imgbuild, devices: Mapping[str, Device], kept: Mounts) -> None:
     """Install SPEC. DEVICES: by name of the layout's disks; KEPT: see layout.fstab."""
     seed = boot.deployment
-    with log.step("Partitioning"):
-        for disk in spec.layout.disks:
-            partition(disk, devices[disk.name], seed)
-    with mounted(spec, devices, seed):
+    secrets = spec.directory.parent / "secrets"
+    with log.step("Disks"):
+        storage.write(spec.layout, devices, seed, secrets)
+    with storage.mounted(spec.layout, devices, TARGET):
         with log.step("Package layer"):
             package_layer(boot, spec)
         with log.step("Definition layer"):
             define(boot, spec, kept)
+        rebuild_initramfs(spec.layout)
         with log.step("Boot loader"):
             nodes = {name: device.path for name, device in devices.items()}
             if spec.bootloader:
                 bootloader.install(spec, TARGET, nodes, seed)
         keep_log()
-    run(["sync"])
-
-
-def partition(disk: Disk, device: Device, seed: str) -> None:
-    """Wipe what is there, write the table, make the file systems."""
-    run(["wipefs", "--all", "--force", "--quiet", *reversed(nodes_of(device)), device.path])
-    script = layout.sfdisk_script(disk, device.size, seed)
-    run(["sfdisk", "--quiet", "--wipe=always", device.path], data=script.encode(), log=log.info)
-    for number, part in enumerate(disk.parts, 1):
-        node = device.part(number)
-        wait_for(str(node), node.is_block_device)
-        if part.fs:
-            uuid = layout.fs_uuid(disk, part, seed)
-            run([f"mkfs.{part.fs}", "-q", "-F", "-U", uuid, node], log=log.info)
-
-
-def nodes_of(device: Device) -> list[Path]:
-    return sorted(device.path.parent.glob(f"{device.name}*[0-9]"))
-
-
-@contextmanager
-def mounted(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> Iterator[None]:
-    """The new file systems, mounted below TARGET."""
-    for disk, number, part in spec.layout.mounts():
-        mount(devices[disk.name], number, part)
-    yield
-    run(["umount", "--recursive", TARGET])
-
-
-def mount(device: Device, number: int, part: Part) -> None:
-    point = TARGET if part.mount == "/" else tree.inside(TARGET, part.mount.lstrip("/"))
-    point.mkdir(parents=True, exist_ok=True)
-    run(["mount", "-t", part.fs, device.part(number), point])
 
 
 def package_layer(boot: Boot, spec: Imgbuild) -> None:
@@ -83,12 +55,35 @@ def define(boot: Boot, spec: Imgbuild, kept: Mounts) -> None:
     payload = spec.directory.parent
     definition.apply(spec, TARGET, [payload / "files"], secrets=payload / "secrets")
     tree.write(TARGET, "etc/fstab", layout.fstab(spec.layout, boot.deployment, kept))
-    for point in kept:
-        tree.inside(TARGET, point.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    append("etc/crypttab", layout.crypttab(spec.layout, boot.deployment))
+    append("etc/mdadm/mdadm.conf", layout.mdadm_conf(spec.layout, boot.deployment))
+    for each in kept:
+        tree.inside(TARGET, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
     tree.write(TARGET, "etc/anemos/deployment.json", boot.stamp)
     carry_host_keys()
     # The next deployment need not send the base image.
     tree.copy(HERE / "base.squashfs", TARGET, f"var/lib/anemos/base-{boot.base}.squashfs", 0o600)
+
+
+def append(path: str, text: str) -> None:
+    """Add TEXT to what the definition, or a package, has put at PATH."""
+    if text:
+        file = tree.inside(TARGET, path)
+        there = file.read_text() if file.is_file() and not file.is_symlink() else ""
+        tree.write(TARGET, path, there + text)
+
+
+def rebuild_initramfs(whole: Layout) -> None:
+    """The package layer's own one knows nothing of what / lies on.
+
+    Its hooks want to see the devices (cryptsetup-initramfs's resolves UUIDs): /dev as it is here.
+    """
+    root = whole.root()
+    known = root.disk is not None and root.fs == "ext4"
+    if known or not (TARGET / "usr/sbin/update-initramfs").exists():
+        return
+    namespace = ["unshare", "--mount", "--propagation=private", "sh", "-e", "-c", VISIT]
+    run([*namespace, TARGET, "update-initramfs", "-u", "-k", "all"], log=log.info)
 
 
 def carry_host_keys() -> None:

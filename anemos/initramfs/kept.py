@@ -6,30 +6,35 @@ from typing import Any
 
 from anemos import disks, log
 from anemos.disks import Device, Fingerprint
-from anemos.image.layout import Kept
+from anemos.image.layout import Kept, Mounted
 from anemos.initramfs.hardware import wait_for
 from anemos.log import FAILED, die
 from anemos.run import run
 
 
-def secure(
-    keep: tuple[Kept, ...], before: list[dict[str, Any]] | None
-) -> dict[str, tuple[str, str]]:
-    """Put the kept disks out of reach and return their file systems: mount -> (UUID, type).
+def secure(keep: tuple[Kept, ...], before: list[dict[str, Any]] | None) -> list[Mounted]:
+    """Put kept disks out of reach, set kept partitions read-only; return their file systems.
 
     BEFORE: the fingerprints taken in the old system; None when there was none. Raises Failure for
-    a disk that is missing, ambiguous or changed.
+    one that is missing, ambiguous or changed.
     """
-    mounts: dict[str, tuple[str, str]] = {}
+    mounts: list[Mounted] = []
     expected = {each["name"]: each["digest"] for each in before or []}
     for each in keep:
         device = disks.resolve(each.name, each.match, disks.devices())
-        found = disks.fingerprint(each.name, device)
+        found = disks.fingerprint(each.name, device, each.part if each.disk else 0)
         if before is not None and found.digest != expected.get(each.name):
-            die(f"kept disk {each.name!r} is not what it was in the old system", status=FAILED)
+            die(f"kept {each.name!r} is not what it was in the old system", status=FAILED)
         if each.mount:
-            mounts[each.mount] = found.filesystem(each.part)
-        out_of_reach(found, device)
+            uuid, fs = found.filesystem(each.part)
+            mounts.append(Mounted(each.mount, uuid, fs, each.options or "defaults"))
+        if each.disk:
+            run(["blockdev", "--setro", device.part(each.part)])
+            log.info(
+                f"Kept partition {each.name!r} ({device.part(each.part)}): unchanged, read-only"
+            )
+        else:
+            out_of_reach(found, device)
     return mounts
 
 

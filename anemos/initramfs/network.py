@@ -93,6 +93,8 @@ def link_commands(name: str, interface: Interface, names: Mapping[str, str]) -> 
             words = [word for pair in options.items() for word in pair]
             members = [names[each] for each in interface["members"]]
             return [
+                # On its own, the module would make a bond0 (kernel: networking/bonding.rst).
+                ["modprobe", "bonding", "max_bonds=0"],
                 [*add, "address", interface["mac"], "type", "bond", *words],
                 *(["ip", "link", "set", each, "down"] for each in members),
                 *(["ip", "link", "set", each, "master", name] for each in members),

@@ -6,7 +6,8 @@ import sys
 
 from anemos import log
 from anemos.log import Failure
-from anemos.server import kexec, staging
+from anemos.run import no_core_dumps
+from anemos.server import kexec, layer, staging
 
 
 def came_in_by() -> tuple[str, int]:
@@ -16,12 +17,15 @@ def came_in_by() -> tuple[str, int]:
 
 
 def main(command: str, *words: str) -> None:
+    no_core_dumps()
     match command, words:
         case "fingerprint", [keep]:
             print(json.dumps(staging.fingerprints(json.loads(keep))))
-        case "build-initramfs", [base, payload, layer]:
+        case "bootstrap", [payload]:
+            print(json.dumps(layer.make(payload)))
+        case "build-initramfs", [base, payload, digest]:
             image = staging.HOST / base.lstrip("/")
-            print(json.dumps(staging.build(image, payload, layer, *came_in_by())))
+            print(json.dumps(staging.build(image, payload, digest, *came_in_by())))
         case "load", []:
             kexec.load()
         case _:

@@ -38,6 +38,18 @@ for disk in /sys/block/*; do
     model=$(first "$disk/device/model" | sed 's/ *$//')
     fact disk "${disk##*/}|$(cat "$disk/size")|$serial|$wwn|$model"
 done
+# Their partitions: disk, number, start and size in sectors of 512 bytes. What lies on them: device, on what.
+for part in /sys/block/*/*/partition; do
+    [ -e "$part" ] || continue
+    part=${part%/partition}
+    disk=${part%/*}
+    fact part "${disk##*/}|${part##*/}|$(cat "$part/partition")|$(cat "$part/start")|$(cat "$part/size")"
+done
+for slave in /sys/block/*/slaves/*; do
+    [ -e "$slave" ] || continue
+    device=${slave%/slaves/*}
+    fact slave "${device##*/}|${slave##*/}"
+done
 # Mounted block devices: device, mount point, type.
 sed -n 's|^\(/dev/[^ ]*\) \([^ ]*\) \([^ ]*\) .*|\1 \2 \3|p' /proc/mounts |
     while read -r line; do fact mount "$line"; done

@@ -10,6 +10,7 @@ from typing import Any
 from anemos import archive, disks
 from anemos.archive import Keys
 from anemos.digest import sha256
+from anemos.image.layout import Kept
 from anemos.log import FAILED, die
 from anemos.server import network
 
@@ -48,10 +49,13 @@ def check(file: Path, digest: str) -> None:
 
 
 def fingerprints(keep: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fingerprints of the kept disks, as this kernel reads them."""
+    """The fingerprints of what is kept (KEEP: as layout.Kept), as this kernel reads it."""
     found = disks.devices()
-    named = [(each["name"], disks.resolve(each["name"], each["match"], found)) for each in keep]
-    return [asdict(disks.fingerprint(name, device)) for name, device in named]
+    named = [(Kept(**each), disks.resolve(each["name"], each["match"], found)) for each in keep]
+    return [
+        asdict(disks.fingerprint(kept.name, device, kept.part if kept.disk else 0))
+        for kept, device in named
+    ]
 
 
 def assemble(boot: dict[str, Any], base: Path) -> None:

@@ -11,24 +11,27 @@ from rich.table import Table
 from anemos import log
 from anemos.image import template, tree
 from anemos.log import Failure, die
-from anemos.workstation import places, secrets
-from anemos.workstation.vault import Vault
+from anemos.workstation import host, places, secrets, sources
+from anemos.workstation.secrets import Source
+from anemos.workstation.vault import Vault, is_gpg
 
-OK, UNKNOWN, BAD = "ok", "unknown", "bad"
+Seen = tuple[str, list[str], str, str]  # name, recipients, signature, problem of an Entry
+OK, UNKNOWN, BAD, NONE = "ok", "unknown", "bad", "none"
 
 
 @dataclass(frozen=True)
 class Entry:
     """A secret. RECIPIENTS: as Keyring.recipients tells them; PROBLEM: why SIGNATURE is BAD.
 
-    SIGNATURE is UNKNOWN when no key is here that decrypts the secret. A file is always used, a
-    value when a template names it, neither when there is no such host.
+    SIGNATURE is UNKNOWN when no key is here that decrypts the secret, NONE where SOURCE has none. A
+    file is always used, a value when a template names it, neither when there is no such host.
     """
 
     host: str
     name: str
     kind: str  # "file" or "value"
     used: bool
+    source: str
     recipients: list[str]
     signature: str
     problem: str
@@ -36,11 +39,13 @@ class Entry:
 
 def show(vault: Vault, only: str = "") -> dict[str, Any]:
     """List the secrets of all hosts, or of one, on standard error."""
-    found = [each for of in vault.hosts(only) for each in entries(vault, of)]
-    table = Table("host", "name", "kind", "encrypted to", "signature", "used")
+    found = [each for of in hosts(vault, only) for each in entries(vault, of)]
+    table = Table()
+    for title in ("host", "name", "kind", "encrypted to", "signature", "used"):
+        table.add_column(title, overflow="fold")  # whole, however narrow: they are to be copied
     for each in found:
         used = "yes" if each.used else "no"
-        whom = "\n".join(each.recipients)
+        whom = "\n".join(each.recipients) or f"({each.source})"
         table.add_row(each.host, each.name, each.kind, whom, each.signature, used)
     # No markup: names may have brackets.
     Console(stderr=True, highlight=False, markup=False).print(table)
@@ -52,16 +57,15 @@ def show(vault: Vault, only: str = "") -> dict[str, Any]:
 
 def check(vault: Vault, only: str = "") -> dict[str, Any]:
     """Raises Failure (status 2) with all that is wrong with the secrets of all hosts, or of one."""
-    if not vault.root.is_dir():
-        return {"checked": 0, "unknown": []}
-    recipients = sorted(set(vault.recipients()))
     wrong = [] if only else list(strangers(vault.root))
     found: list[Entry] = []
-    for of in vault.hosts(only):
+    for of in hosts(vault, only):
         try:
             found += entries(vault, of)
         except Failure as failure:  # of the tree, not of a secret
             wrong.append(failure.message)
+    signed = any(each.source == "gpg" for each in found)
+    recipients = sorted(set(vault.recipients())) if signed else []
     wrong += [problem for each in found for problem in problems(each, recipients)]
     if wrong:
         die("secrets are not as they should be:\n" + "\n".join(f"  - {each}" for each in wrong))
@@ -70,24 +74,37 @@ def check(vault: Vault, only: str = "") -> dict[str, Any]:
 
 def conclude(found: list[Entry]) -> dict[str, Any]:
     unknown = [f"{each.host}/{each.name}" for each in found if each.signature == UNKNOWN]
+    unused = [f"{each.host}/{each.name}" for each in found if not each.used]
     log.info(f"{len(found)} secrets, {len(found) - len(unknown)} of them decrypted and verified")
     for each in unknown:
         log.info(f"{each}: none of its keys is here; its signature was not verified")
-    return {"checked": len(found), "unknown": unknown}
+    for each in unused:
+        log.info(f"{each}: not used: no template names it, or there is no such host")
+    return {"checked": len(found), "unknown": unknown, "unused": unused}
+
+
+def hosts(vault: Vault, only: str) -> list[str]:
+    """The hosts that may have secrets, whatever keeps them; or the one."""
+    if only:
+        host.find(only)
+        return [only]
+    others = [each.name for each in places.HOSTS.glob("*/") if not is_gpg(each.name)]
+    return sorted({*vault.hosts(), *others})
 
 
 def strangers(root: Path) -> Iterator[str]:
-    """What lies beside the hosts' directories, and is neither `recipients` nor Git's."""
-    for path in sorted(root.iterdir()):
+    """What lies beside the hosts' directories, and is neither `recipients`, Git's nor sops's."""
+    for path in sorted(root.iterdir() if root.is_dir() else ()):
         directory = path.is_dir() and not path.name.startswith(".")
-        if not directory and path.name != "recipients" and not path.name.startswith(".git"):
+        known = path.name in ("recipients", ".sops.yaml") or path.name.endswith(".sops.json")
+        if not directory and not known and not path.name.startswith(".git"):
             yield f"{path} is no secret of any host"
 
 
 def problems(entry: Entry, recipients: list[str]) -> Iterator[str]:
     if entry.problem:
         yield entry.problem
-    if entry.recipients and entry.recipients != recipients:
+    if entry.source == "gpg" and entry.recipients and entry.recipients != recipients:
         missing = sorted(set(recipients) - set(entry.recipients))
         beyond = sorted(set(entry.recipients) - set(recipients))
         where = f"{entry.host}/{entry.name}"
@@ -98,11 +115,19 @@ def problems(entry: Entry, recipients: list[str]) -> Iterator[str]:
 def entries(vault: Vault, of: str) -> Iterator[Entry]:
     """Yield the secrets of a host. Raises Failure for what secrets.walk refuses."""
     values, exists = named_by_templates(of), (places.HOSTS / of).is_dir()
-    for path in secrets.walk(vault.root / of):
-        name = path.relative_to(vault.root / of).as_posix().removesuffix(".gpg")
+    source = host.secret_settings(of).source if exists else "gpg"
+    seen = signed(vault, of) if source == "gpg" else opened(sources.of(of), of)
+    for name, recipients, signature, problem in seen:
         kind = "file" if "/" in name else "value"
         used = exists if kind == "file" else name in values
-        yield Entry(of, name, kind, used, *inspect(vault, path, of))
+        yield Entry(of, name, kind, used, source, recipients, signature, problem)
+
+
+def signed(vault: Vault, of: str) -> Iterator[Seen]:
+    """Whatever lies where GPG's files are, the wrong ones, too."""
+    for path in secrets.walk(vault.root / of):
+        name = path.relative_to(vault.root / of).as_posix().removesuffix(".gpg")
+        yield name, *inspect(vault, path, of)
 
 
 def inspect(vault: Vault, path: Path, of: str) -> tuple[list[str], str, str]:
@@ -110,16 +135,24 @@ def inspect(vault: Vault, path: Path, of: str) -> tuple[list[str], str, str]:
     recipients: list[str] = []
     try:
         name = secrets.name_of(path, vault.root / of)
-        data = path.read_bytes()
-        recipients = vault.keyring.recipients(data, str(path))
+        recipients = vault.keyring.recipients(path.read_bytes(), str(path))
         if not vault.keyring.holds(recipients):
             return recipients, UNKNOWN, ""
-        clear = vault.keyring.decrypt(data, str(path), vault.recipients())
-        if "/" not in name:
-            secrets.require_text(path, clear)
+        secrets.clear(vault, of, name)
     except Failure as failure:
         return recipients, BAD, failure.message
     return recipients, OK, ""
+
+
+def opened(source: Source, of: str) -> Iterator[Seen]:
+    """The secrets of a source that tells neither recipients nor signatures."""
+    for name in source.names(of):
+        problem = ""
+        try:
+            secrets.clear(source, of, name)
+        except Failure as failure:
+            problem = failure.message
+        yield name, [], NONE, problem
 
 
 def named_by_templates(of: str) -> set[str]:

@@ -51,7 +51,8 @@ def kept(wanted: Kept, directory: Path) -> tuple[Drive, dict[str, Any]]:
     else:
         make_fs(file)
     found = disks.fingerprint(wanted.name, image)
-    image.part(wanted.part).unlink() if wanted.part else None
+    if wanted.part:
+        image.part(wanted.part).unlink()
     # As it looks on its way through boot.json.
     return Drive(f"kept-{wanted.name}", file, match), json.loads(json.dumps(asdict(found)))
 

@@ -8,7 +8,8 @@ from typing import Any
 from anemos import log
 from anemos.image import imgbuild
 from anemos.log import die
-from anemos.workstation import host, images, places, scratch, secrets, stock
+from anemos.workstation import host, images, places, scratch, secrets, sources, stock
+from anemos.workstation.secrets import Source
 
 IMAGES = places.ROOT / "images"
 
@@ -24,11 +25,13 @@ def build(name: str, format: str = "", output: str = "", check: bool = False) ->
     spec = imgbuild.load(directory, format)
     out = Path(output).absolute() if output else IMAGES
     make(out)
+    throwaway = stock.source(name, name)  # which may use scratch memory of its own
+    missing = absent(name, throwaway)
+    if missing:
+        log.info(f"Not made by test_secrets(): {', '.join(missing)}")
     with scratch.directory() as memory:
-        root = places.state(name) / "secrets"
-        given = secrets.reveal(stock.keyring(name, name), root, name, memory / "secrets")
+        given = secrets.reveal(throwaway, name, memory / "secrets")
         (memory / "secrets/files").mkdir(exist_ok=True)
-        tell_missing(name, given)
         values = memory / "values.json"
         values.touch(0o600)
         values.write_text(json.dumps(given.values | builtin_values(name)))
@@ -37,8 +40,6 @@ def build(name: str, format: str = "", output: str = "", check: bool = False) ->
         options += [f"--format={format}"] if format else []
         options += ["--check"] if check else []
         files = images.image(directory, options)
-    for file in files:
-        log.info(f"{file}: {spec.name}, {' '.join((spec.format, *spec.format_options))}")
     return {"host": name, "format": spec.format, "files": [os.fspath(file) for file in files]}
 
 
@@ -55,9 +56,6 @@ def builtin_values(name: str) -> dict[str, str]:
     return {"host": name, "deployment": "image", "operator_key": public}
 
 
-def tell_missing(name: str, given: secrets.Revealed) -> None:
-    """Which of the host's secrets nothing in the image stands for."""
-    real = secrets.names(places.SECRETS, name)
-    missing = [*(set(real.files) - set(given.files)), *(set(real.values) - set(given.values))]
-    if missing:
-        log.info(f"Not made by test_secrets(): {', '.join(sorted(missing))}")
+def absent(name: str, throwaway: Source) -> list[str]:
+    """The host's secrets that nothing in the image stands for."""
+    return sorted(set(sources.of(name).names(name)) - set(throwaway.names(name)))

@@ -12,6 +12,7 @@ from invoke.tasks import task
 
 from anemos import log
 from anemos.log import Failure
+from anemos.run import no_core_dumps
 
 HELP = {
     "host": "directory below hosts/",
@@ -50,6 +51,7 @@ def command(body: Body) -> Any:
 
     @functools.wraps(body)
     def run(c: Context, **options: Any) -> None:
+        no_core_dumps()
         try:
             show(body(c, **options), options["json"])
         except Failure as failure:

@@ -9,7 +9,7 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import phases, reach, report, stock, verify, vm, watch
+from anemos.workstation import phases, reach, report, scratch, stock, verify, vm, watch
 from anemos.workstation.host import Host
 from anemos.workstation.state import load_state
 
@@ -38,13 +38,14 @@ def deploy(host: Host, yes: str = "") -> dict[str, Any]:
     seconds: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     try:
-        for name, phase in PHASES.items():
-            start = time.monotonic()
-            with log.step(f"{name} {host.name}"), undone(host, name):
-                result = phase(host)
-            seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
-            if name == "plan":
-                confirm(host, yes)
+        with scratch.ending():  # a closed terminal, too, ends in `forget`
+            for name, phase in PHASES.items():
+                start = time.monotonic()
+                with log.step(f"{name} {host.name}"), undone(host, name):
+                    result = phase(host)
+                seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+                if name == "plan":
+                    confirm(host, yes)
     finally:
         phases.forget(host)
     result["phases"] = seconds

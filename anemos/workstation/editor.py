@@ -8,12 +8,11 @@ from pathlib import Path
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed, meaning, run
 from anemos.workstation import scratch
-from anemos.workstation.secrets import write_private
+from anemos.workstation.scratch import write_private
 
-# run() gives no terminal to what it runs: take it, if there is one. No core dumps: they hold all.
+# run() gives no terminal to what it runs: take it, if there is one.
 # HUP: an editor that outlives us would hold the terminal, and the secret.
 ON_TERMINAL = """\
-ulimit -c 0
 if (: </dev/tty) 2>/dev/null; then exec </dev/tty >/dev/tty 2>&1; fi
 exec "$@"
 """

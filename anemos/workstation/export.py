@@ -11,10 +11,10 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import initramfs, phases, places, qemu
+from anemos.workstation import initramfs, phases, places, plan, qemu
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
-from anemos.workstation.secrets import require_memory
+from anemos.workstation.scratch import require_memory
 from anemos.workstation.state import State, load_state, payload_file
 
 AUTHORIZED = "root/.ssh/authorized_keys"
@@ -36,7 +36,7 @@ Rescue system of a provider (it needs kexec-tools):
 
 iPXE:
     #!ipxe
-    kernel kernel {cmdline}
+    kernel kernel initrd=initrd {cmdline}
     initrd initrd
     boot
 
@@ -67,12 +67,14 @@ def export(host: Host, options: Options) -> dict[str, Any]:
     """Write kernel, initrd, cmdline and README of a new deployment. Raises Failure."""
     directory = Path(options.output)
     check_output(options, directory)
+    phases.refuse(host, list(plan.bootable(host.imgbuild())))
     network, kept = described(options) if options.mac or options.address else captured(host)
     try:
         phases.reveal(host)
+        keys = host_keys(host)  # first, as packing takes its time
         phases.pack(host)
+        keys["authorized_keys"] = authorized(host)
         state = load_state(host)
-        keys = login(host)
         directory.mkdir(mode=0o700, exist_ok=True)
         initramfs.write(directory, parts(host, state, keys, network, kept))
     finally:
@@ -133,29 +135,25 @@ def captured(host: Host) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return found["network"], found["kept"]
 
 
-def login(host: Host) -> dict[str, bytes | Path]:
-    """The pinned host key, and who logs in: those who will on the new system.
-
-    Raises Failure when one is missing: nobody could prove who answers, or log in.
-    """
+def host_keys(host: Host) -> dict[str, bytes | Path]:
+    """The pinned host key (see phases.check_host_keys). Raises Failure without one."""
     keys = initramfs.host_keys(places.memory(host.name) / "secrets")
     if not keys:
         hint = f"./inv secrets.generate --host {host.name} --kind ssh-host-key; pin what it prints"
         die(f"{host.name}: its SSH host key is not among its secrets", hint=hint)
-    allowed = authorized(host)
-    if not allowed.strip():
-        die(f"{host.name}: /{AUTHORIZED} will list nobody", hint="or `identity` in host.toml")
-    # In memory for as long as the initrd is written.
-    return {**{name: file.read_bytes() for name, file in keys.items()}, "authorized_keys": allowed}
+    return dict(keys)
 
 
 def authorized(host: Host) -> bytes:
+    """Who logs in: those who will on the new system. Raises Failure when that is nobody."""
     found = [member(payload_file(host), f"{top}/{AUTHORIZED}") for top in ("files", "secrets")]
     own = host.identity_file
     public = own.with_name(f"{own.name}.pub") if own else None
     if public and public.is_file():
         found.append(public.read_bytes())
-    return b"\n".join(filter(None, found))
+    if not any(each.strip() for each in found):
+        die(f"{host.name}: /{AUTHORIZED} will list nobody", hint="or `identity` in host.toml")
+    return b"\n".join(found)
 
 
 def member(archive: Path, name: str) -> bytes:

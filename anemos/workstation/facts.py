@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from anemos.disks import SECTOR, Device
 from anemos.log import FAILED, die
@@ -14,6 +14,14 @@ ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its 
 SCRIPT = places.ROOT / "anemos/server/facts.sh"
 BOOT = "/run/anemos/boot.json"  # in the initramfs
 STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
+
+
+class Partition(NamedTuple):
+    disk: str
+    name: str
+    number: int
+    start: int  # bytes
+    size: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Facts:
     base: str  # path of the wanted base image on the server, or ""
     place: str  # "system" or "initramfs"
     stamp: dict[str, Any]  # deployment.json, {} on a foreign system
+    parts: tuple[Partition, ...] = ()
+    slaves: tuple[tuple[str, str], ...] = ()  # (dm-0, vda3): the first lies on the second
 
     @property
     def deployment(self) -> str:
@@ -80,7 +90,11 @@ def parse(text: str) -> Facts:
     """TEXT: `key=value` lines; the last says that they are complete. Raises Failure."""
     try:
         return interpret([line.split("=", 1) for line in text.splitlines() if "=" in line])
-    except (KeyError, ValueError) as error:  # a key is not there; a value is not what it should be
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # something is not there, or not as it should be
         die(f"the facts of the server make no sense: {error}", status=FAILED)
 
 
@@ -118,4 +132,10 @@ def interpret(pairs: list[list[str]]) -> Facts:
         base=one.get("base", ""),
         place=one["place"],
         stamp=json.loads(one["stamp"] or "{}"),
+        parts=tuple(partition(*value.split("|")) for value in every("part")),
+        slaves=tuple((value.split("|")[0], value.split("|")[1]) for value in every("slave")),
     )
+
+
+def partition(disk: str, name: str, number: str, start: str, size: str) -> Partition:
+    return Partition(disk, name, int(number), int(start) * SECTOR, int(size) * SECTOR)

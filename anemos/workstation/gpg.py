@@ -1,12 +1,16 @@
 """The one module that owns GPG: bytes in, bytes out, every failure one message with a name in it.
 
 Ciphertext is encrypted and signed: with encryption alone, whoever has the public keys could replace
-a secret. Passphrases never pass through here: gpg-agent(1) asks for them.
+a secret. What is signed includes a LABEL, which says what the secret is (notation data, RFC 4880,
+5.2.3.16): else whoever can write files could give one secret the name of another. Passphrases never
+pass through here: gpg-agent(1) asks for them.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import gnupg
 
@@ -14,6 +18,8 @@ from anemos.log import die
 
 TTY = "gpg-agent asks for passphrases on the terminal that it knows: export GPG_TTY=$(tty)"
 DAMAGED = "is damaged: truncated or tampered with"
+NOTATION = "secret@anemos"
+MOVED = "renamed it? gpg --decrypt FILE | ./inv secrets.set --host HOST --name NAME"
 
 # Status keyword (doc/DETAILS of GnuPG) -> what a failed decryption means; the first match counts.
 UNREADABLE = {
@@ -77,25 +83,29 @@ class Keyring:
             die(f"cannot make a GPG key for {name}: {complaint(made)}", hint=hint)
         return str(made.fingerprint)
 
-    def encrypt(self, data: bytes, name: str, recipients: list[str]) -> bytes:
-        """Encrypt DATA to all RECIPIENTS, signed by the first whose secret key is here."""
+    def encrypt(self, data: bytes, name: str, recipients: list[str], label: str) -> bytes:
+        """Encrypt DATA to all RECIPIENTS, signed as LABEL by the first whose secret key is here."""
         self._check(recipients, name)
         secret = self.gpg.list_keys(secret=True).fingerprints
         signer = next((one for one in recipients if one in secret), None)
         if signer is None:
             die(f"cannot sign {name}: no recipient's secret key is here")
-        options = {"sign": True, "armor": False, "extra_args": ["--local-user", signer]}
+        # gpg expands %-words, and notation data is printable.
+        notation = f"{NOTATION}={quote(label)}".replace("%", "%%")
+        words = ["--local-user", signer, "--sig-notation", notation]
+        options = {"sign": True, "armor": False, "extra_args": words}
         # always_trust: full fingerprints leave nothing to guess.
         result = self.gpg.encrypt(data, recipients, always_trust=True, **options)
         if not result.ok or result.returncode:
             die(f"cannot encrypt {name}: {complaint(result)}", hint=TTY)
         return bytes(result.data)
 
-    def decrypt(self, data: bytes, name: str, signers: list[str]) -> bytes:
-        """Return the plaintext of DATA, which one of SIGNERS must have signed."""
+    def decrypt(self, data: bytes, name: str, signers: list[str], label: str) -> bytes:
+        """Return the plaintext of DATA, which one of SIGNERS must have signed as LABEL."""
         result = self._decrypt(data, name)
         # A failed result has data too, which nothing authenticates: hands off before this.
         check_result(result, name, signers)
+        check_label(result, name, label)
         return bytes(result.data)
 
     def recipients(self, data: bytes, name: str) -> list[str]:
@@ -151,8 +161,28 @@ def check_result(result: Any, name: str, signers: list[str]) -> None:
     if not result.valid or result.returncode:
         what = next((UNTRUSTED[key] for key in UNTRUSTED if key in seen), "is not signed")
         die(f"{name} {what}")
+    # Of several signatures gpg tells no more than one by one which of them says what.
+    if [words[1] for words in status if words[:1] == ["[GNUPG:]"]].count("NEWSIG") != 1:
+        die(f"{name} has several signatures")
     if result.pubkey_fingerprint not in signers:  # of the primary key, even if a subkey signed
         die(f"{name} is signed by {result.pubkey_fingerprint}, which is not a recipient")
+
+
+def check_label(result: Any, name: str, label: str) -> None:
+    """Die unless the one valid signature of RESULT says LABEL."""
+    # doc/DETAILS of GnuPG: escaped like a URL; long data comes in several lines.
+    found = re.findall(
+        rf"^\[GNUPG:\] NOTATION_NAME {NOTATION}\n((?:\[GNUPG:\] NOTATION_(?:FLAGS|DATA) .*\n)*)",
+        result.stderr,
+        re.MULTILINE,
+    )
+    said = [
+        unquote(unquote("".join(re.findall(r"NOTATION_DATA (.*)\n", lines)))) for lines in found
+    ]
+    if not said:
+        die(f"{name}: its signature does not say which secret it is", hint=MOVED)
+    if said != [label]:
+        die(f"{name} is the secret {', '.join(said)}, under another name", hint=MOVED)
 
 
 def complaint(result: Any) -> str:

@@ -6,7 +6,9 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
     host_key = "ssh-ed25519 AAAA..."   # pinned: the contents of an ssh_host_*_key.pub
     port = 22
     identity = "~/.ssh/id_ed25519"     # without it: the agent's keys and ssh's default ones
-    build_on = "workstation"           # where the package layer is made; or "initramfs"
+    build_on = "workstation"           # where the package layer is made: "workstation" needs least
+                                       # of the server's memory; "server" makes it there while the
+                                       # old system serves; "initramfs" makes it after the jump
     ports = [22, 443]                  # that must listen afterwards
 
     [timeouts]                         # seconds
@@ -14,6 +16,11 @@ host.toml, all but address and host_key optional, and without them if [vm] has `
     initramfs = 300                    # until the initramfs answers
     install = 3600                     # without a word from the initramfs
     up = 600                           # until the new system is up
+
+    [secrets]
+    source = "gpg"                     # or "age", "sops", "pass": docs/secrets.md
+    identity = "~/.config/age/key"     # of age: the file of the private key
+    prefix = "anemos"                  # of pass: where entries begin
 
     [vm]                               # the local VM of `./inv test`
     memory = 1024                      # MiB
@@ -36,8 +43,9 @@ from anemos.log import die
 from anemos.workstation import places
 from anemos.workstation.qemu import Network
 
-BUILD_ON = ("workstation", "initramfs")
-INTERNAL = ("name", "directory", "timeouts", "vm")  # not plain values of host.toml
+BUILD_ON = ("workstation", "server", "initramfs")
+SOURCES = ("gpg", "age", "sops", "pass")
+INTERNAL = ("name", "directory", "timeouts", "secrets", "vm")  # not plain values of host.toml
 MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
@@ -52,6 +60,17 @@ class Timeouts:
     initramfs: int = 300
     install: int = 3600
     up: int = 600
+
+
+@dataclass(frozen=True)
+class SecretSettings:
+    source: str = "gpg"
+    identity: str = ""
+    prefix: str = "anemos"
+
+    @property
+    def identity_file(self) -> Path | None:
+        return expanded(self.identity)
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,7 @@ class Host:
     build_on: str = "workstation"
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
+    secrets: SecretSettings = field(default_factory=SecretSettings)
     vm: VmSettings = field(default_factory=VmSettings)
 
     @property
@@ -87,10 +107,17 @@ class Host:
 
     @property
     def identity_file(self) -> Path | None:
-        return Path(os.path.expanduser(self.identity)) if self.identity else None  # noqa: PTH111
+        return expanded(self.identity)
 
     def imgbuild(self) -> Imgbuild:
         return imgbuild.load(self.directory)
+
+
+TABLES = {"timeouts": Timeouts, "secrets": SecretSettings, "vm": VmSettings}
+
+
+def expanded(path: str) -> Path | None:
+    return Path(os.path.expanduser(path)) if path else None  # noqa: PTH111
 
 
 def known() -> list[str]:
@@ -128,9 +155,10 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     where = f"hosts/{name}/host.toml"
     tables: dict[str, Any] = {
         key: kind(**checked(f"{where}, [{key}]", kind, given.pop(key)))
-        for key, kind in {"timeouts": Timeouts, "vm": VmSettings}.items()
+        for key, kind in TABLES.items()
         if key in given
     }
+    check_source(where, tables.get("secrets"))
     host = Host(name, directory, **checked(where, Host, given), **tables)
     if host.build_on not in BUILD_ON:
         die(f"{where}: build_on is {host.build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
@@ -149,6 +177,25 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         if port > MAX_PORT:
             die(f"{where}: {port} is not the number of a port")
     return host
+
+
+def secret_settings(name: str) -> SecretSettings:
+    """Where the secrets of the host NAME are, which need not have a complete host.toml yet."""
+    where = f"hosts/{name}/host.toml"
+    given = settings(name) if (find(name) / "host.toml").is_file() else {}
+    found = SecretSettings(
+        **checked(f"{where}, [secrets]", SecretSettings, given.get("secrets", {}))
+    )
+    check_source(where, found)
+    return found
+
+
+def check_source(where: str, found: SecretSettings | None) -> None:
+    if found and found.source not in SOURCES:
+        die(
+            f"{where}, [secrets]: source is {found.source!r}",
+            hint=f"one of: {', '.join(SOURCES)}",
+        )
 
 
 def checked(where: str, kind: type, given: Any) -> dict[str, Any]:

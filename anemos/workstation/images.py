@@ -87,7 +87,8 @@ def layer(spec: Imgbuild) -> Path:
 
 def cached_layer(spec: Imgbuild) -> str:
     """The package layer of SPEC, when there is one, or ""."""
-    spec = replace(spec, mirror=spec.mirror or places.mirror())
+    if spec.target == "debian":
+        spec = replace(spec, mirror=spec.mirror or places.mirror())
     file = bootstrap.layer_file(spec, places.cache())
     return str(file) if file.exists() else ""
 

@@ -22,8 +22,10 @@ from anemos.workstation import (
     initramfs,
     phases,
     places,
+    plan,
     reach,
     report,
+    scratch,
     secrets,
     stock,
     vm,
@@ -91,6 +93,7 @@ def test(host: Host, keep: bool = False) -> dict[str, Any]:
 
     Without KEEP the VM is gone afterwards. Raises Failure with the exit statuses of log.py.
     """
+    phases.refuse(host, list(plan.bootable(host.imgbuild())))
     trial = prepare(host)
     discard(trial)
     try:
@@ -129,8 +132,7 @@ def install(trial: Trial) -> dict[str, Any]:
 def reveal(trial: Trial) -> None:
     """Throw-away secrets, an operator's key, and host keys where there are none among them."""
     name = trial.host.directory.name
-    keyring = stock.keyring(name, trial.double.name)
-    secrets.reveal(keyring, trial.home / "secrets", name, trial.revealed)
+    secrets.reveal(stock.source(name, trial.double.name), name, trial.revealed)
     operator = stock.operator_key(trial.double.name)
     let_in(trial, operator.with_suffix(".pub").read_text())
     keys = initramfs.host_keys(trial.revealed)
@@ -153,7 +155,7 @@ def let_in(trial: Trial, public: str) -> None:
     target = trial.revealed / "files" / AUTHORIZED
     before = next((each.read_text() for each in (target, given) if each.is_file()), "")
     target.unlink(missing_ok=True)
-    secrets.write_private(trial.revealed, f"files/{AUTHORIZED}", f"{before}\n{public}".encode())
+    scratch.write_private(trial.revealed, f"files/{AUTHORIZED}", f"{before}\n{public}".encode())
 
 
 def make_disks(trial: Trial) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The payload: a tar with everything that is particular to one deployment of one host.
 
     manifest.json     {"deployment", "host", "keep": [kept disks], "files": {path: SHA-256}}
-    host/IMGBUILD
+    host/IMGBUILD     and, where the host has them, pacman.conf, repositories, keys/...
     files/PATH        the host's input files, templates rendered
     secrets/PATH      revealed files, mode 0600
 
@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from anemos.image import definition, template, tree
+from anemos.image import definition, layout, template, tree
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
+
+BOOTSTRAP = ("pacman.conf", "repositories", "keys")  # what a bootstrap takes beside the IMGBUILD
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ def write(
     """
     try:
         members = list(collect(spec, values, secrets))
+        for volume in layout.volumes(spec.layout, "luks"):
+            if not (secrets / volume.key).is_file():
+                die(f"layout: luks {volume.name!r}: no secret {volume.key}")
     except OSError as error:
         die(f"{error.filename}: {error.strerror}")
     manifest = {
@@ -58,6 +63,12 @@ def write(
 
 def collect(spec: Imgbuild, values: Mapping[str, str], secrets: Path) -> Iterator[Member]:
     yield Member("host/IMGBUILD", spec.file.read_bytes(), 0o644)
+    for name in BOOTSTRAP:
+        top = spec.directory / name
+        found = sorted(top.iterdir()) if top.is_dir() else [top] if top.exists() else []
+        for each in found:
+            inside = each.relative_to(spec.directory)
+            yield Member(f"host/{inside}", each.read_bytes(), 0o644)
     files = spec.directory / "files"
     if files.is_dir():
         yield from (input_member(path, file, values) for path, file in tree.inputs(files))

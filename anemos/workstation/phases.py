@@ -6,7 +6,7 @@ What one leaves for the next is a State (state.py).
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,22 @@ from typing import Any
 
 from anemos import log
 from anemos.digest import sha256
-from anemos.image import definition
+from anemos.image import bootstrap, definition
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
-from anemos.run import run
-from anemos.workstation import facts, images, payload, places, plan, reach, secrets, stock, vm
+from anemos.workstation import (
+    facts,
+    hostkeys,
+    images,
+    payload,
+    places,
+    plan,
+    reach,
+    scratch,
+    secrets,
+    stock,
+)
 from anemos.workstation.facts import Facts
-from anemos.workstation.gpg import Keyring
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
 from anemos.workstation.ssh import ConnectionLost, Remote, connect
@@ -40,15 +49,19 @@ def make_plan(host: Host) -> dict[str, Any]:
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
     sizes = measure(host, state, seen)
-    require(host, spec, seen, sizes)
+    require(host, spec, seen, sizes, hostkeys.foresee(host))
     lines = [*plan.describe(spec, seen, sizes), ("downtime", expected_downtime(host))]
     for what, which in lines:
         log.info(f"{what:8} {which}")
     return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
 
 
-def require(host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes) -> None:
-    wrong = plan.problems(host, spec, seen, sizes)
+def require(host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes, also: str = "") -> None:
+    refuse(host, [*plan.problems(host, spec, seen, sizes), *([also] if also else [])])
+
+
+def refuse(host: Host, wrong: Sequence[str]) -> None:
+    """Die with all that is WRONG, if anything is."""
     if wrong:
         die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
 
@@ -71,12 +84,9 @@ def size(file: str | Path) -> int:
 
 def reveal(host: Host) -> dict[str, Any]:
     """Decrypt the secrets of HOST into memory."""
-    into = places.memory(host.name) / "secrets"
-    if not host.local:
-        found = secrets.reveal(Keyring(None), places.SECRETS, host.name, into)
-    else:
-        root = places.state(host.name) / "secrets"
-        found = secrets.reveal(stock.keyring(host.name, host.name), root, host.name, into)
+    with scratch.ending():
+        source = stock.secrets_of(host)
+        found = secrets.reveal(source, host.name, places.memory(host.name) / "secrets")
     log.info(f"Revealed {len(found.files)} files, {len(found.values)} values")
     return {"host": host.name, "files": found.files, "values": sorted(found.values)}
 
@@ -86,7 +96,9 @@ def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     spec = host.imgbuild()
     into = places.memory(host.name) / "secrets"
     revealed = secrets.load(into, host.name)
-    check_host_keys(host, into / "files/etc/ssh")
+    keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
+    if wrong := hostkeys.problem(host, keys):
+        die(f"{host.name}: {wrong}")
     state = State(host.name, deployment=deployment or new_deployment())
     values = {**revealed.values, **builtin_values(host, state)}
     payload.write(payload_file(host), spec, state.deployment, values, into / "files")
@@ -97,19 +109,8 @@ def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
 
 
-def check_host_keys(host: Host, directory: Path) -> None:
-    """Host keys among the secrets replace the old system's: one must be the pinned one."""
-    private = sorted(directory.glob("ssh_host_*_key"))
-    if not private:
-        return
-    public = [run(["ssh-keygen", "-y", "-f", key]).split()[:2] for key in private]
-    pinned = vm.of(host).host_key if host.local else host.host_key
-    if pinned.split()[:2] not in public:
-        names = ", ".join(key.name for key in private)
-        die(f"{host.name}: the pinned host key is none of those among the secrets: {names}")
-
-
 def prepare(host: Host, spec: Imgbuild, state: State) -> None:
+    bootstrap.check(spec)
     state.base = str(images.base())
     state.layer = ""
     if host.build_on == "workstation":
@@ -144,6 +145,7 @@ def upload(host: Host) -> dict[str, Any]:
         require(host, host.imgbuild(), seen, sizes)
         with bad_input():
             reach.script(remote, "stage.sh", str(sizes.before_jump))
+        state.server_layer = ""  # it went with what was staged before
         state.sent = {"base": 0, "layer": 0, "payload": send(remote, payload_file(host), "payload")}
         if state.layer:
             state.sent["layer"] = send(remote, Path(state.layer), "layer")
@@ -171,8 +173,8 @@ def send(remote: Remote, file: Path, name: str) -> int:
 def build_initramfs(host: Host) -> dict[str, Any]:
     """Have the server put its initramfs together."""
     state = load_state(host, "remote_base", "upload")
-    layer = sha256(Path(state.layer)) if state.layer else ""
     with connect(reach.endpoint(host)) as remote:
+        layer = layer_digest(host, state, remote)
         words = [state.remote_base, sha256(payload_file(host)), layer]
         answer = json.loads(reach.enter(remote, state.remote_base, "build-initramfs", *words))
     state.kept = answer["kept"]
@@ -180,6 +182,27 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     (places.state(host.name) / CAPTURED).write_text(json.dumps(captured))
     state.save()
     return {"host": host.name, "network": answer["network"], "kept": state.kept}
+
+
+def layer_digest(host: Host, state: State, remote: Remote) -> str:
+    """SHA-256 of the package layer, "" without one. The server makes it now, if that is its job."""
+    if host.build_on == "server" and not state.server_layer:
+        state.server_layer = bootstrap_on_server(host, state, remote)
+        state.save()
+    return state.server_layer or (sha256(Path(state.layer)) if state.layer else "")
+
+
+def bootstrap_on_server(host: Host, state: State, remote: Remote) -> str:
+    """Have the server make the package layer, while it serves: its SHA-256."""
+    words = ["bootstrap", sha256(payload_file(host))]
+    limit = host.timeouts.install
+    with log.step("Package layer, on the server"):
+        said = reach.enter(remote, state.remote_base, *words, timeout=limit, sink=log.info)
+    made = json.loads(said.splitlines()[-1])
+    # Only now it is known how much memory that takes in the initramfs.
+    sizes = Sizes(size(state.base), made["size"], size(payload_file(host)), base_is_there=True)
+    require(host, host.imgbuild(), facts.gather(remote, state.base_hash), sizes)
+    return str(made["layer"])
 
 
 def kexec(host: Host) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """What a deployment is going to do, and everything that stands in its way. Nothing is changed."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image import layout
+from anemos.image import layout, partitions
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Disk, Kept
+from anemos.image.layout import Disk, Entry, Kept, Table
 from anemos.log import Failure
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
@@ -16,6 +16,14 @@ from anemos.workstation.host import Host
 MIB = 2**20
 # What the installing system itself takes: its kernel, Python, sshd, file systems' buffers.
 WORKING_MEMORY = 200 * MIB
+# What a system needs among its packages to find its volumes again: the beginning of the name.
+TOOLS = {
+    "raid": ("mdadm", "the package mdadm has to be among `packages`"),
+    "luks": ("cryptsetup", "the package cryptsetup (for /: cryptsetup-initramfs) has to be there"),
+    "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
+}
+# What the names of their kernel packages begin with.
+KERNELS = {"debian": "linux-image-", "arch": "linux", "alpine": "linux-"}
 
 
 @dataclass(frozen=True)
@@ -91,33 +99,85 @@ def _memory(facts: Facts, sizes: Sizes) -> Iterator[str]:
 
 
 def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
-    found: dict[str, str] = {}
-    named: list[Disk | Kept] = [*spec.layout.disks, *spec.keep]
+    found: dict[str, Device] = {}
+    named: list[Disk | Kept] = [*spec.layout.disks, *(k for k in spec.keep if not k.disk)]
     for each in named:
         try:
             device = disks.resolve(each.name, each.match, facts.disks)
-            if isinstance(each, Disk):
-                layout.extents(each, device.size)
         except Failure as failure:
             yield f"{failure.message}; {failure.hint}"
-        except ValueError as error:
-            yield str(error)
-        else:
-            if device.name in found:
-                yield f"disks {found[device.name]!r} and {each.name!r} are the same: {device.name}"
-            found[device.name] = each.name
+            continue
+        for name, other in found.items():
+            if other == device:
+                yield f"disks {name!r} and {each.name!r} are the same: {device.name}"
+        found[each.name] = device
+    if found.keys() >= {disk.name for disk in spec.layout.disks}:
+        yield from _room(spec, facts, found)
+        yield from _entangled(spec, facts, found)
+
+
+def _room(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
+    """Whether the layout fits, around the partitions that are kept."""
+    try:
+        around = [_around(disk, spec, facts, found[disk.name]) for disk in spec.layout.disks]
+        whole = replace(spec.layout, disks=tuple(around))
+        layout.sizes(whole, {name: device.size for name, device in found.items()})
+    except ValueError as error:
+        yield str(error)
+
+
+def _around(disk: Disk, spec: Imgbuild, facts: Facts, device: Device) -> Disk:
+    there = {p.number: Entry(p.start, p.size, "") for p in facts.parts if p.disk == device.name}
+    numbers = partitions.kept_numbers(spec.keep, disk)
+    for number in set(numbers) - there.keys():
+        raise ValueError(f"keep: {device.describe()} has no partition {number}")
+    return partitions.fitted(disk, Table((), {number: there[number] for number in numbers}))
+
+
+def _entangled(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
+    """RAID arrays, volume groups and the like that lie on what is erased and on what is kept."""
+    kept = {(found[each.disk].name, each.part) for each in spec.keep if each.disk}
+    system = {found[disk.name].name for disk in spec.layout.disks}
+    whole = {found[each.name].name for each in spec.keep if each.name in found and not each.disk}
+    homes = {part.name: (part.disk, part.number) for part in facts.parts}
+    for device in sorted({above for above, _ in facts.slaves}):
+        places = {homes.get(name, (name, 0)) for name in _lowest(device, facts)}
+        mine = {place for place in places if place[0] in whole or place in kept}
+        if mine and any(disk in system for disk, _ in places - mine):
+            yield f"{device} lies on what is erased and on what is kept: {_nodes(places)}"
+
+
+def _nodes(places: set[tuple[str, int]]) -> str:
+    words = (f"{disk}, partition {number}" if number else disk for disk, number in sorted(places))
+    return "; ".join(words)
+
+
+def _lowest(name: str, facts: Facts) -> set[str]:
+    """The disks and partitions that NAME lies on in the end."""
+    below = [lower for upper, lower in facts.slaves if upper == name]
+    return set().union(*(_lowest(each, facts) for each in below)) if below else {name}
 
 
 def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """What would leave a machine that does not come back."""
-    if not spec.layout.disks:
-        yield "the IMGBUILD has no layout: nothing to install on"
+    yield from bootable(spec)
+    if spec.bootloader and facts.efi:
+        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
+
+
+def bootable(spec: Imgbuild) -> Iterator[str]:
+    """The same, as far as the IMGBUILD alone tells it."""
+    if not any(each.mount == "/" for each in spec.layout.mounts()):
+        yield "the IMGBUILD has no layout with a root: nothing to install on"
     if not spec.bootloader:
         yield "the IMGBUILD has no bootloader: the new system would not start"
-    elif facts.efi:
-        yield f"the machine starts by UEFI; bootloader={spec.bootloader} is for BIOS"
-    if not any(package.startswith("linux-image") for package in spec.packages):
-        yield "the IMGBUILD has no kernel among its packages (linux-image-...)"
+    for kind, (tool, why) in TOOLS.items():
+        volumes = list(layout.volumes(spec.layout, kind))
+        if volumes and not any(package.startswith(tool) for package in spec.packages):
+            yield f"the layout has {kind} {volumes[0].name!r}: {why}"
+    kernel = KERNELS[spec.target]
+    if not any(package.startswith(kernel) for package in spec.packages):
+        yield f"the IMGBUILD has no kernel among its packages ({kernel}...)"
 
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:
@@ -135,7 +195,7 @@ def describe(spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]
             ("ERASE", _disk(disks.resolve(d.name, d.match, facts.disks), facts))
             for d in spec.layout.disks
         ),
-        *(("keep", _disk(disks.resolve(k.name, k.match, facts.disks), facts)) for k in spec.keep),
+        *(("keep", _kept(k, facts)) for k in spec.keep),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
         ("boot", "kexec"),
         ("send", _sizes(sizes)),
@@ -154,6 +214,11 @@ def _sizes(sizes: Sizes) -> str:
 
 def _size(size: int) -> str:
     return f"{size / MIB:.1f} MiB" if size else "to be made"
+
+
+def _kept(kept: Kept, facts: Facts) -> str:
+    device = disks.resolve(kept.name, kept.match, facts.disks)
+    return f"partition {kept.part} of {device.describe()}" if kept.disk else _disk(device, facts)
 
 
 def _disk(device: Device, facts: Facts) -> str:

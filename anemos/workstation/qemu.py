@@ -108,24 +108,20 @@ class Network:
 
 def describe(mac: str, address: str, gateway: str, dns: Sequence[str]) -> dict[str, Any]:
     """A network of one interface, in the format of server/network.py. Raises ValueError."""
+    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", mac.lower()):
+        raise ValueError(f"{mac} is no MAC address")
     own = ipaddress.ip_interface(address)
+    family = "inet" if own.version == 4 else "inet6"
     default = {"family": f"-{own.version}", "dst": "default", "gateway": gateway}
     # A gateway outside of the interface's own network is reached directly.
     flags = [] if not gateway or ipaddress.ip_address(gateway) in own.network else ["onlink"]
-    family = "inet" if own.version == 4 else "inet6"
     interface = {
         "name": "eth0",
         "kind": "ether",
         "mac": mac.lower(),
-        "mtu": 1500,
-        "addresses": [
-            {
-                "local": str(own.ip),
-                "prefixlen": own.network.prefixlen,
-                "family": family,
-            }
-        ],
-        "routes": [default | {"flags": flags}] if gateway else [],
         "dhcp": False,
+        "mtu": 1500,
+        "addresses": [{"local": str(own.ip), "prefixlen": own.network.prefixlen, "family": family}],
+        "routes": [default | {"flags": flags}] if gateway else [],
     }
     return {"interfaces": [interface], "dns": list(dns), "operator": family}

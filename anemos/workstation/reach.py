@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from anemos import log
-from anemos.log import FAILED, die
+from anemos.log import FAILED, Sink, die
 from anemos.run import CommandFailed
 from anemos.workstation import facts, places, stock, vm
 from anemos.workstation.facts import Identity
@@ -83,12 +83,16 @@ def go(host: Host, state: State) -> Identity:
     return seen
 
 
-def script(remote: Remote, name: str, *words: str, timeout: float = 60) -> str:
-    """Run a script of anemos/server on the server."""
+def script(
+    remote: Remote, name: str, *words: str, timeout: float = 60, sink: Sink | None = None
+) -> str:
+    """Run a script of anemos/server on the server. SINK: as LOG of Remote.sh."""
     argv = ["sh", "-c", (SERVER / name).read_text(), name, *words]
-    return remote.sh(argv, timeout=timeout, shown=[name, *words])
+    return remote.sh(argv, timeout=timeout, log=sink, shown=[name, *words])
 
 
-def enter(remote: Remote, base: str, *words: str) -> str:
+def enter(
+    remote: Remote, base: str, *words: str, timeout: float = 300, sink: Sink | None = None
+) -> str:
     """Run `python3 -m anemos.server WORDS` on the server, in the base image."""
-    return script(remote, "enter.sh", base, *words, timeout=300)
+    return script(remote, "enter.sh", base, *words, timeout=timeout, sink=sink)

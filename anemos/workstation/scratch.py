@@ -1,16 +1,17 @@
 """A directory for secrets in clear: in memory, ours alone, gone with the work that needs it."""
 
 import os
+import re
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import NoReturn
 
-from anemos.log import FAILED, die
+from anemos.log import die
 from anemos.workstation import places
-from anemos.workstation.secrets import remove, require_memory
 
 # What ends a process without a finally: closed terminals, kill(1). SIGINT is among them because
 # a second one, too, must not interrupt the removal.
@@ -41,7 +42,7 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Let the first signal raise, and ignore all that follow."""
+    """Let the first signal raise, and ignore all that follow: what is in clear is removed first."""
     before = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield
@@ -55,4 +56,40 @@ def end(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(each, signal.SIG_IGN)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    die(f"ended by {signal.Signals(number).name}", status=FAILED)
+    # As a shell tells it: nothing is said about the server.
+    die(f"ended by {signal.Signals(number).name}", status=128 + number)
+
+
+def write_private(top: Path, name: str, data: bytes) -> None:
+    """Write DATA to the new file TOP/NAME, without a moment in which others can read it."""
+    for parent in reversed(PurePath(name).parents):
+        (top / parent).mkdir(mode=0o700, exist_ok=True)
+    (top / name).touch(mode=0o600, exist_ok=False)
+    (top / name).write_bytes(data)
+
+
+def remove(directory: Path) -> None:
+    if os.path.lexists(directory):
+        shutil.rmtree(directory)
+
+
+def require_memory(path: Path) -> None:
+    """Die unless PATH, which need not exist, lies on a file system that lives in memory."""
+    mountinfo = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
+    kind = filesystem_type(path.resolve(), mountinfo)
+    if kind not in ("tmpfs", "ramfs"):
+        die(f"{path} lies on {kind}, not in memory: no place for secrets in clear")
+
+
+def filesystem_type(path: Path, mountinfo: str) -> str:
+    """The type of the file system that the absolute PATH lies on, by proc_pid_mountinfo(5).
+
+    The longest mount point above PATH counts; of several mounts on it, the last.
+    """
+    longest, kind = 0, "an unknown file system"
+    for line in mountinfo.rstrip("\n").split("\n"):
+        mount, _, source = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split(" ")[4])
+        if path.is_relative_to(point) and len(point) >= longest:
+            longest, kind = len(point), source.split(" ")[0]
+    return kind

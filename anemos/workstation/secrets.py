@@ -1,22 +1,37 @@
-"""Secrets: GPG-encrypted in a tree that mirrors the target, in clear only in memory.
+"""Secrets: encrypted in a tree that mirrors the target, in clear only in memory.
 
 ROOT/recipients             who can decrypt and who may sign: full fingerprints of GPG keys
 ROOT/<host>/<path>.gpg      a file secret, which is put at /<path> on the target
 ROOT/<host>/<NAME>.gpg      directly in the host's directory: a value for templates, called NAME
+
+Other sources than GPG (see sources/) have other suffixes and no recipients here.
 """
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
-from typing import NoReturn
+from pathlib import Path, PurePosixPath
+from typing import NoReturn, Protocol
 
 from anemos.log import FAILED, die
+from anemos.workstation import scratch
 from anemos.workstation.gpg import Keyring
-from anemos.workstation.places import SHARED_MEMORY
+from anemos.workstation.scratch import remove, require_memory, write_private
+
+
+class Source(Protocol):
+    """Where the secrets of hosts are, and what opens them.
+
+    A secret's name is its path on the target, without leading slash; a value's has no slash at all.
+    Everything raises Failure (status 2) with the name of the file or entry.
+    """
+
+    def names(self, host: str) -> list[str]:
+        """The names of HOST's secrets. Nothing is decrypted."""
+
+    def reveal(self, host: str, name: str) -> bytes:
+        """A secret in clear. Needs no terminal."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +67,38 @@ def read_recipients(path: Path) -> list[str]:
     return found or die(f"{path} lists nobody")
 
 
-def names(root: Path, host: str) -> Listing:
+def names(root: Path, host: str, suffix: str = ".gpg") -> Listing:
     """List the secrets of HOST; a host without a directory in ROOT has none.
 
     Raises Failure for symbolic links and anything else that is not the name of a secret.
     """
     listing = Listing({}, {})
     for path in walk(root / host):
-        name = name_of(path, root / host)
+        name = name_of(path, root / host, suffix)
         (listing.files if "/" in name else listing.values)[name] = path
     return listing
 
 
-def name_of(path: Path, top: Path) -> str:
+def name_of(path: Path, top: Path, suffix: str = ".gpg") -> str:
     """The name of the secret PATH in the directory TOP of its host; only a file's has a slash."""
     target = path.relative_to(top)
-    name = target.name.removesuffix(".gpg")
+    name = target.name.removesuffix(suffix)
     if name == target.name:
-        die(f"{path} does not end in .gpg", hint="only encrypted files belong there")
+        die(f"{path} does not end in {suffix}", hint="only encrypted files belong there")
     if name in ("", ".", ".."):
-        die(f"{path} stands for no file: its name without .gpg is {name!r}")
-    if len(target.parts) == 1 and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        die(f"{path}: {name!r} is no name for a value", hint="[A-Za-z_][A-Za-z0-9_]*")
-    return target.with_name(name).as_posix()
+        die(f"{path} stands for no file: its name without {suffix} is {name!r}")
+    name = target.with_name(name).as_posix()
+    check_name(str(path), name)
+    return name
+
+
+def check_name(where: str, name: str) -> None:
+    """Die unless NAME, found at WHERE, is one for a secret: a path on the target, or a value's."""
+    if "/" not in name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        die(f"{where}: {name!r} is no name for a value", hint="[A-Za-z_][A-Za-z0-9_]*")
+    pure = PurePosixPath(name)
+    if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
+        die(f"{where}: {name!r} is no path on the target", hint="like etc/ssl/mx.key")
 
 
 def walk(top: Path) -> Iterator[Path]:
@@ -93,12 +117,12 @@ def walk(top: Path) -> Iterator[Path]:
                 yield path
 
 
-def reveal(keyring: Keyring, root: Path, host: str, into: Path) -> Revealed:
-    """Decrypt the secrets of HOST to INTO/files/<path> and INTO/values/<NAME>, for `load`.
+def reveal(source: Source, host: str, into: Path) -> Revealed:
+    """Reveal the secrets of HOST to INTO/files/<path> and INTO/values/<NAME>, for `load`.
 
     Files get mode 0600, directories 0700. INTO must lie in memory; what was revealed there before
-    is gone, whatever happens. Raises Failure for what `names` and Keyring.decrypt refuse and for a
-    value that is not UTF-8; then nothing stays revealed.
+    is gone, whatever happens. Raises Failure for what SOURCE refuses and for a value that is not
+    UTF-8; then nothing stays revealed.
     """
     require_memory(into.parent)
     fresh = into.with_name(f".{into.name}.new")
@@ -106,8 +130,9 @@ def reveal(keyring: Keyring, root: Path, host: str, into: Path) -> Revealed:
         remove(into)
         remove(fresh)
         fresh.mkdir(mode=0o700, parents=True)
-        for name, data in decrypt_all(keyring, root, host):
-            write_private(fresh, name, data)
+        for name in source.names(host):
+            kind = "files" if "/" in name else "values"
+            write_private(fresh, f"{kind}/{name}", clear(source, host, name))
         fresh.rename(into)
     except OSError as error:
         die(f"cannot reveal the secrets of {host}: {error}", status=FAILED)
@@ -116,21 +141,19 @@ def reveal(keyring: Keyring, root: Path, host: str, into: Path) -> Revealed:
     return load(into, host)
 
 
-def decrypt_all(keyring: Keyring, root: Path, host: str) -> Iterator[tuple[str, bytes]]:
-    """Yield files/<path> and values/<NAME> with their plaintext."""
-    listing = names(root, host)
-    signers = read_recipients(root / "recipients") if listing.files or listing.values else []
-    for name, path in listing.files.items():
-        yield f"files/{name}", keyring.decrypt(path.read_bytes(), str(path), signers)
-    for name, path in listing.values.items():
-        value = keyring.decrypt(path.read_bytes(), str(path), signers).removesuffix(b"\n")
-        require_text(path, value)
-        yield f"values/{name}", value
+def clear(source: Source, host: str, name: str) -> bytes:
+    """A secret as the target gets it: one last newline of a value does not count."""
+    data = source.reveal(host, name)
+    if "/" in name:
+        return data
+    value = data.removesuffix(b"\n")
+    require_text(f"{host}/{name}", value)
+    return value
 
 
-def require_text(path: Path, value: bytes) -> None:
+def require_text(name: str, value: bytes) -> None:
     if value.decode(errors="ignore").encode() != value:
-        die(f"{path}: a value must be UTF-8 text")
+        die(f"{name}: a value must be UTF-8 text")
 
 
 def load(into: Path, host: str) -> Revealed:
@@ -141,41 +164,6 @@ def load(into: Path, host: str) -> Revealed:
     files = sorted(path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file())
     values = {path.name: path.read_bytes().decode() for path in sorted(into.glob("values/*"))}
     return Revealed(files, values)
-
-
-def write_private(top: Path, name: str, data: bytes) -> None:
-    """Write DATA to the new file TOP/NAME, without a moment in which others can read it."""
-    for parent in reversed(PurePath(name).parents):
-        (top / parent).mkdir(mode=0o700, exist_ok=True)
-    (top / name).touch(mode=0o600, exist_ok=False)
-    (top / name).write_bytes(data)
-
-
-def remove(directory: Path) -> None:
-    if os.path.lexists(directory):
-        shutil.rmtree(directory)
-
-
-def require_memory(path: Path) -> None:
-    """Die unless PATH, which need not exist, lies on a file system that lives in memory."""
-    mountinfo = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
-    kind = filesystem_type(path.resolve(), mountinfo)
-    if kind not in ("tmpfs", "ramfs"):
-        die(f"{path} lies on {kind}, not in memory: no place for secrets in clear")
-
-
-def filesystem_type(path: Path, mountinfo: str) -> str:
-    """The type of the file system that the absolute PATH lies on, by proc_pid_mountinfo(5).
-
-    The longest mount point above PATH counts; of several mounts on it, the last.
-    """
-    longest, kind = 0, "an unknown file system"
-    for line in mountinfo.rstrip("\n").split("\n"):
-        mount, _, source = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split(" ")[4])
-        if path.is_relative_to(point) and len(point) >= longest:
-            longest, kind = len(point), source.split(" ")[0]
-    return kind
 
 
 def ensure_throwaway(home: Path, root: Path, host: str, make: Callable[[Path], None]) -> Keyring:
@@ -203,11 +191,12 @@ def encrypt_tree(keyring: Keyring, root: Path, host: str, make: Callable[[Path],
     fresh = root / f".{host}.new"
     remove(fresh)
     fresh.mkdir()
-    require_memory(SHARED_MEMORY)
-    with TemporaryDirectory(prefix="anemos-", dir=SHARED_MEMORY) as clear:
-        make(Path(clear))
-        for path in walk(Path(clear)):
-            target = fresh / f"{path.relative_to(clear)}.gpg"
+    with scratch.directory() as clear_text:
+        make(clear_text)
+        for path in walk(clear_text):
+            name = path.relative_to(clear_text).as_posix()
+            target = fresh / f"{name}.gpg"
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(keyring.encrypt(path.read_bytes(), str(target), recipients))
+            label = f"{host}/{name}"
+            target.write_bytes(keyring.encrypt(path.read_bytes(), str(target), recipients, label))
     fresh.rename(root / host)

@@ -17,7 +17,8 @@ class State:
     host: str
     deployment: str = ""
     base: str = ""  # file on the workstation
-    layer: str = ""  # the same; "" when the initramfs bootstraps
+    layer: str = ""  # the same; "" when server or initramfs bootstrap
+    server_layer: str = ""  # SHA-256 of the one that the server made
     remote_base: str = ""  # file on the server
     old_boot_id: str = ""
     last_answer: float = 0.0  # of the old system: seconds since the epoch

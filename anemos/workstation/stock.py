@@ -1,22 +1,27 @@
 """Throw-away material of a host with a [vm]: keys, secrets, and the stock system it starts with."""
 
 import json
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
 from anemos.image import functions, imgbuild
 from anemos.run import run
-from anemos.workstation import images, places, secrets, vm
-from anemos.workstation.gpg import Keyring
+from anemos.workstation import images, places, scratch, secrets, sources, vm
 from anemos.workstation.host import Host
+from anemos.workstation.secrets import Source
+from anemos.workstation.sources.gpg import Gpg
 
 OPERATOR_KEY = "id_ed25519"
 
 
-def keyring(name: str, of: str) -> Keyring:
-    """The keyring of the throw-away secrets of the IMGBUILD NAME, for the machine OF.
+def secrets_of(host: Host) -> Source:
+    """What opens the secrets of HOST: throw-away ones, if it is no more than a VM."""
+    return source(host.name, host.name) if host.local else sources.of(host.name)
+
+
+def source(name: str, of: str) -> Source:
+    """The throw-away secrets of the IMGBUILD NAME, for the machine OF.
 
     Made on first use by the IMGBUILD's test_secrets(), outside of the repository.
     """
@@ -27,7 +32,8 @@ def keyring(name: str, of: str) -> Keyring:
             functions.on_host(spec, "test_secrets", directory)
 
     home = places.state(of)
-    return secrets.ensure_throwaway(home / "gnupg", home / "secrets", name, make)
+    root = home / "secrets"
+    return Gpg(secrets.ensure_throwaway(home / "gnupg", root, name, make), root)
 
 
 def operator_key(name: str) -> Path:
@@ -50,11 +56,12 @@ def create(host: Host) -> None:
     if machine.directory.is_dir():
         return
     stock = machine.settings.stock
-    memory = places.memory(host.name)
-    with log.step(f"Building the stock server hosts/{stock}"), TemporaryDirectory() as out:
-        root = places.state(host.name) / "secrets"
+    step = log.step(f"Building the stock server hosts/{stock}")
+    # Before the memory of it: a source may use scratch memory of its own.
+    throwaway = source(stock, host.name)
+    with step, TemporaryDirectory() as out, scratch.directory() as memory:
         clear = memory / "stock"
-        revealed = secrets.reveal(keyring(stock, host.name), root, stock, clear)
+        revealed = secrets.reveal(throwaway, stock, clear)
         values = memory / "values.json"
         public = operator_key(host.name).with_suffix(".pub").read_text().strip()
         values.write_text(json.dumps({"operator_key": public}))
@@ -62,4 +69,3 @@ def create(host: Host) -> None:
         options += ["--values", values, "--secrets", clear / "files"]
         files = images.image(places.HOSTS / stock, options)
         vm.install(machine, files, revealed.values["host_key"])
-        shutil.rmtree(memory)

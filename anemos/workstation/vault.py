@@ -15,31 +15,32 @@ from anemos import log
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import editor, host, places, secrets
 from anemos.workstation.gpg import Keyring
+from anemos.workstation.sources.gpg import Gpg
+
+# Who changes the secrets that GPG does not open.
+OTHERS = {
+    "age": "age --encrypt --recipients-file FILE --output secrets/HOST/NAME.age",
+    "sops": "sops secrets/HOST.sops.json",
+    "pass": "pass edit PREFIX/HOST/NAME",
+}
 
 
 @dataclass(frozen=True)
-class Vault:
-    """The secrets below ROOT, laid out as secrets.py says, opened with the keys of KEYRING.
-
-    Everything raises Failure (status 2) with the name of the file.
-    """
-
-    keyring: Keyring
-    root: Path
-
-    def recipients(self) -> list[str]:
-        return secrets.read_recipients(self.root / "recipients")
+class Vault(Gpg):
+    """The secrets that GPG opens, to be changed. Raises Failure with the name of the file."""
 
     def hosts(self, only: str = "") -> list[str]:
         """The hosts that have secrets; or the one, which need not have any yet."""
         if only:
             host.find(only)
+            require_gpg(only)
             return [only]
-        return sorted(path.name for path in self.root.glob("[!.]*/"))
+        return sorted(path.name for path in self.root.glob("[!.]*/") if is_gpg(path.name))
 
     def place(self, of: str, name: str) -> Path:
         """The file for the secret NAME of the host OF, whether it is there or not."""
         host.find(of)
+        require_gpg(of)
         if not name:
             die("which secret? --name etc/ssl/private/mx.key, or NAME for templates")
         pure = PurePosixPath(name)
@@ -56,16 +57,15 @@ class Vault:
     def read(self, of: str, name: str) -> bytes | None:
         """The secret in clear; None when there is none of that name."""
         path = self.place(of, name)
-        if not path.exists():
-            return None
-        return self.keyring.decrypt(path.read_bytes(), str(path), self.recipients())
+        return self.reveal(of, name) if path.exists() else None
 
     def write(self, of: str, name: str, data: bytes) -> None:
         path = self.place(of, name)
         if "/" not in name:
-            secrets.require_text(path, data)
+            secrets.require_text(str(path), data)
         new = "" if path.exists() else "new "
-        self.replace(path, self.keyring.encrypt(data, str(path), self.recipients()))
+        label = f"{of}/{name}"
+        self.replace(path, self.keyring.encrypt(data, str(path), self.recipients(), label))
         log.info(f"{of}: {new}secret {name} is encrypted and signed")
 
     def replace(self, path: Path, ciphertext: bytes) -> None:
@@ -81,6 +81,17 @@ class Vault:
             fresh.unlink(missing_ok=True)
 
 
+def is_gpg(of: str) -> bool:
+    """Tell whether GPG opens the secrets of OF: a host, or the name of one that is gone."""
+    return not (places.HOSTS / of).is_dir() or host.secret_settings(of).source == "gpg"
+
+
+def require_gpg(of: str) -> None:
+    source = host.secret_settings(of).source
+    if source != "gpg":
+        die(f"the secrets of {of} are kept by {source}, not by GPG", hint=OTHERS[source])
+
+
 def own() -> Vault:
     """The project's secrets, with the developer's own keys."""
     return Vault(Keyring(None), places.SECRETS)
@@ -89,7 +100,7 @@ def own() -> Vault:
 def edit(vault: Vault, of: str, name: str) -> dict[str, Any]:
     """Have the user edit a secret; a new one starts empty. No change, no new ciphertext."""
     old = vault.read(of, name) or b""
-    vault.keyring.encrypt(b"", name, vault.recipients())  # or all that is typed would be lost
+    vault.keyring.encrypt(b"", name, vault.recipients(), "")  # or all that is typed would be lost
     new = editor.edit(old, name)
     if new == old:
         log.info(f"{of}: {name} is unchanged")
@@ -127,10 +138,9 @@ def rekey(vault: Vault, only: str = "", former: str = "") -> dict[str, Any]:
     fresh: dict[Path, bytes] = {}
     wrong: list[str] = []
     for of in vault.hosts(only):
-        listing = secrets.names(vault.root, of)
-        for path in [*listing.files.values(), *listing.values.values()]:
+        for name in vault.names(of):
             try:
-                fresh |= rekeyed(vault, path, signer(former))
+                fresh |= rekeyed(vault, of, name, signer(former))
             except Failure as failure:
                 wrong.append(str(failure))
     if wrong:
@@ -143,14 +153,14 @@ def rekey(vault: Vault, only: str = "", former: str = "") -> dict[str, Any]:
     return {"rekeyed": [path.relative_to(vault.root).as_posix() for path in fresh]}
 
 
-def rekeyed(vault: Vault, path: Path, former: list[str]) -> dict[Path, bytes]:
-    """PATH with its new ciphertext, if it needs one."""
+def rekeyed(vault: Vault, of: str, name: str, former: list[str]) -> dict[Path, bytes]:
+    """The file of a secret with its new ciphertext, if it needs one."""
     keyring, recipients = vault.keyring, vault.recipients()
-    data = path.read_bytes()
-    if keyring.recipients(data, str(path)) == sorted(set(recipients)):
+    path = vault.root / of / f"{name}.gpg"
+    if keyring.recipients(path.read_bytes(), str(path)) == sorted(set(recipients)):
         return {}
-    clear = keyring.decrypt(data, str(path), [*recipients, *former])
-    return {path: keyring.encrypt(clear, str(path), recipients)}
+    clear = vault.decrypt(of, name, path, [*recipients, *former])
+    return {path: keyring.encrypt(clear, str(path), recipients, f"{of}/{name}")}
 
 
 def signer(former: str) -> list[str]:

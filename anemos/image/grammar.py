@@ -1,0 +1,298 @@
+"""Reads an IMGBUILD's `layout` and `keep`: statements, one a line. docs/imgbuild.md explains them.
+
+    disk system serial=S1 table=gpt
+    part bios   type=bios size=1M
+    part pv     type=lvm
+    vg   vg0    on=system/pv
+    lv   root   on=vg0 fs=ext4 mount=/
+
+Every function raises ValueError with the offending line.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from anemos.image.layout import (
+    FILE_SYSTEMS,
+    IMAGE,
+    MAX_PARTS,
+    TYPES,
+    UNITS,
+    Disk,
+    Kept,
+    Layout,
+    Part,
+    Volume,
+    size,
+    sizes,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")  # GPT has room for 36 characters
+# mdadm(8) has room for 27 beside "any:"; device-mapper doubles hyphens.
+VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,24}")
+# lvm(8), "valid names", and /dev/mapper/control.
+RESERVED = re.compile(
+    r"control|snapshot.*|pvmove.*|.*_([cmrt](data|meta)|corig|m?image|rimage|mlog|pmspare|v(data|origin)).*"
+)
+MOUNT = re.compile(r"/|(/(?!\.\.?(/|$))[^/]+)+")  # absolute, without // . .. and a slash at its end
+OPTIONS = re.compile(r"[^\s#,]+(,[^\s#,]+)*")
+SECRET = re.compile(r"(?!.*(^|/)\.\.?(/|$))[^/]+(/[^/]+)+")
+MATCHES = ("serial", "wwn", "size")
+LEVELS = ("0", "1", "10")
+CARRIES = ("fs", "mount", "options")
+# The words of each kind of volume beside `on`.
+VOLUMES = {
+    "raid": ("level", *CARRIES),
+    "luks": ("key", *CARRIES),
+    "vg": (),
+    "lv": ("size", *CARRIES),
+}
+
+
+@dataclass
+class Draft:
+    """A layout while it is read."""
+
+    disks: list[Disk] = field(default_factory=list)
+    volumes: list[Volume] = field(default_factory=list)
+    lines: dict[str, str] = field(default_factory=dict)  # carrier -> its line
+    used: dict[str, str] = field(default_factory=dict)  # carrier -> what lies on it
+    below_disk: bool = False
+
+    def layout(self) -> Layout:
+        disks = (
+            replace(disk, image=disk.image or roomy([*disk.parts, *self.volumes]))
+            for disk in self.disks
+        )
+        return Layout(tuple(disks), tuple(self.volumes))
+
+
+def parse(text: str) -> Layout:
+    """The layout that TEXT describes."""
+    draft = Draft()
+    for line, (kind, name), options in statements(text):
+        if kind == "disk":
+            add_disk(draft, line, name, options)
+        elif kind == "part" and draft.below_disk:
+            add_part(draft, line, name, options)
+        elif kind in VOLUMES:
+            add_volume(draft, line, kind, name, options)
+        else:
+            kinds = f"`disk NAME ...`, {', '.join(VOLUMES)} or, below a disk, `part`"
+            raise ValueError(f"layout: {line!r}: expected {kinds}")
+        if options:
+            raise ValueError(f"layout: {line!r}: unknown option {next(iter(options))!r}")
+    whole = draft.layout()
+    check(whole)
+    return whole
+
+
+def roomy(parts: Sequence[Part | Volume]) -> int:
+    """Bytes of a sparse image file for a disk with PARTS, when the layout does not say."""
+    return max(IMAGE, sum(part.size or 0 for part in parts) + UNITS["G"])
+
+
+def statements(text: str) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        words = [word for word in line.split() if "=" not in word]
+        pairs = [word.split("=", 1) for word in line.split() if "=" in word]
+        options = {key: value for key, value in pairs}
+        if len(words) != 2:
+            raise ValueError(f"{line!r}: expected a keyword and one name before the options")
+        if not NAME.fullmatch(words[1]):
+            raise ValueError(f"{line!r}: a name has up to 36 letters, digits, dots, _ and -")
+        if len(options) != len(pairs):
+            raise ValueError(f"{line!r}: an option stands there twice")
+        yield line, words, options
+
+
+def add_disk(draft: Draft, line: str, name: str, options: dict[str, str]) -> None:
+    declare(draft, line, name)
+    draft.below_disk = True
+    draft.disks.append(
+        Disk(
+            name,
+            take_match(line, options),
+            table=one_of(line, options.pop("table", "gpt"), tuple(TYPES)),
+            image=length(line, options.pop("image")) if "image" in options else 0,
+        )
+    )
+
+
+def add_part(draft: Draft, line: str, name: str, options: dict[str, str]) -> None:
+    disk = draft.disks[-1]
+    declare(draft, line, f"{disk.name}/{name}")
+    kind = one_of(line, options.pop("type", "linux"), tuple(TYPES[disk.table]))
+    wanted = options.pop("size", "")
+    part = Part(name, kind, length(line, wanted) if wanted else None, *take_carried(line, options))
+    if part.type == "esp" and part.fs != "vfat":
+        raise ValueError(f"layout: {line!r}: type=esp needs fs=vfat")
+    if part.type == "bios" and part.fs:
+        raise ValueError(f"layout: {line!r}: type=bios has no file system: GRUB lies there")
+    draft.disks[-1] = replace(disk, parts=(*disk.parts, part))
+
+
+def add_volume(draft: Draft, line: str, kind: str, name: str, options: dict[str, str]) -> None:
+    if not VOLUME.fullmatch(name) or RESERVED.fullmatch(name):
+        raise ValueError(f"layout: {line!r}: a volume's name has up to 25 letters, digits and _")
+    declare(draft, line, name)
+    draft.below_disk = False
+    on = take_on(draft, line, kind, name, options)
+    words = {key: options.pop(key) for key in VOLUMES[kind] if key in options}
+    if kind == "raid" and words.get("level", "") not in LEVELS:
+        raise ValueError(f"layout: {line!r}: level= is one of {', '.join(LEVELS)}")
+    if kind == "luks" and not SECRET.fullmatch(words.get("key", "")):
+        raise ValueError(f"layout: {line!r}: key= is the path of a secret, etc/luks/{name}.key")
+    draft.volumes.append(
+        Volume(
+            kind,
+            name,
+            on,
+            words.get("level", ""),
+            words.get("key", ""),
+            length(line, words["size"]) if "size" in words else None,
+            *take_carried(line, words),
+        )
+    )
+
+
+def declare(draft: Draft, line: str, name: str) -> None:
+    if name in draft.lines:
+        raise ValueError(f"layout: {line!r}: the name {name!r} stands there twice")
+    draft.lines[name] = line
+
+
+def take_on(
+    draft: Draft, line: str, kind: str, name: str, options: dict[str, str]
+) -> tuple[str, ...]:
+    """The carriers that `on=` names: there, free, and of the right number and kind."""
+    on = tuple(options.pop("on", "").split(","))
+    known = draft.layout().carriers()
+    groups = {volume.name for volume in draft.volumes if volume.kind == "vg"}
+    if kind == "raid" and len(on) < 2:
+        raise ValueError(f"layout: {line!r}: a RAID has at least two members: on=A,B")
+    if kind in ("luks", "lv") and len(on) != 1:
+        raise ValueError(f"layout: {line!r}: {kind} lies on one: on=...")
+    for each in on:
+        if each not in known or each == name:
+            hint = "DISK/PART or a volume that stands above"
+            raise ValueError(f"layout: {line!r}: no {each!r} to lie on: {hint}")
+        what = known[each].what
+        if (each in groups) != (kind == "lv"):
+            raise ValueError(f"layout: {line!r}: lv lies on a vg, and nothing else does")
+        if what.fs or (isinstance(what, Part) and what.type in ("bios", "esp")):
+            raise ValueError(f"layout: {line!r}: {each!r} is in use: {draft.lines[each]!r}")
+        if each in draft.used and kind != "lv":
+            raise ValueError(f"layout: {line!r}: {each!r} is in use: {draft.used[each]!r}")
+        draft.used[each] = line
+    return on
+
+
+def take_carried(line: str, options: dict[str, str]) -> tuple[str, str, str]:
+    """File system, mount point, options of fstab(5)."""
+    fs = one_of(line, options.pop("fs", ""), ("", *FILE_SYSTEMS))
+    mount, words = options.pop("mount", ""), options.pop("options", "")
+    if fs == "swap" and mount:
+        raise ValueError(f"layout: {line!r}: swap is not mounted")
+    if mount and not (fs and MOUNT.fullmatch(mount)):
+        raise ValueError(f"layout: {line!r}: a mount is an absolute path and needs a file system")
+    check_options(line, words, bool(mount) or fs == "swap")
+    return fs, mount, words
+
+
+def check_options(line: str, words: str, mounted: bool) -> None:
+    if words and not (mounted and OPTIONS.fullmatch(words)):
+        raise ValueError(f"{line!r}: options= are for a mount: options=noatime,nodev")
+
+
+def take_match(line: str, options: dict[str, str]) -> dict[str, str]:
+    match = {key: options.pop(key) for key in MATCHES if key in options}
+    if not match:
+        raise ValueError(f"{line!r}: which disk? one of {', '.join(m + '=' for m in MATCHES)}")
+    if "size" in match:
+        match["size"] = str(length(line, match["size"]))
+    if not all(match.values()):  # many disks have no serial number at all
+        raise ValueError(f"{line!r}: {', '.join(match)} must not be empty")
+    return match
+
+
+def one_of(line: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{line!r}: {value!r} is not one of {', '.join(filter(None, allowed))}")
+    return value
+
+
+def length(line: str, text: str) -> int:
+    try:
+        return size(text)
+    except ValueError as error:
+        raise ValueError(f"{line!r}: {error}") from None
+
+
+def check(layout: Layout) -> None:
+    """What no single line tells."""
+    mounts = [each.mount for each in layout.mounts()]
+    if layout.disks and mounts.count("/") != 1:
+        raise ValueError(f"layout: {mounts.count('/')} file systems are mounted at /, not one")
+    refuse_twice("layout", "mount", mounts)
+    matches = [" ".join(map("=".join, disk.match.items())) for disk in layout.disks]
+    refuse_twice("layout", "match", matches)
+    for disk in layout.disks:
+        if len(disk.parts) > MAX_PARTS[disk.table]:
+            most = f"at most {MAX_PARTS[disk.table]} partitions"
+            raise ValueError(f"layout: disk {disk.name!r}: {most} with table={disk.table}")
+        if sum(part.size is None for part in disk.parts) > 1:
+            raise ValueError(f"layout: disk {disk.name!r}: two partitions without a size")
+    for group in (volume for volume in layout.volumes if volume.kind == "vg"):
+        members = [v for v in layout.volumes if v.on == (group.name,)]
+        if sum(volume.size is None for volume in members) > 1:
+            raise ValueError(f"layout: vg {group.name!r}: two volumes without a size")
+    try:
+        sizes(layout, {disk.name: disk.image for disk in layout.disks})
+    except ValueError as error:
+        raise ValueError(f"{error}, by the disks' image=") from None
+
+
+def refuse_twice(where: str, kind: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{where}: {kind} {name!r} stands there twice")
+
+
+def parse_keep(text: str, layout: Layout) -> tuple[Kept, ...]:
+    """What is kept: disks of their own, and partitions of LAYOUT's disks."""
+    kept = [kept_one(line, words, options, layout) for line, words, options in statements(text)]
+    refuse_twice("keep", "mount", [each.mount for each in kept if each.mount])
+    refuse_twice("keep", "name", [each.name for each in kept])
+    refuse_twice("keep", "partition", [f"{k.disk} {k.part}" for k in kept if k.disk])
+    return tuple(kept)
+
+
+def kept_one(line: str, words: list[str], options: dict[str, str], layout: Layout) -> Kept:
+    match: Mapping[str, str]
+    if words[0] == "disk":
+        disk, match, word = "", take_match(line, options), "part"
+    elif words[0] == "part":
+        disk, word = options.pop("disk", ""), "number"
+        match = system_match(line, disk, layout)
+    else:
+        raise ValueError(f"keep: {line!r}: expected `disk NAME ...` or `part NAME ...`")
+    number = options.pop(word, "0" if word == "part" else "")
+    least, most = (1, MAX_PARTS["gpt"]) if disk else (0, 999)
+    if not re.fullmatch(r"[0-9]{1,3}", number) or not least <= int(number) <= most:
+        raise ValueError(f"keep: {line!r}: {word} is not a number")
+    mount, options_ = options.pop("mount", ""), options.pop("options", "")
+    if mount and not MOUNT.fullmatch(mount):
+        raise ValueError(f"keep: {line!r}: a mount is an absolute path")
+    check_options(line, options_, bool(mount))
+    if options:
+        raise ValueError(f"keep: {line!r}: unknown option {next(iter(options))!r}")
+    return Kept(words[1], match, int(number), mount, options_, disk)
+
+
+def system_match(line: str, name: str, layout: Layout) -> Mapping[str, str]:
+    for disk in layout.disks:
+        if disk.name == name:
+            return disk.match
+    raise ValueError(f"keep: {line!r}: disk= names a disk of the layout")

@@ -1,0 +1,177 @@
+"""What an earlier system, or a run that failed, left on the system disks: found, put out of use.
+
+The kernel itself tells what lies on what (sysfs, `holders`), so nothing else is touched.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anemos import disks
+from anemos.disks import Device
+from anemos.run import CommandFailed, run
+
+# Whose members share one UUID by blkid(8): what is done to one of them is done to all.
+SHARED = ("linux_raid_member", "btrfs", "zfs_member", "isw_raid_member", "ddf_raid_member")
+LVM = "LVM2_member"
+
+
+@dataclass(frozen=True)
+class InUse:
+    """What uses some disks: mount points and swaps, latest first; block devices, upper first."""
+
+    mounts: tuple[str, ...]
+    swaps: tuple[str, ...]
+    stack: tuple[str, ...]  # dm-0, md127
+
+
+def release(found: Sequence[Device]) -> None:
+    """End every use of the disks FOUND: unmount, swap off, take apart what lies on them.
+
+    The other way round than it was put together. Raises CommandFailed if something is busy.
+    """
+    for argv in steps(in_use(found), mapper_names()):
+        run(argv)
+    forget(Path("/dev"))
+
+
+def steps(use: InUse, mapped: Mapping[str, str]) -> Iterator[list[str]]:
+    """MAPPED: device-mapper's name of each dm-N. dmsetup(8) knows LUKS and LVM alike."""
+    yield from (["umount", point] for point in use.mounts)
+    yield from (["swapoff", node] for node in use.swaps)
+    for name in use.stack:
+        if name in mapped:
+            yield ["dmsetup", "remove", "--noudevsync", "--retry", mapped[name]]
+        elif name.startswith("md"):
+            yield ["mdadm", "--quiet", "--stop", f"/dev/{name}"]
+
+
+def in_use(found: Sequence[Device]) -> InUse:
+    stack = list(above(each.name for each in found))
+    names = [each.name for each in found] + stack
+    nodes = {Path("/dev") / name for name in names}
+    nodes |= {
+        Path("/dev") / file.parent.name
+        for name in names
+        for file in (disks.SYS_BLOCK / name).glob("*/partition")
+    }
+    numbers = {number for node in nodes if (number := device_number(node))}
+    return InUse(
+        tuple(reversed([point for node, point in mounts() if device_number(node) in numbers])),
+        tuple(str(node) for node in swaps() if device_number(node) in numbers),
+        tuple(stack),
+    )
+
+
+def above(names: Iterable[str]) -> Iterator[str]:
+    """The block devices that lie on disks NAMES, directly or not, upper ones first."""
+    seen: set[str] = set()
+
+    def visit(name: str) -> Iterator[str]:
+        entry = disks.SYS_BLOCK / name
+        for link in sorted([*entry.glob("holders/*"), *entry.glob(f"{name}*/holders/*")]):
+            if link.name not in seen:
+                seen.add(link.name)
+                yield from visit(link.name)
+                yield link.name
+
+    for name in names:
+        yield from visit(name)
+
+
+def mapper_names() -> dict[str, str]:
+    """Device-mapper's names: dm-0 -> vg0-root (kernel: ABI/testing/sysfs-block-dm)."""
+    files = disks.SYS_BLOCK.glob("dm-*/dm/name")
+    return {file.parts[-3]: file.read_text().strip() for file in files}
+
+
+def mounts() -> list[tuple[Path, str]]:
+    """Node and mount point of all that is mounted, in order (proc_pid_mountinfo(5))."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ")
+        found.append((Path(unescaped(right.split()[1])), unescaped(left.split()[4])))
+    return found
+
+
+def swaps() -> list[Path]:
+    lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    return [Path(unescaped(line.split()[0])) for line in lines]
+
+
+def unescaped(word: str) -> str:
+    """The kernel writes white space and backslashes as \\040 and so on."""
+    return word.encode("latin-1", "replace").decode("unicode_escape") if "\\" in word else word
+
+
+def device_number(node: Path) -> int:
+    """The number of a block device, 0 for anything else."""
+    try:
+        status = node.stat()
+    except OSError:
+        return 0
+    return status.st_rdev if stat.S_ISBLK(status.st_mode) else 0
+
+
+def forget(dev: Path) -> None:
+    """Remove nodes and links of devices that are gone; udev would do it, but there is none here.
+
+    LVM takes a directory /dev/VG for a sign that the name VG is in use.
+    """
+    for node in dev.glob("mapper/*"):
+        number = device_number(node)
+        if number and not Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").exists():
+            node.unlink()
+    for link in dev.glob("*/*"):
+        if link.is_symlink() and not link.exists() and not link.parent.is_symlink():
+            link.unlink()
+            if not any(link.parent.iterdir()):
+                link.parent.rmdir()
+
+
+def entangled(
+    erased: Sequence[Path], kept: Sequence[Path], groups: Mapping[Path, str]
+) -> list[str]:
+    """The arrays, volume groups and pools that have members among ERASED and KEPT nodes.
+
+    GROUPS: see volume_groups.
+    """
+    return common(
+        [(node, membership(node, groups)) for node in erased],
+        [(node, membership(node, groups)) for node in kept],
+    )
+
+
+def common(erased: Sequence[tuple[Path, str]], kept: Sequence[tuple[Path, str]]) -> list[str]:
+    return [
+        f"{group}: {node} is to be erased, {other} is kept"
+        for node, group in erased
+        for other, its in kept
+        if group and group == its
+    ]
+
+
+def membership(node: Path, groups: Mapping[Path, str]) -> str:
+    """What NODE is a member of; "" if it stands for itself. GROUPS: see volume_groups."""
+    found = disks.probe(node)
+    kind = found.get("TYPE", "")
+    if kind == LVM:
+        return f"volume group {groups[node]}" if node in groups else ""
+    return f"{kind} {found.get('UUID', '')}" if kind in SHARED else ""
+
+
+def volume_groups() -> dict[Path, str]:
+    """The volume group of each physical volume that LVM sees (pvs(8)): node -> "NAME UUID"."""
+    argv = ["pvs", "--reportformat", "json", "--options", "pv_name,vg_name,vg_uuid"]
+    try:
+        (report,) = json.loads(run(argv))["report"]
+    except CommandFailed:  # status 5: of one of them, something is missing
+        return {}
+    return {
+        Path(each["pv_name"]): f"{each['vg_name']} {each['vg_uuid']}"
+        for each in report["pv"]
+        if each["vg_name"]
+    }

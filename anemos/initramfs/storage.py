@@ -1,0 +1,220 @@
+"""Writes a layout onto disks: tables, RAID, LUKS, LVM, file systems. Planned, then carried out.
+
+Before it comes what is in the way (leftovers.py), and what must not be touched (kept.py).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from anemos import disks, log
+from anemos.disks import Device
+from anemos.image import filesystems, layout, partitions, tree
+from anemos.image.layout import Carrier, Disk, Kept, Layout, Volume
+from anemos.initramfs import leftovers
+from anemos.initramfs.hardware import wait_for
+from anemos.log import FAILED, Failure, die
+from anemos.run import run
+
+# Argon2 takes as much memory as there is, which is little here and may be less at the next boot;
+# 64 MiB are in the range that RFC 9106, section 4, recommends.
+KEY_DERIVATION = ["--pbkdf=argon2id", "--pbkdf-memory=65536"]
+
+
+@dataclass(frozen=True)
+class Step:
+    argv: Sequence[str | Path]
+    data: bytes = b""  # standard input
+
+
+Devices = Mapping[str, Device]  # by the names of the layout's disks
+
+
+def check(plan: Layout, keep: Sequence[Kept], devices: Devices, secrets: Path) -> Layout:
+    """PLAN around what is kept, when all of it can be done. Nothing is changed.
+
+    SECRETS: the revealed files. Raises Failure.
+    """
+    try:
+        dumps = {name: disks.dump(device) for name, device in devices.items()}
+        plan = partitions.placed(plan, keep, dumps)
+        layout.sizes(plan, {name: device.size for name, device in devices.items()})
+    except ValueError as error:
+        die(str(error), status=FAILED)
+    for volume in plan.volumes:
+        if volume.key and not (secrets / volume.key).is_file():
+            die(f"layout: luks {volume.name!r}: no secret {volume.key}", status=FAILED)
+    check_kept(plan, keep, devices)
+    return plan
+
+
+def check_kept(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
+    """What is erased and what is kept have nothing in common, now and in the new system."""
+    found = disks.devices()
+    homes = {each.name: disks.resolve(each.name, each.match, found) for each in keep}
+    whole = [homes[each.name] for each in keep if not each.disk]
+    named = [*devices.values(), *whole]
+    for device in named:
+        if named.count(device) > 1:
+            die(f"two disks of layout and keep are the same: {device.describe()}", status=FAILED)
+    kept = {homes[each.name].part(each.part) for each in keep if each.disk}
+    kept |= {node for device in whole for node in nodes(device)}
+    erased = [node for device in devices.values() for node in nodes(device) if node not in kept]
+    groups = leftovers.volume_groups()
+    for common in leftovers.entangled(erased, sorted(kept), groups):
+        die(common, hint="keep all of it, or nothing", status=FAILED)
+    for volume in layout.volumes(plan, "vg"):
+        if volume.name in {group.split()[0] for node, group in groups.items() if node in kept}:
+            die(f"layout: vg {volume.name!r}: what is kept has one of this name", status=FAILED)
+
+
+def nodes(device: Device) -> list[Path]:
+    return [device.path, *disks.partitions(device).values()]
+
+
+def write(plan: Layout, devices: Devices, seed: str, secrets: Path) -> None:
+    """Erase the disks and put PLAN on them, all of it in use but for mounts."""
+    leftovers.release(list(devices.values()))
+    for disk in plan.disks:
+        table(disk, devices[disk.name], seed)
+    keys = {volume.name: key(secrets, volume, plan) for volume in layout.volumes(plan, "luks")}
+    for carrier in making_order(plan):
+        for step in make(carrier, plan, devices, seed, keys):
+            run(step.argv, data=step.data, log=log.info)
+
+
+def table(disk: Disk, device: Device, seed: str) -> None:
+    """Wipe DEVICE and write its table; the kernel learns of it without letting go of kept parts."""
+    present = disks.partitions(device)
+    for step in table_steps(disk, device, present, seed):
+        run(step.argv, data=step.data, log=log.info)
+    after = partitions.entries(disks.dump(device), 1)
+    for number, entry in disk.old.entries.items():
+        if after[number].line != entry.line:
+            die(f"kept partition {number} of {device.name} has changed", status=FAILED)
+    for number in disk.numbers():
+        node = device.part(number)
+        wait_for(str(node), node.is_block_device)
+
+
+def table_steps(
+    disk: Disk, device: Device, present: Mapping[int, Path], seed: str
+) -> Iterator[Step]:
+    """PRESENT: the partitions that the kernel knows, by number.
+
+    A table is written in one go, and neither sfdisk(8) nor the kernel reads it again: that would
+    make new devices of kept partitions, writable ones. partx(8) tells the kernel the difference.
+    """
+    kept = disk.old.entries
+    gone = {number: node for number, node in sorted(present.items()) if number not in kept}
+    for number, node in gone.items():
+        yield Step(["wipefs", "--all", "--force", "--quiet", node])
+        yield Step(["partx", "--delete", "--nr", str(number), device.path])
+    if not kept:  # a kept partition may end where the disk does, with a superblock at its end
+        yield Step(["wipefs", "--all", "--force", "--quiet", device.path])
+    script = layout.sfdisk_script(disk, device.size, seed)
+    options = ["--quiet", "--no-reread", "--no-tell-kernel", "--wipe=never"]
+    options += ["--wipe-partitions=never"]
+    yield Step(["sfdisk", *options, device.path], script.encode())
+    for number in disk.numbers():
+        yield Step(["partx", "--add", "--nr", str(number), device.path])
+
+
+def making_order(plan: Layout) -> list[Carrier]:
+    """A logical volume that gets the rest comes after those that have a size."""
+    found = plan.carriers().values()
+    return sorted(found, key=lambda each: is_lv(each) and each.what.size is None)
+
+
+def is_lv(carrier: Carrier) -> bool:
+    return isinstance(carrier.what, Volume) and carrier.what.kind == "lv"
+
+
+def make(
+    carrier: Carrier, plan: Layout, devices: Devices, seed: str, keys: Mapping[str, bytes]
+) -> Iterator[Step]:
+    """Make CARRIER and its file system. KEYS: by the names of LUKS volumes.
+
+    Whatever lay in its place before is wiped first: old volumes must not come back to life.
+    """
+    what = carrier.what
+    if isinstance(what, Volume):
+        members = [node_of(plan.carriers()[name], devices) for name in what.on if what.kind != "lv"]
+        yield from MAKERS[what.kind](what, members, seed, keys.get(what.name, b""))
+        if what.kind == "vg":
+            return
+    node = node_of(carrier, devices)
+    yield Step(["wipefs", "--all", "--force", "--quiet", node])
+    if carrier.fs:
+        yield Step(filesystems.make(carrier.fs, layout.fs_uuid(carrier, seed), node))
+
+
+def node_of(carrier: Carrier, devices: Devices) -> Path:
+    if carrier.disk is not None:
+        return devices[carrier.disk.name].part(carrier.number)
+    assert isinstance(carrier.what, Volume)
+    return Path("/nonexistent") if carrier.what.kind == "vg" else carrier.what.node
+
+
+def raid(volume: Volume, members: Sequence[Path], seed: str, _key: bytes) -> Iterator[Step]:
+    """mdadm(8). homehost=any: the array has the same name on every host, so in the new system."""
+    options = [f"--level={volume.level}", f"--raid-devices={len(members)}", "--metadata=1.2"]
+    options += [f"--name={volume.name}", f"--uuid={layout.array_uuid(volume, seed)}"]
+    options += ["--homehost=any", *(["--bitmap=internal"] if volume.level != "0" else [])]
+    yield Step(["mdadm", "--quiet", "--create", volume.node, "--run", *options, *members])
+
+
+def luks(volume: Volume, members: Sequence[Path], seed: str, key: bytes) -> Iterator[Step]:
+    """cryptsetup-luksFormat(8), cryptsetup-luksOpen(8)."""
+    options = ["--type=luks2", "--key-file=-", "--batch-mode"]
+    uuid = f"--uuid={layout.identity(seed, volume.name)}"
+    yield Step(["cryptsetup", "luksFormat", uuid, *KEY_DERIVATION, *options, *members], key)
+    yield Step(["cryptsetup", "open", *options, *members, volume.name], key)
+
+
+def vg(volume: Volume, members: Sequence[Path], _seed: str, _key: bytes) -> Iterator[Step]:
+    yield Step(["pvcreate", "--quiet", "--yes", "--force", "--force", *members])
+    yield Step(["vgcreate", "--quiet", "--yes", volume.name, *members])
+
+
+def lv(volume: Volume, _members: Sequence[Path], _seed: str, _key: bytes) -> Iterator[Step]:
+    size = ["--extents=100%FREE"] if volume.size is None else [f"--size={volume.size}b"]
+    options = ["--quiet", "--yes", "--wipesignatures=y", *size]
+    yield Step(["lvcreate", *options, f"--name={volume.name}", volume.on[0]])
+
+
+MAKERS = {"raid": raid, "luks": luks, "vg": vg, "lv": lv}
+
+
+def key(secrets: Path, volume: Volume, plan: Layout) -> bytes:
+    """What opens VOLUME: its secret, byte for byte; without a last newline if it is typed in."""
+    found = (secrets / volume.key).read_bytes()
+    return found.removesuffix(b"\n") if volume in layout.early(plan) else found
+
+
+@contextmanager
+def mounted(plan: Layout, devices: Devices, target: Path) -> Iterator[None]:
+    """PLAN's file systems, mounted below TARGET; in the end nothing of the disks is in use.
+
+    Swap stays unused: what is in this memory must reach no disk in clear.
+    """
+    found = list(devices.values())
+    try:
+        for carrier in plan.mounts():
+            mount(carrier, node_of(carrier, devices), target)
+        yield
+    except BaseException:
+        try:
+            leftovers.release(found)
+        except Failure as failure:  # the reason of it all is the other one
+            log.info(f"still in use: {failure}")
+        raise
+    run(["sync"])
+    leftovers.release(found)
+
+
+def mount(carrier: Carrier, node: Path, target: Path) -> None:
+    point = target if carrier.mount == "/" else tree.inside(target, carrier.mount.lstrip("/"))
+    point.mkdir(parents=True, exist_ok=True)
+    run(["mount", "-t", carrier.fs, node, point])

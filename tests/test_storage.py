@@ -1,0 +1,188 @@
+"""The plan of a storage stack, and what an earlier one left, in trees like sysfs."""
+
+from pathlib import Path
+
+import pytest
+
+from anemos import disks
+from anemos.disks import Device
+from anemos.image import filesystems, grammar, layout
+from anemos.image.layout import MIB, Disk, Entry, Part, Table
+from anemos.initramfs import leftovers, storage
+from anemos.initramfs.leftovers import InUse
+from anemos.run import run
+
+GIB = 1024 * MIB
+SEED = "seed"
+DEVICES = {
+    "first": Device("vda", "F", "", 4 * GIB),
+    "second": Device("nvme0n1", "S", "", 4 * GIB),
+}
+STACK = """
+    disk first serial=F image=4G
+    part esp type=esp size=64M fs=vfat mount=/boot/efi
+    part r1  type=raid size=2G
+    part pv  type=lvm
+    disk second serial=S table=msdos image=4G
+    part r2  type=raid size=2G
+    part swap type=swap fs=swap
+    raid md0   level=1 on=first/r1,second/r2
+    luks crypt on=md0 key=etc/luks/crypt.key
+    vg   vg0   on=crypt,first/pv
+    lv   home  on=vg0 fs=xfs mount=/home
+    lv   root  on=vg0 size=1G fs=btrfs mount=/
+    luks more  on=root2 key=etc/luks/more.key fs=ext4 mount=/srv
+"""
+
+
+def plan() -> layout.Layout:
+    return grammar.parse(STACK.replace("luks more", "lv root2 on=vg0 size=512M\n    luks more"))
+
+
+def test_order_and_members() -> None:
+    """What something lies on is there first; what gets the rest of a group comes last in it."""
+    whole = plan()
+    keys = {"crypt": b"top secret", "more": b"file\n"}
+    steps = [
+        step
+        for each in storage.making_order(whole)
+        for step in storage.make(each, whole, DEVICES, SEED, keys)
+    ]
+    words = [[str(word) for word in step.argv] for step in steps]
+    made = [(argv[0], argv[-1]) for argv in words if argv[0] != "wipefs"]
+    assert made == [
+        ("mkfs.vfat", "/dev/vda1"),
+        ("mkswap", "/dev/nvme0n1p2"),
+        ("mdadm", "/dev/nvme0n1p1"),
+        ("cryptsetup", "/dev/md/md0"),
+        ("cryptsetup", "crypt"),
+        ("pvcreate", "/dev/vda3"),
+        ("vgcreate", "/dev/vda3"),
+        ("lvcreate", "vg0"),
+        ("mkfs.btrfs", "/dev/vg0/root"),
+        ("lvcreate", "vg0"),
+        ("cryptsetup", "/dev/vg0/root2"),
+        ("cryptsetup", "more"),
+        ("mkfs.ext4", "/dev/mapper/more"),
+        ("lvcreate", "vg0"),
+        ("mkfs.xfs", "/dev/vg0/home"),
+    ]
+    wiped = {argv[-1] for argv in words if argv[0] == "wipefs"}
+    nodes = {str(storage.node_of(c, DEVICES)) for c in whole.carriers().values()}
+    assert wiped == nodes - {"/nonexistent"}
+    assert [step.data for step in steps if step.data] == 2 * [b"top secret"] + 2 * [b"file\n"]
+    everything = " ".join(word for argv in words for word in argv)
+    assert "secret" not in everything  # never an argument
+
+
+def test_keys(tmp_path: Path) -> None:
+    """What is typed at a console has no newline; what is a file is read as it is."""
+    (tmp_path / "etc/luks").mkdir(parents=True)
+    for name in ("crypt", "more"):
+        (tmp_path / f"etc/luks/{name}.key").write_text("key\n")
+    whole = plan()
+    crypt, more = layout.volumes(whole, "luks")
+    assert storage.key(tmp_path, crypt, whole) == b"key"
+    assert storage.key(tmp_path, more, whole) == b"key\n"
+    uuids = [layout.identity(SEED, name) for name in ("crypt", "more")]
+    assert layout.crypttab(whole, SEED) == (
+        f"crypt UUID={uuids[0]} none luks,initramfs\nmore UUID={uuids[1]} /etc/luks/more.key luks\n"
+    )
+    (line,) = layout.mdadm_conf(whole, SEED).splitlines()
+    (array,) = layout.volumes(whole, "raid")
+    assert line == f"ARRAY /dev/md/md0 metadata=1.2 UUID={layout.array_uuid(array, SEED)}"
+    plain = grammar.parse("disk d serial=s\npart r fs=ext4 mount=/")
+    assert layout.crypttab(plain, SEED) == layout.mdadm_conf(plain, SEED) == ""
+
+
+def test_table_without_touching_what_is_kept() -> None:
+    entry = Entry(100 * MIB, 50 * MIB, "/dev/vda3 : start=204800, size=102400, type=L")
+    old = Table(("label: gpt",), {3: entry})
+    disk = Disk("first", {}, parts=(Part("a", size=MIB), Part("b")), old=old)
+    present = {number: Path(f"/dev/vda{number}") for number in (1, 3, 5)}
+    steps = list(storage.table_steps(disk, DEVICES["first"], present, SEED))
+    touched = [str(step.argv[-1]) for step in steps]
+    assert touched == ["/dev/vda1", "/dev/vda", "/dev/vda5", *["/dev/vda"] * 4]
+    assert [step.argv[0] for step in steps if "/dev/vda" in touched[:1]] == []
+    assert [step.argv[0] for step in steps] == [
+        *("wipefs", "partx", "wipefs", "partx"),
+        *("sfdisk", "partx", "partx"),
+    ]
+    numbers = [step.argv[3] for step in steps if step.argv[0] == "partx"]
+    assert numbers == ["1", "5", "1", "2"]
+    script = next(step.data for step in steps if step.argv[0] == "sfdisk").decode()
+    assert entry.line in script.splitlines()
+    bare = list(storage.table_steps(Disk("first", {}), DEVICES["first"], {}, SEED))
+    assert [step.argv[0] for step in bare] == ["wipefs", "sfdisk"]
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """vda3 and vdb1 carry md0, that carries LUKS, that and vda4 two logical volumes."""
+    block = tmp_path / "block"
+    for place, holder in [
+        ("vda/vda3", "md0"),
+        ("vdb/vdb1", "md0"),
+        ("md0", "dm-5"),
+        ("dm-5", "dm-1"),
+        ("dm-5", "dm-2"),
+        ("vda/vda4", "dm-2"),
+        ("vdc", "dm-9"),
+    ]:
+        (block / place / "holders").mkdir(parents=True, exist_ok=True)
+        (block / place / "holders" / holder).touch()
+    for name, mapped in {"dm-1": "vg0-a", "dm-2": "vg0-b", "dm-5": "crypt", "dm-9": "x"}.items():
+        (block / name / "dm").mkdir(parents=True, exist_ok=True)
+        (block / name / "dm/name").write_text(f"{mapped}\n")
+    monkeypatch.setattr(disks, "SYS_BLOCK", block)
+    return block
+
+
+def test_above(sysfs: Path) -> None:
+    assert list(leftovers.above(["vda"])) == ["dm-1", "dm-2", "dm-5", "md0"]
+    assert list(leftovers.above(["vdb"])) == ["dm-1", "dm-2", "dm-5", "md0"]
+    assert list(leftovers.above(["vda", "vdb"])) == ["dm-1", "dm-2", "dm-5", "md0"]
+    assert list(leftovers.above(["vd"])) == []
+
+
+def test_taken_apart(sysfs: Path) -> None:
+    use = InUse(("/target/home", "/target"), ("/dev/dm-1",), ("dm-1", "dm-5", "md0"))
+    assert list(leftovers.steps(use, leftovers.mapper_names())) == [
+        ["umount", "/target/home"],
+        ["umount", "/target"],
+        ["swapoff", "/dev/dm-1"],
+        ["dmsetup", "remove", "--noudevsync", "--retry", "vg0-a"],
+        ["dmsetup", "remove", "--noudevsync", "--retry", "crypt"],
+        ["mdadm", "--quiet", "--stop", "/dev/md0"],
+    ]
+
+
+def test_entangled() -> None:
+    erased = [
+        (Path("/dev/vda1"), "btrfs 1"),
+        (Path("/dev/vda2"), ""),
+        (Path("/dev/vda3"), "btrfs 3"),
+    ]
+    kept = [(Path("/dev/vdb1"), "btrfs 3"), (Path("/dev/vdb2"), ""), (Path("/dev/vdb3"), "btrfs 2")]
+    assert leftovers.common(erased, kept) == [
+        "btrfs 3: /dev/vda3 is to be erased, /dev/vdb1 is kept"
+    ]
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize("fs", list(layout.FILE_SYSTEMS))
+def test_file_systems(tmp_path: Path, fs: str) -> None:
+    """The least size that a layout accepts is enough, and the UUID is the one of fstab."""
+    text = f"disk d serial=s\npart r fs=ext4 mount=/ size=1G\npart x fs={fs} size=400M"
+    carrier = grammar.parse(text).carriers()["d/x"]
+    file = tmp_path / "fs"
+    with file.open("wb") as image:
+        image.truncate(layout.FILE_SYSTEMS[fs])
+    uuid = layout.fs_uuid(carrier, SEED)
+    for _ in range(2):  # over what is there, too
+        run(filesystems.make(fs, uuid, file))
+    assert disks.probe(file) == {"TYPE": fs, "UUID": uuid}
+
+
+def test_unescaped() -> None:
+    assert leftovers.unescaped(r"/mnt/a\040b\134c") == "/mnt/a b\\c"

@@ -1,0 +1,90 @@
+"""`inv test` without a machine: who may log in, and under which key."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from anemos.image import imgbuild
+from anemos.workstation import local, places
+from anemos.workstation.host import Host, VmSettings
+
+pytestmark = pytest.mark.real("run", "gpg")
+
+IMGBUILD = "target=debian\ntest_secrets() {\n    echo value >NAME\n}\n"
+FOREIGN = "ssh-ed25519 AAAAforeign somebody\n"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(places, "HOSTS", tmp_path)
+    (tmp_path / "mx/files/root/.ssh").mkdir(parents=True)
+    (tmp_path / "mx/IMGBUILD").write_text(IMGBUILD)
+    return Host("mx", tmp_path / "mx", "192.0.2.1", "ssh-ed25519 AAAA", 2222)
+
+
+def test_everything_is_made_for_the_test(host: Host) -> None:
+    """Keys of its own; the real host's key, address and identity are not in the double."""
+    trial = local.prepare(replace(host, identity="~/.ssh/id", vm=VmSettings(forward=[443])))
+    try:
+        local.reveal(trial)
+
+        double = trial.double
+        assert (double.name, double.address, double.local) == ("mx@test", "127.0.0.1", False)
+        assert double.identity_file == trial.home / "id_ed25519"
+        assert double.host_key != host.host_key
+        assert sorted(trial.keys) == [
+            "authorized_keys",
+            "ssh_host_ed25519_key",
+            "ssh_host_ed25519_key.pub",
+        ]
+        assert (trial.revealed / "values/NAME").read_text() == "value"
+        assert trial.machine.settings.forward == [2222, 443]
+        assert not places.SECRETS.joinpath("mx").exists()
+    finally:
+        local.discard(trial)
+
+
+def test_host_key_among_the_secrets(host: Host) -> None:
+    """Then it is the one that answers."""
+    make = "mkdir -p etc/ssh; ssh-keygen -q -t ed25519 -N '' -f etc/ssh/ssh_host_ed25519_key"
+    (host.directory / "IMGBUILD").write_text(IMGBUILD.replace("echo value >NAME", make))
+    trial = local.prepare(host)
+    try:
+        local.reveal(trial)
+
+        private = trial.revealed / "files/etc/ssh/ssh_host_ed25519_key"
+        assert trial.keys["ssh_host_ed25519_key"] == private
+        public = private.with_name("ssh_host_ed25519_key.pub").read_text()
+        assert trial.double.host_key.split()[:2] == public.split()[:2]
+    finally:
+        local.discard(trial)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", "\npublic\n"),
+        ("authorized_keys", f"{FOREIGN}\npublic\n"),
+        ("authorized_keys.makeimg.template", None),
+    ],
+)
+def test_operator_logs_in_to_the_new_system(host: Host, name: str, expected: str | None) -> None:
+    if name:
+        (host.directory / "files/root/.ssh" / name).write_text(FOREIGN)
+    trial = local.prepare(host)
+    trial.revealed.mkdir()
+    try:
+        local.let_in(trial, "public\n")
+
+        file = trial.revealed / "files/root/.ssh/authorized_keys"
+        assert (file.read_text() if file.exists() else None) == expected
+    finally:
+        local.discard(trial)
+
+
+def test_disk_that_starts_the_new_system_comes_first(tmp_path: Path) -> None:
+    text = "disk a serial=A\npart x fs=ext4\ndisk b serial=B\npart root fs=ext4 mount=/\n"
+    spec = imgbuild.interpret(tmp_path, {"target": "debian", "layout": text})
+
+    assert [each.name for each in local.boot_first(spec)] == ["b", "a"]
