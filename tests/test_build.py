@@ -136,12 +136,12 @@ def test_provision_that_removes_everything(host: Path) -> None:
     describe(host, "provision() { rm -rf --no-preserve-root / || true; }\n")
     (host / "files/etc").mkdir(parents=True)
     (host / "files/etc/link").symlink_to(outside)
-    before = sorted(path.relative_to(host) for path in host.rglob("*"))
+    before = {*host.rglob("*")}
     done = image(host, "--output", "out", "--format", "tar gz")
     assert done.returncode == 0, done.stderr
     assert files(host / "out/mx.tar.gz") <= {"./", *(f"./{name}/" for name in tiny.DIRECTORIES)}
     (host / "out/mx.tar.gz").unlink()
-    assert sorted(path.relative_to(host) for path in host.rglob("*")) == before
+    assert before <= {*host.rglob("*")}
     assert outside.is_dir()
     assert all(witness.exists() for witness in witnesses)
 
