@@ -109,6 +109,19 @@ def abort(c: Context, host: str = "", json: bool = False) -> Any:
 
 
 @command
+def build(
+    c: Context,
+    host: str = "",
+    format: str = "",
+    output: str = "",
+    check: bool = False,
+    json: bool = False,
+) -> Any:
+    """Build the image of HOST as files, with throw-away secrets."""
+    return workstation("build").build(host, format, output, check)
+
+
+@command
 def demo(
     c: Context, host: str = "demo", fresh: bool = False, stop: bool = False, json: bool = False
 ) -> Any:

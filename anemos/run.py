@@ -22,13 +22,19 @@ class CommandFailed(Failure):
     """A command ended with a status other than 0."""
 
     def __init__(self, argv: Argv, status: int, output: str) -> None:
-        tail = "\n".join(f"  | {line}" for line in output.splitlines()[-TAIL_LINES:])
-        super().__init__(f"{quote(argv)}: {meaning(status)}\n{tail}".rstrip(), status=FAILED)
+        super().__init__(
+            f"{quote(argv)}: {meaning(status)}\n{tail(output)}".rstrip(), status=FAILED
+        )
         self.returncode, self.output = status, output
 
 
 def quote(argv: Argv) -> str:
     return shlex.join(os.fspath(word) for word in argv)
+
+
+def tail(output: str) -> str:
+    """The last lines of OUTPUT, as they stand in messages."""
+    return "\n".join(f"  | {line}" for line in output.splitlines()[-TAIL_LINES:])
 
 
 def meaning(status: int) -> str:

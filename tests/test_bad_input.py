@@ -1,15 +1,19 @@
 """Every kind of bad input, through the real program: one message, status 2, nothing changed."""
 
+import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from anemos.log import BAD_INPUT
+from anemos.image import definition, isolation
+from anemos.log import BAD_INPUT, Failure
+from anemos.run import run
 from anemos.workstation.gpg import Keyring
-from tests import sshd
+from tests import imaging, sshd
 from tests.tree import HOST_KEY, IMGBUILD, TOML, Done, Tree
 
 pytestmark = pytest.mark.real("run", "gpg")
@@ -333,3 +337,157 @@ def test_deploy_without_confirmation(server: Played, words: list[str], message: 
     assert "ERASE    vda (serial demo-system, 6.4 GB)" in done.err
     assert message in done.err
     assert server.calls.read_text() == "facts\n"
+
+
+# What an image is built from. python3 -m anemos.image, as a user runs it.
+
+
+PATCH = "--- a\n+++ b\n@@ -1 +1 @@\n-nobody\n+somebody\n"
+
+
+def fill_disk(host: Path) -> None:
+    run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", host / "full"])
+
+
+def link_out(host: Path) -> None:
+    (host / "files/out").symlink_to("/etc")
+    (host / "files/etc").mkdir()
+    (host / "files/etc/x.makeimg.template").symlink_to("/nowhere/at/all")
+
+
+@pytest.fixture
+def imaged(tmp_path: Path) -> Iterator[Path]:
+    host = tmp_path / "host"
+    imaging.describe(host, "provision() { :; }\n")
+    for name in ("files", "full"):
+        (host / name).mkdir()
+    yield host
+    if (host / "full").is_mount():
+        run(["umount", host / "full"])
+
+
+Prepare = Callable[[Path], object]
+
+
+@root
+@pytest.mark.parametrize(
+    ("prepare", "options", "status", "message"),
+    [
+        (lambda h: run(["mkfifo", h / "files/x"]), [], 2, "files/x: neither a regular file nor a"),
+        (
+            lambda h: run(["mknod", h / "files/x", "c", "1", "3"]),
+            [],
+            2,
+            "files/x: neither a regular file nor a symbolic link",
+        ),
+        (
+            lambda h: (
+                (h / "files/usr/x.makeimg.patch").parent.mkdir()
+                or (h / "files/usr/x.makeimg.patch").write_text(PATCH)
+            ),
+            [],
+            2,
+            "files/usr/x.makeimg.patch: the image has no file /usr/x to patch",
+        ),
+        (
+            lambda h: (
+                (h / "files/etc").mkdir()
+                or (h / "files/etc/passwd.makeimg.patch").write_text(PATCH)
+            ),
+            [],
+            2,
+            "files/etc/passwd.makeimg.patch: does not apply to /etc/passwd",
+        ),
+        (
+            lambda h: (h / "files/x.makeimg.template").write_text("1\n2\n{{ X }}"),
+            [],
+            2,
+            "files/x.makeimg.template: line 3: undefined name 'X'",
+        ),
+        (link_out, [], 2, "files/etc/x.makeimg.template: [Errno 2] No such file or directory"),
+        (lambda h: (h / "files/etc").symlink_to("/"), [], 2, "/etc: is a directory in the image"),
+        (lambda h: (h / "files/tmp").write_text(""), [], 2, "/tmp: is a directory in the image"),
+        (
+            lambda h: (
+                (h / "files/etc/passwd").mkdir(parents=True)
+                or (h / "files/etc/passwd/x").write_text("")
+            ),
+            [],
+            2,
+            "/etc/passwd: is a file in the image, a directory among the inputs",
+        ),
+        (fill_disk, ["--output", "full", "--cache", "out"], 1, "No space left on device"),
+        (
+            lambda h: run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", h / "full"]),
+            ["--output", "full", "--cache", "out"],
+            2,
+            "full: cannot be written",
+        ),
+        (
+            lambda h: None,
+            ["--format", "tar Z"],
+            2,
+            "compress not found\n  (format='tar Z' needs it",
+        ),
+        (lambda h: None, ["--format", "raw 7E gpt"], 1, ""),
+        (lambda h: None, ["--format", "raw 4M"], 1, ""),
+    ],
+)
+def test_image(
+    imaged: Path, prepare: Prepare, options: list[str], status: int, message: str
+) -> None:
+    """One message that names the file; no traceback, no image."""
+    prepare(imaged)
+    options = [*options, *(() if "--output" in options else ("--output", "out"))]
+    done = imaging.image(imaged, *options)
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1 or status == 1
+    assert message in done.stderr.partition("\nerror: ")[2] or message in done.stderr[:200]
+
+
+@root
+def test_hunk_of_a_patch(imaged: Path) -> None:
+    """The user sees which one does not fit."""
+    (imaged / "files/etc").mkdir()
+    (imaged / "files/etc/passwd.makeimg.patch").write_text(PATCH)
+    assert "\n-nobody\n+somebody" in imaging.image(imaged, "--cache", "out").stderr
+
+
+NAMES = [b" a b ", b"new\nline", b"-rf", b"--help", b"\xff\xfe", b"'\"$(id)`", b"*", "ü".encode()]
+
+
+@root
+def test_names_of_files(imaged: Path) -> None:
+    """Whatever a file may be called: as a file, a link, a template, a patch; and its directory."""
+    for name in map(os.fsdecode, NAMES):
+        below = imaged / f"files/etc/-d {name}"
+        below.mkdir(parents=True)
+        (below / name).write_text("nobody\n")
+        (below / f"{name}.makeimg.patch").write_text(PATCH)
+        (below / f"{name}.t.makeimg.template").write_text("text")
+        (below / f"{name}.link").symlink_to(name)
+    done = imaging.image(imaged, "--cache", "out", "--format", "dir")
+    assert done.returncode == 0, done.stderr
+    for name in map(os.fsdecode, NAMES):
+        made = imaged / f"mx/etc/-d {name}"
+        assert {path.name for path in made.iterdir()} == {name, f"{name}.link", f"{name}.t"}
+        assert (made / f"{name}.link").read_text() == "somebody\n"
+
+
+@root
+def test_without_root(tmp_path: Path) -> None:
+    """A file that its user cannot read; a user that has no subordinate ids."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        (Path(name) / "x").touch(0o600)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(Failure, match=f"^{name}/x: cannot be read$"):
+                definition.check([Path(name)], {})
+            with pytest.raises(
+                Failure, match="/etc/subuid has no ids for nobody: no build without"
+            ):
+                isolation.subordinates()
+        finally:
+            os.seteuid(0)

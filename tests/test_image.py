@@ -3,8 +3,6 @@
 import json
 import os
 import stat
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -14,11 +12,10 @@ from anemos.image import bootstrap, build, imgbuild
 from anemos.image.bootstrap import cache, debian, targets
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
-from tests import tiny
+from tests.imaging import describe, image
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
 
-ROOT = Path(__file__).parent.parent
 PROVISION = """
 provision() {
     echo "I am process $$"
@@ -54,24 +51,7 @@ def host(tmp_path: Path) -> Path:
     return made
 
 
-def describe(host: Path, text: str) -> None:
-    """Write the IMGBUILD, and its package layer into the cache: nothing has to be bootstrapped."""
-    (host / "IMGBUILD").write_text(f"imgname=mx\ntarget=debian\n{text}")
-    layer = bootstrap.layer_file(imgbuild.load(host), host / "out")
-    tree = tiny.make(host.parent / "layer")
-    run(["tar", "--create", "--zstd", "--file", layer, "--directory", tree, "."])
-
-
 OPTIONS = ("--output", "out", "--values", "values.json", "--secrets", "secrets", "files", "more")
-
-
-def image(host: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the builder in HOST, as a user does, with whatever umask she has."""
-    argv = [sys.executable, "-m", "anemos.image", *options]
-    env = {"PYTHONPATH": os.fspath(ROOT), "PATH": os.environ["PATH"]}
-    return subprocess.run(
-        argv, cwd=host, env=env, umask=0o077, capture_output=True, text=True, check=False
-    )
 
 
 def test_tar(host: Path) -> None:
@@ -172,11 +152,11 @@ def test_mistakes(host: Path, text: str, options: list[str], message: str) -> No
 
 
 def test_provision_that_fails(host: Path) -> None:
-    describe(host, "provision() { echo because; false; }\n")
+    describe(host, "provision() {\n    echo because\n    false  # here\n}\n")
     done = image(host, *OPTIONS)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-2:] == [
-        "error: sh -c 'set -e; . /run/anemos/IMGBUILD; provision': exit status 1",
+        "error: IMGBUILD: line 5: in provision(): `false  # here`: exit status 1",
         "  | because",
     ]
 

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from anemos.image import imgbuild
-from anemos.image.imgbuild import FUNCTIONS, VARIABLES, call, host_call, load
+from anemos.image.imgbuild import FUNCTIONS, VARIABLES, load
 from anemos.image.layout import Kept
 from anemos.log import BAD_INPUT, Failure
-from anemos.run import CommandFailed, run
+from anemos.run import run
 
 pytestmark = pytest.mark.real("run")
 
@@ -25,7 +27,7 @@ BIOS = "part bios type=bios size=1M\npart root fs=ext4 mount=/"
 
 
 def write(directory: Path, text: str) -> Path:
-    (directory / "IMGBUILD").write_text(text, newline="")
+    (directory / "IMGBUILD").write_bytes(text.encode(errors="surrogateescape"))
     return directory
 
 
@@ -106,6 +108,10 @@ def test_defaults(tmp_path: Path) -> None:
         "cd /",
         "return 0",
         "packages=\"$(printf 'a\\nb\\n')\"",
+        "_package=x; formatted=1; image=2; key=3; clean() { :; }",
+        "unset package; false && packagesx=1; :",
+        ": <<EOF\npackage=x\nEOF",
+        "sleep 30 &",
         "target=debian; provision() { exit 1; }; grep -q nothing /dev/null || target=debian",
     ],
 )
@@ -151,7 +157,10 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("", "target is not set\n  (one of: debian, arch, alpine)"),
         ("target=\n", "target is not set"),
         ("target=gentoo\n", "target is 'gentoo'\n  (one of: debian, arch, alpine)"),
-        ("target=debian\nformat=iso\n", "format is 'iso'\n  (one of: dir, tar, squashfs, disk)"),
+        (
+            "target=debian\nformat=iso\n",
+            "format is 'iso'\n  (one of: dir, tar, raw, custom, squashfs, disk)",
+        ),
         ("target=debian\nformat=\n", "format is not set"),
         ("target=debian\nformat='tar zip'\n", "format=tar does not know 'zip'"),
         ("target=debian\nformat='tar gz -9'\n", "format=tar does not know 'gz -9'"),
@@ -160,6 +169,52 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("target=debian\nimgname=a/b\n", "imgname 'a/b' is no name of a file"),
         ("target=debian\nlayout='disk a'\n", "'disk a': which disk? one of serial=, wwn=, size="),
         ("target=debian\nkeep='part a'\n", "keep: 'part a': disk= names a disk of the layout"),
+        ("target=debian\nformat='dir\ntar gz'\n", "format has several lines, it takes one"),
+        ("target='debian\nalpine'\n", "target has several lines, it takes one"),
+        ("target=debian\nformat='dir raw'\n", "format=dir does not know 'raw'"),
+        ("target=debian\nformat='tar lz4'\n", "format=tar does not know 'lz4'"),
+        ("target=debian\nformat='raw 8X'\n", "format=raw: '8X' is no size that truncate(1) takes"),
+        ("target=debian\nformat='raw -1G'\n", "format=raw: '-1G' is no size"),
+        ("target=debian\nformat='raw 99999999E'\n", "format=raw: '99999999E' is no size"),
+        (
+            "target=debian\nformat='raw 0'\n",
+            "format='raw 0 msdos ext4': partitions do not fit in 0",
+        ),
+        ("target=debian\nformat='raw 3T'\n", "format='raw 3T msdos ext4': table=gpt is needed"),
+        ("target=debian\nformat='raw 8G mbr'\n", "format='raw 8G mbr ext4': 'mbr' is not one of"),
+        ("target=debian\nformat='raw 8G gpt -x'\n", "format='raw 8G gpt -x': '-x' is no type of"),
+        ("target=debian\nformat='raw 8G gpt xfs 1'\n", "format=raw does not know '1'"),
+        (laid_out(more="format='raw 8G'"), "format=raw does not know '8G', as the layout says it"),
+        (
+            "target=debian\nformat=raw\nbootloader=grub\nformat='raw 8G gpt'\n",
+            "bootloader=grub nee",
+        ),
+        ("target=debian\nformat=custom\n", "format=custom needs setup() or cleanup()"),
+        (
+            "target=debian\nhostconf='keyring\nlocale'\n",
+            "hostconf is 'locale'\n  (one of: keyring)",
+        ),
+        ("target=debian\nimgname=-x\n", "imgname '-x' is no name of a file"),
+        ("target=debian\nimgname=..\n", "imgname '..' is no name of a file"),
+        ("target=debian\npackages='a\udcff'\n", "packages has bytes that"),
+        (
+            "target=debian\npackage=a\n",
+            "line 2: unknown variable 'package'\n  (did you mean packages",
+        ),
+        ("targett=debian\n", "line 1: unknown variable 'targett'\n  (did you mean target?"),
+        ("target=debian\n\nexport Layout=x\n", "line 3: unknown variable 'Layout'"),
+        (
+            "target=debian\nprovison() { :; }\n",
+            "line 2: unknown function 'provison'\n  (did you mean",
+        ),
+        ("target=debian\n[[ a = a ]]\n", "line 2: [[: not found"),
+        ("target=debian\nsource /dev/null\n", "line 2: source: not found"),
+        ("target=debian\npackages+=x\n", "line 2: packages+=x: not found"),
+        ("target=debian\nfunction x { :; }\n", "line 2: Syntax error"),
+        (
+            "target=debian\nyes | head -c 1000000 >&2; exit 7\n",
+            "a command in it fails, exit status 7",
+        ),
         (laid_out(more="bootloader=lilo"), "bootloader is 'lilo'\n  (one of: grub, systemd-boot)"),
         (laid_out(more="keep='disk d serial=D mount=/'"), "keep: mount '/' stands in the layout"),
         (
@@ -190,21 +245,95 @@ def test_no_imgbuild(tmp_path: Path, make: Callable[[Path], None]) -> None:
         load(tmp_path)
 
 
-def test_undecodable_bytes(tmp_path: Path) -> None:
-    (tmp_path / "IMGBUILD").write_bytes(b"# gr\xfcn\ntarget=debian\nimgname='\xff'\n")
-    assert load(tmp_path).name == "\ufffd"
+@pytest.mark.parametrize(
+    ("text", "options", "image"),
+    [
+        ("raw", ("raw",), (8 * 2**30, "msdos", "ext4")),
+        ("raw 10M", ("raw", "10M"), (10 * 2**20, "msdos", "ext4")),
+        ("raw 10MB gpt", ("raw", "10MB", "gpt"), (10**7, "gpt", "ext4")),
+        ("raw 16777216 gpt xfs", ("raw", "16777216", "gpt", "xfs"), (2**24, "gpt", "xfs")),
+        ("raw 1gIB", None, None),
+        ("raw 1giB msdos btrfs", ("raw", "1giB", "msdos", "btrfs"), (2**30, "msdos", "btrfs")),
+    ],
+)
+def test_raw(
+    tmp_path: Path,
+    text: str,
+    options: tuple[str, ...] | None,
+    image: tuple[int, str, str] | None,
+) -> None:
+    """Left out from the right; the disk is for images only: it would fit any disk of a server."""
+    write(tmp_path, "target=debian\nformat=dir\n")
+    if options is None:
+        with pytest.raises(Failure):
+            load(tmp_path, text)
+        return
+    spec = load(tmp_path, text)
+    assert (spec.format, *spec.format_options) == options
+    assert not spec.layout.disks
+    (disk,) = imgbuild.for_image(spec).layout.disks
+    assert (disk.image, disk.table, disk.parts[0].fs) == image
+    assert [(part.mount, part.size) for part in disk.parts] == [("/", None)]
 
 
-def test_host_call(tmp_path: Path) -> None:
-    """The function works in the directory; what fails first ends it."""
-    text = "target=debian\nname=made\ntest_secrets() { echo 1 > $name; false; echo 2 > $name; }\n"
-    spec = load(write(tmp_path, text))
-    work = tmp_path / "work"
-    work.mkdir()
-    with pytest.raises(CommandFailed):
-        host_call(spec, "test_secrets", work)
-    assert (work / "made").read_text() == "1\n"
+def test_layout_as_raw(tmp_path: Path) -> None:
+    spec = load(write(tmp_path, laid_out()), "raw")
+    assert spec.format == "raw"
+    assert imgbuild.for_image(spec) is spec
 
 
-def test_call_is_a_script() -> None:
-    run(["sh", "-n", "-c", call("provision")])
+@pytest.mark.parametrize("suffix", imgbuild.COMPRESSORS)
+def test_compressions(tmp_path: Path, suffix: str) -> None:
+    """Exactly those that this machine's tar knows: others it stores as they are."""
+    assert load(write(tmp_path, f"target=debian\nformat='tar {suffix}'\n")).format == "tar"
+    program = imgbuild.COMPRESSORS[suffix]
+    (tmp_path / program).write_text("#!/bin/sh\nexec echo compressed\n")
+    (tmp_path / program).chmod(0o755)
+    archive = tmp_path / f"x.tar.{suffix}"
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    run(["tar", "-c", "-a", "-f", archive, "-C", tmp_path, "IMGBUILD"], env=env)
+    assert archive.read_text() == "compressed\n"
+
+
+def test_hostconf(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "target=debian\nhostconf=keyring")).hostconf == ("keyring",)
+
+
+WORDS = st.sampled_from(
+    [*VARIABLES, *FUNCTIONS, "disk", "part", "a", "$x", "raw", "8G", "ext4", "é"]
+)
+SIGNS = st.sampled_from(list("='\"(){};\n #\\\t\r\0") + ["\udcff", "=debian\n", "() { :; }\n"])
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.one_of(WORDS, SIGNS), max_size=30))
+def test_any_text(tmp_path: Path, words: list[str]) -> None:
+    """Whatever stands in an IMGBUILD: it is loaded, or there is one message about it."""
+    write(tmp_path, "target=debian\n" + "".join(words))
+    try:
+        assert load(tmp_path).target
+    except Failure as failure:
+        assert failure.status == BAD_INPUT
+        assert failure.message.startswith(f"{tmp_path}/IMGBUILD: ")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(VARIABLES),
+        st.one_of(
+            st.text(max_size=30),
+            st.lists(st.one_of(WORDS, st.sampled_from(imgbuild.FORMATS)), max_size=6).map(" ".join),
+        ),
+    )
+)
+def test_any_values(found: dict[str, str]) -> None:
+    try:
+        spec = imgbuild.interpret(Path("/x"), {"target": "debian"} | found)
+    except Failure as failure:
+        assert failure.message.startswith("/x/IMGBUILD: ")
+    else:
+        assert spec.format in imgbuild.FORMATS
+        assert "/" not in spec.name

@@ -23,6 +23,7 @@ OF_A_HOST = [
     "watch",
     "verify",
     "deploy",
+    "build",
     "demo",
     "status",
     "rescue",
@@ -45,7 +46,10 @@ def project(module_tree: Tree) -> Tree:
 def test_list(project: Tree) -> None:
     listed = json.loads(project.inv("--list", "-F", "json").out)
 
-    assert {task["name"] for task in listed["tasks"]} == {*OF_A_HOST, "adopt", "check", "clean"}
+    assert {task["name"] for task in listed["tasks"]} == {
+        *OF_A_HOST,
+        *("adopt", "check", "clean", "export", "go", "test"),
+    }
     assert all(task["help"] for task in listed["tasks"])
     assert [each["name"] for each in listed["collections"]] == ["secrets"]
 

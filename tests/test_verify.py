@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from anemos.log import FAILED, UNVERIFIED, Failure
-from anemos.run import CommandFailed
+from anemos.run import CommandFailed, run
 from anemos.workstation import facts, places, reach, report, verify
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host
@@ -150,25 +150,41 @@ def host(tmp_path: Path) -> Host:
     return replace(HOST, directory=tmp_path)
 
 
+class Here(Server):
+    """Runs it on this machine."""
+
+    def sh(self, argv: list[str], *, timeout: float = 60, shown: object = None) -> str:
+        return run(argv, env={"LC_ALL": "C"})
+
+
 @pytest.mark.real("run")
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("body", "passed", "evidence"),
     [
-        ("one\ntwo\n", Check("verify()", True, "two")),
-        ("", Check("verify()", True, "succeeded")),
+        ("echo one\n    echo two", True, "two"),
+        (":", True, "succeeded"),
+        ('[ "$imgname" = mx ]', True, "succeeded"),
         (
-            CommandFailed(["sh"], 1, "nginx: bad\nline 3\n"),
-            Check("verify()", False, "nginx: bad line 3"),
+            "echo bad\n    test a = b\n    :",
+            False,
+            "IMGBUILD: line 5: in verify(): `test a = b`: exit status 1 bad",
         ),
-        (CommandFailed(["sh"], 1, ""), Check("verify()", False, "failed")),
+        ("exit 3", False, "IMGBUILD: in verify(): exit status 3"),
     ],
 )
-def test_own(host: Host, answer: str | Failure, expected: Check) -> None:
-    server: Any = Server(sh=answer)
+def test_own(host: Host, body: str, passed: bool, evidence: str) -> None:
+    file = host.directory / "IMGBUILD"
+    file.write_text(f"imgname=mx\ntarget=debian\nverify() {{\n    {body}\n}}\n")
+    server: Any = Here()
+    (check,) = verify.check_own(host, server)
+    shown = evidence if passed else f"{host.directory}/{evidence}"
+    assert check == Check("verify()", passed, shown)
 
-    assert list(verify.check_own(host, server)) == [expected]
-    assert server.asked[0][:3] == ["sh", "-e", "-c"]
-    assert server.asked[0][3].endswith("\nverify")
+
+@pytest.mark.real("run")
+def test_own_without_an_answer(host: Host) -> None:
+    server: Any = Server(sh=Failure("no end after 3 s"))
+    assert list(verify.check_own(host, server)) == [Check("verify()", False, "no end after 3 s")]
 
 
 BEFORE = {"name": "data", "serial": "S", "digest": "a" * 64, "filesystems": [[0, "U", "ext4"]]}

@@ -6,7 +6,20 @@ from pathlib import Path
 
 from anemos.run import run
 
-PROGRAMS = ("sh", "cat", "chmod", "chown", "ln", "ls", "mkdir", "mv", "readlink", "rm", "sleep")
+PROGRAMS = (
+    "sh",
+    "bash",
+    "cat",
+    "chmod",
+    "chown",
+    "ln",
+    "ls",
+    "mkdir",
+    "mv",
+    "readlink",
+    "rm",
+    "sleep",
+)
 DIRECTORIES = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var/tmp")
 
 

@@ -5,31 +5,14 @@ Run where an IMGBUILD lies. The DIRs are the input directories, ./files without 
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from anemos import log
-from anemos.image import build, comparison, imgbuild
+from anemos.image import build, comparison, imgbuild, isolation
 from anemos.log import Failure
 from anemos.run import no_core_dumps
-
-ISOLATED = "ANEMOS_ISOLATED"
-
-
-def isolate() -> None:
-    """Start again in namespaces of our own: no mount and no process outlives a build.
-
-    Without root, a user namespace makes us root of our own files (user_namespaces(7)).
-    """
-    if os.environ.get(ISOLATED):
-        return
-    user = [] if os.geteuid() == 0 else ["--map-root-user", "--map-auto"]
-    namespaces = ["--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
-    again = [sys.executable, "-m", "anemos.image", *sys.argv[1:]]
-    os.environ[ISOLATED] = "1"
-    os.execvp("unshare", ["unshare", *user, *namespaces, "--mount-proc", *again])
 
 
 def directory(text: str) -> Path:
@@ -56,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--directory", type=directory, default=Path(), help="where the IMGBUILD lies"
     )
+    parser.add_argument("--format", default="", help="instead of the IMGBUILD's: 'raw 8G gpt'")
     parser.add_argument("--output", type=directory, default=Path(), help="directory for the image")
     cache = "directory for package layers (default: output)"
     parser.add_argument("--cache", type=directory, help=cache)
@@ -72,8 +56,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     no_core_dumps()
-    isolate()
-    spec = imgbuild.load(given.directory)
+    isolation.enter("anemos.image", sys.argv[1:])
+    spec = imgbuild.load(given.directory, given.format)
     if spec.target == "debian":
         spec = replace(spec, mirror=spec.mirror or given.mirror)
     cache = given.cache or given.output
@@ -100,5 +84,8 @@ if __name__ == "__main__":
     try:
         main()
     except Failure as failure:
-        log.to_stderr(f"error: {failure}")
+        log.to_stderr(f"error: {isolation.ended or failure}")
         raise
+    except OSError as error:  # a full disk, say
+        log.to_stderr(f"error: {error.filename or 'error'}: {error.strerror}")
+        sys.exit(log.FAILED)

@@ -1,25 +1,22 @@
 """Puts the parts together: package layer, definition layer, output."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import (
-    bootstrap,
-    definition,
-    output,
-    reproducible,
-    unpacked,
-)
-from anemos.image.imgbuild import Imgbuild
+from anemos.image import bootstrap, custom, definition, output, reproducible, unpacked
+from anemos.image.imgbuild import COMPRESSORS, Imgbuild, for_image
 from anemos.image.manifest import Sources
+from anemos.log import die
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (tmpfs; only fresh directories are made in it)
-ROOM = 3 * 1024**3  # bytes free there for a build in memory
+MEMORY = Path("/dev/shm/anemos-build")  # noqa: S108 (only what isolation.py mounts there is used)
+DISK = Path("/var/tmp")  # noqa: S108 (only fresh directories are made in it)
+ROOM = 3 * 1024**3  # bytes of free memory for a build in memory, twice as fast as on a disk
 DAY_S = 86400.0
 
 
@@ -34,9 +31,13 @@ def build(
     secrets: Path | None = None,
 ) -> list[Path]:
     """Build the image of IMGBUILD into the directory OUT and return its files."""
-    output.check(imgbuild, out)
+    imgbuild = for_image(imgbuild)
+    require(imgbuild, out)
+    definition.check(inputs, values or {})
     with workspace() as scratch:
         layer = bootstrap.cached(imgbuild, cache, scratch, max_age_s)
+        if imgbuild.format == "custom":
+            return made_by_hooks(imgbuild, layer, scratch, inputs, out, values, secrets)
         with unpacked.writable(layer, scratch) as lower:
             given = reproducible.given()
             epoch = lower.newest if given is None else given
@@ -53,6 +54,38 @@ def build(
                     )
 
 
+def made_by_hooks(
+    imgbuild: Imgbuild,
+    layer: Path,
+    scratch: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    values: Mapping[str, str] | None,
+    secrets: Path | None,
+) -> list[Path]:
+    """format=custom: what setup() may have mounted at the root is filled, cleanup() finishes it."""
+    root = scratch / "root"
+    root.mkdir()
+    with custom.hooks(imgbuild, root, out) as files:
+        with log.step("Unpacking the package layer"):
+            bootstrap.unpack(layer, root)
+        with log.step("Applying the definition"):
+            definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
+    return files
+
+
+def require(imgbuild: Imgbuild, out: Path) -> None:
+    """Raises Failure for what would only be missed after all the work."""
+    if imgbuild.format != "custom":
+        output.check(imgbuild, out)
+    if not os.access(out, os.W_OK):
+        die(f"{out}: cannot be written")
+    options = imgbuild.format_options
+    program = COMPRESSORS[options[0]] if imgbuild.format == "tar" and options else ""
+    if program and not shutil.which(program):
+        die(f"{program} not found", hint=f"format='tar {options[0]}' needs it")
+
+
 def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
     """The package layer alone."""
     with workspace() as scratch:
@@ -61,8 +94,25 @@ def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
 
 @contextmanager
 def workspace() -> Iterator[Path]:
-    """A scratch directory: in memory where that has room, twice as fast as a disk."""
-    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM
-    with TemporaryDirectory(prefix="anemos-", dir=SHARED_MEMORY if roomy else "/var/tmp") as name:  # noqa: S108
+    """A scratch directory: in the memory that isolation.py took, else on disk."""
+    top = MEMORY if MEMORY.is_mount() else DISK
+    for abandoned in top.glob(f"anemos-{os.geteuid()}-*"):
+        with suppress(OSError), locked(abandoned):
+            shutil.rmtree(abandoned)
+    with (
+        TemporaryDirectory(prefix=f"anemos-{os.geteuid()}-", dir=top) as name,
+        locked(Path(name)) as scratch,
+    ):
         os.chmod(name, 0o755)  # noqa: S103, PTH101 (an unprivileged apt has to pass)
-        yield Path(name)
+        yield scratch
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[Path]:
+    """Hold DIRECTORY for as long as we live. Raises OSError when somebody else does."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield directory
+    finally:
+        os.close(fd)

@@ -55,7 +55,7 @@ def call(root: Path, argv: Sequence[str], *, shared: Path, timeout: float | None
     enter = ["sh", "-c", ENTER, "sh", os.fspath(root), os.fspath(shared)]
     with visitor(root):
         env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-        env["HOME"] = "/root"
+        env |= {"HOME": "/root", "TERM": "dumb"}
         try:
             run([*namespaces, *enter, *argv], env=env, log=log.info, timeout=timeout)
         except CommandFailed as failed:  # the user knows ARGV, not how we run it

@@ -3,16 +3,17 @@
 Applied on top of a package layer, in this order.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import chroot, template, tree
-from anemos.image.imgbuild import Imgbuild, call
+from anemos.image import chroot, functions, template, tree
+from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
-from anemos.run import CommandFailed, run
+from anemos.run import Argv, CommandFailed, run
 
 PATCH = ".makeimg.patch"
 
@@ -39,6 +40,14 @@ def apply(
         provision(imgbuild, root)
 
 
+def check(inputs: Sequence[Path], values: Mapping[str, str]) -> None:
+    """All that input files alone tell. Raises Failure that names the file."""
+    for directory in inputs:
+        for path, file in tree.inputs(directory):
+            if path.endswith(template.SUFFIX):
+                rendered(file, values)
+
+
 def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
     """Try the patches on what a package layer has at their places: long before it counts.
 
@@ -54,18 +63,10 @@ def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
     if not patches:
         return
     with TemporaryDirectory() as name:
+        wanted = b"".join(os.fsencode(f"./{path}\0") for path in patches)
+        argv: Argv = ["tar", "--extract", "--file", layer, "-C", name, "--null", "--files-from=-"]
         with suppress(CommandFailed):  # status 2: one of them is not there
-            run(
-                [
-                    "tar",
-                    "--extract",
-                    "--file",
-                    layer,
-                    "-C",
-                    name,
-                    *(f"./{path}" for path in patches),
-                ]
-            )
+            run(argv, data=wanted)
         copy(Path(name), inputs)
         for path, file in patches.items():
             if (Path(name) / path).is_file():
@@ -87,15 +88,25 @@ def patch(root: Path, inputs: Sequence[Path]) -> None:
 
 
 def patch_file(root: Path, path: str, file: Path) -> None:
-    """patch(1) the file at PATH; a patch that does not fit whole changes nothing that is kept."""
+    """patch(1) the file at PATH; a patch that does not fit whole changes nothing."""
     target = tree.inside(root, path)
-    if not target.is_file():
+    if target.is_symlink() or not target.is_file():
         die(f"{file}: the image has no file /{path} to patch")
-    options = ["--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"]
-    try:
-        run(["patch", *options, target, file])
-    except CommandFailed as failed:
-        die(f"{file}: does not apply to /{path}\n{failed.output.strip()}")
+    with TemporaryDirectory() as name:
+        # Under a plain name: theirs may be anything that a file may be called.
+        copy, rejects = Path(name) / "file", Path(name) / "rejects"
+        options = ["--batch", "--forward", "--no-backup-if-mismatch", f"--reject-file={rejects}"]
+        copy.write_bytes(target.read_bytes())
+        try:
+            run(["patch", *options, copy], data=file.read_bytes())
+        except CommandFailed as failed:
+            said = failed.output.partition(" -- saving rejects")[0].replace(str(copy), f"/{path}")
+            hunks = rejects.read_text(errors="replace") if rejects.exists() else ""
+            die(f"{file}: does not apply to /{path}\n{said.strip()}\n{hunks}".rstrip())
+        before = target.stat()
+        tree.write(root, path, copy.read_bytes())
+    os.chown(target, before.st_uid, before.st_gid)
+    target.chmod(before.st_mode & 0o7777)
 
 
 def fill(root: Path, inputs: Sequence[Path], values: Mapping[str, str]) -> None:
@@ -125,4 +136,9 @@ def provision(imgbuild: Imgbuild, root: Path) -> None:
     """Run provision() as root inside the image."""
     with log.step("Running provision()"), TemporaryDirectory() as shared:
         tree.copy(imgbuild.file, Path(shared), "IMGBUILD", 0o644)
-        chroot.call(root, ["sh", "-c", call("provision")], shared=Path(shared))
+        shell = functions.BASH if tree.inside(root, "bin/bash").is_file() else functions.SH
+        argv = functions.argv(shell, imgbuild, "provision", "/run/anemos/IMGBUILD")
+        try:
+            chroot.call(root, argv, shared=Path(shared))
+        except CommandFailed as failed:
+            raise functions.explained(imgbuild, "provision", failed) from None

@@ -1,48 +1,59 @@
 """Loads an IMGBUILD: sources it in a POSIX shell and reads back its variables and functions."""
 
-import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from anemos.image import bootloader, grammar
-from anemos.image.layout import Kept, Layout
+from anemos.image import bootloader, grammar, layout, typos
+from anemos.image.layout import Disk, Kept, Layout, Part
+from anemos.image.typos import Typo
 from anemos.log import Failure, die
-from anemos.run import CommandFailed, meaning, run
+from anemos.run import SYSTEM_PATH, CommandFailed, meaning, run
 
+SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader")
 VARIABLES = (
-    "imgname",
-    "target",
-    "debian_suite",
-    "format",
+    *SINGLE,
     "hostconf",
     "packages",
-    "mirror",
     "excludes",
     "layout",
     "keep",
-    "bootloader",
     "cmdline",
     "server_secrets",
 )
-FUNCTIONS = ("provision", "verify", "test_secrets", "fetch_secrets")
+FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets", "fetch_secrets")
 TARGETS = ("debian", "arch", "alpine")
+FORMATS = ("dir", "tar", "raw", "custom", "squashfs", "disk")
+# Suffixes that tar --auto-compress knows, and the programs that it runs for them. (For others it
+# writes a plain archive, without a word. For lzma Debian's runs xz.)
+COMPRESSORS = {
+    **dict.fromkeys(("gz", "tgz", "taz"), "gzip"),
+    **dict.fromkeys(("Z", "taZ"), "compress"),
+    **dict.fromkeys(("bz2", "tz2", "tbz2", "tbz"), "bzip2"),
+    **dict.fromkeys(("lz",), "lzip"),
+    **dict.fromkeys(("lzo",), "lzop"),
+    **dict.fromkeys(("xz", "txz", "lzma", "tlz"), "xz"),
+    **dict.fromkeys(("zst", "tzst"), "zstd"),
+}
 HOSTCONF = ("keyring",)
-FORMATS = ("dir", "tar", "squashfs", "disk")
-COMPRESSIONS = ("bz2", "gz", "lz4", "xz", "zst")  # suffixes that tar(1) compresses by
+RAW = ("8G", "msdos", "ext4")  # SIZE, PARTTYPE and FILESYSTEM when a `raw` does not say them
 DEADLINE_S = 10.0
+
+# An IMGBUILD sees nothing of its user's environment.
+CLEAN = ("env", "-i", f"PATH={SYSTEM_PATH}", "LANG=C.UTF-8")
 
 # Everything that the IMGBUILD prints goes to standard error; standard output carries NUL-terminated
 # words only: `name value` for each variable that is set, `name` + "()" for each function, the end.
 # The names are written into it: no variable of the IMGBUILD changes what is read.
-READER = rf"""
+READER = r"""
 exec 3>&1 >&2 </dev/null
 set -e
-. ./IMGBUILD
-for name in {" ".join(VARIABLES)}; do
+. ./IMGBUILD 3>&-
+for name in {variables}; do
     eval "[ -z \"\${{$name+set}}\" ] || printf '%s\0%s\0' \"$name\" \"\$$name\" >&3"
 done
-for name in {" ".join(FUNCTIONS)}; do
+for name in {functions}; do
     [ "$(command -v "$name")" != "$name" ] || printf '%s()\0\0' "$name" >&3
 done
 printf 'end\0\0' >&3
@@ -75,28 +86,47 @@ class Imgbuild:
         return self.directory / "IMGBUILD"
 
 
-def load(directory: Path) -> Imgbuild:
-    """The IMGBUILD in DIRECTORY. Raises Failure (status 2) that names the file and the line."""
+def load(directory: Path, format: str = "") -> Imgbuild:
+    """The IMGBUILD in DIRECTORY; FORMAT takes the place of its `format`.
+
+    Raises Failure (status 2) that names the file and the line.
+    """
     file = directory / "IMGBUILD"
     if not file.is_file():
         die(f"{directory}: no IMGBUILD there")
-    before, carriage_return, _ = file.read_bytes().partition(b"\r")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        die(f"{file}: {error.strerror}")
+    before, carriage_return, _ = data.partition(b"\r")
     if carriage_return:
         line = before.count(b"\n") + 1
         die(f"{file}: line {line}: carriage return", hint="save it with Unix line ends")
-    return interpret(directory, read(directory))
+    suspects = [
+        *typos.suspects(data.decode(errors="replace"), "variable", VARIABLES),
+        *typos.suspects(data.decode(errors="replace"), "function", FUNCTIONS),
+    ]
+    found = read(directory, suspects)
+    refuse_typos(file, suspects, found)
+    return interpret(directory, found | ({"format": format} if format else {}))
 
 
-def read(directory: Path) -> dict[str, str]:
-    """Source the IMGBUILD: its variables by name, its functions as "name()"."""
+def read(directory: Path, suspects: Iterable[Typo] = ()) -> dict[str, str]:
+    """Source the IMGBUILD: its variables by name, its functions as "name()", SUSPECTS, too."""
+    names = {"variable": VARIABLES, "function": FUNCTIONS}
+    words = {
+        f"{kind}s": " ".join([*known, *{each.name for each in suspects if each.kind == kind}])
+        for kind, known in names.items()
+    }
+    script = READER.format(**words)
     try:
-        output = run(["sh", "-c", READER], cwd=directory, timeout=DEADLINE_S)
+        output = run([*CLEAN, "sh", "-c", script, "sh"], cwd=directory, timeout=DEADLINE_S)
     except CommandFailed as failed:
         die(f"{directory}/IMGBUILD: {shell_error(failed)}")
     except Failure:
         die(f"{directory}/IMGBUILD: does not end within {DEADLINE_S:.0f} s when sourced")
-    words = output.split("\0")
-    found = dict(zip(words[::2], words[1::2], strict=False))
+    words_read = output.split("\0")
+    found = dict(zip(words_read[::2], words_read[1::2], strict=False))
     if found.pop("end", None) is None:
         die(f"{directory}/IMGBUILD: ends the shell that reads it", hint="remove the `exit`")
     return found
@@ -115,56 +145,125 @@ def shell_error(failed: CommandFailed) -> str:
     return f"a command in it fails, {meaning(failed.returncode)}: {message or 'no message'}"
 
 
-def interpret(directory: Path, found: dict[str, str]) -> Imgbuild:
+def refuse_typos(file: Path, suspects: Iterable[Typo], found: Mapping[str, str]) -> None:
+    for each in suspects:
+        if each.name + ("()" if each.kind == "function" else "") in found:
+            hint = f"did you mean {each.meant}? Names of your own may begin with _"
+            die(f"{file}: line {each.line}: unknown {each.kind} {each.name!r}", hint=hint)
+
+
+def interpret(directory: Path, found: Mapping[str, str]) -> Imgbuild:
     """Check and convert what `read` found. Pure but for the name of DIRECTORY in messages."""
     where = f"{directory}/IMGBUILD"
+    check_values(where, found)
     kind, *options = found.get("format", "dir").split() or [""]
     try:
         disks = grammar.parse(found.get("layout", ""))
         kept = grammar.parse_keep(found.get("keep", ""), disks)
+        check_format(kind, options, disks)
     except ValueError as error:
         die(f"{where}: {error}")
-    check_format(where, kind, options, disks)
-    check_mounts(where, disks, kept)
-    cmdline = " ".join(found.get("cmdline", "").split())
-    loader = choice(where, "bootloader", found.get("bootloader", ""), ("", *bootloader.LOADERS))
-    if loader and disks.disks:
-        check_loader(where, loader, disks, cmdline)
-    server_secrets = tuple(found.get("server_secrets", "").split())
-    check_server_secrets(where, server_secrets, fetched="fetch_secrets()" in found)
-    name = found.get("imgname", "") or directory.resolve().name
-    if "/" in name:
-        die(f"{where}: imgname {name!r} is no name of a file")
-    return Imgbuild(
+    loaders = ("", *bootloader.LOADERS)
+    spec = Imgbuild(
         directory=directory,
-        name=name,
-        target=choice(where, "target", found.get("target", ""), TARGETS),
+        name=found.get("imgname", "").strip() or directory.resolve().name,
+        target=choice(where, "target", found.get("target", "").strip(), TARGETS),
         suite=found.get("debian_suite", "").strip() or "stable",
         format=kind,
         format_options=tuple(options),
-        hostconf=tuple(
-            choice(where, "hostconf", item, HOSTCONF) for item in found.get("hostconf", "").split()
-        ),
+        hostconf=tuple(found.get("hostconf", "").split()),
         packages=tuple(found.get("packages", "").split()),
         mirror=found.get("mirror", "").strip(),
         excludes=tuple(found.get("excludes", "").split()),
         layout=disks,
         keep=kept,
-        bootloader=loader,
-        cmdline=cmdline,
-        server_secrets=server_secrets,
+        bootloader=choice(where, "bootloader", found.get("bootloader", "").strip(), loaders),
+        cmdline=" ".join(found.get("cmdline", "").split()),
+        server_secrets=tuple(found.get("server_secrets", "").split()),
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
     )
+    check(where, spec)
+    return spec
 
 
-def check_format(where: str, kind: str, options: list[str], disks: Layout) -> None:
-    choice(where, "format", kind, FORMATS)
+def check_values(where: str, found: Mapping[str, str]) -> None:
+    for name, value in found.items():
+        if "\ufffd" in value:
+            die(f"{where}: {name} has bytes that are not UTF-8")
+        if name in SINGLE and "\n" in value.strip():
+            die(f"{where}: {name} has several lines, it takes one")
+
+
+def check(where: str, spec: Imgbuild) -> None:
+    """What no variable alone can tell."""
+    if not re.fullmatch(r"[^-./\0-\x1f\x7f][^/\0-\x1f\x7f]{0,199}", spec.name):
+        die(f"{where}: imgname {spec.name!r} is no name of a file")
+    for each in spec.hostconf:
+        choice(where, "hostconf", each, HOSTCONF)
+    if spec.format == "custom" and not spec.functions & {"setup", "cleanup"}:
+        die(f"{where}: format=custom needs setup() or cleanup()")
+    check_mounts(where, spec.layout, spec.keep)
+    check_server_secrets(where, spec.server_secrets, fetched="fetch_secrets" in spec.functions)
+    disks = for_image(spec).layout
+    if spec.bootloader and disks.disks:
+        check_loader(where, spec.bootloader, disks, spec.cmdline)
+
+
+def check_format(kind: str, options: list[str], disks: Layout) -> None:
+    """Raises ValueError. The options of squashfs are mksquashfs's, which checks them itself."""
+    if kind not in FORMATS:
+        shown = f"is {kind!r}" if kind else "is not set"
+        raise ValueError(f"format {shown}\n  (one of: {', '.join(FORMATS)})")
     if kind == "disk" and not disks.disks:
-        die(f"{where}: format=disk needs a layout")
-    # Those of squashfs are mksquashfs's.
-    known = {"tar": COMPRESSIONS}.get(kind, ())
+        raise ValueError("format=disk needs a layout")
+    if kind == "raw" and not disks.disks:
+        raw_layout(options)
+        return
+    known = COMPRESSORS if kind == "tar" else ()
     if kind != "squashfs" and (options[1:] or not set(options) <= set(known)):
-        die(f"{where}: format={kind} does not know {' '.join(options)!r}")
+        why = ", as the layout says it all" if kind == "raw" else ""
+        raise ValueError(f"format={kind} does not know {' '.join(options)!r}{why}")
+
+
+def for_image(spec: Imgbuild) -> Imgbuild:
+    """SPEC for the image builder: with `raw` and no layout, one partition is the layout.
+
+    Never for a deployment: that disk fits every disk of a server.
+    """
+    if spec.format != "raw" or spec.layout.disks:
+        return spec
+    return replace(spec, layout=raw_layout(spec.format_options))
+
+
+def raw_layout(options: Sequence[str]) -> Layout:
+    """The layout of `raw SIZE PARTTYPE FILESYSTEM`, any of them left out from the right.
+
+    Raises ValueError.
+    """
+    if len(options) > len(RAW):
+        raise ValueError(f"format=raw does not know {' '.join(options[len(RAW) :])!r}")
+    size, table, fs = [*options, *RAW[len(options) :]]
+    where = f"format='raw {size} {table} {fs}'"
+    if table not in layout.LABELS:
+        raise ValueError(f"{where}: {table!r} is not one of {', '.join(layout.LABELS)}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", fs):
+        raise ValueError(f"{where}: {fs!r} is no type of a file system")
+    disk = Disk("raw", {}, table, truncate_size(size), (Part("root", fs=fs, mount="/"),))
+    try:
+        layout.extents(disk, disk.image)
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).rpartition(': ')[2]}") from None
+    return Layout((disk,))
+
+
+def truncate_size(text: str) -> int:
+    """Bytes of a SIZE for truncate(1): 8G and 8GiB (powers of 1024), 8GB (of 1000)."""
+    match = re.fullmatch(r"([0-9]{1,18})(?:([kKmMgGtTPE])(iB|B)?)?", text)
+    base = 1000 if match and match[3] == "B" else 1024
+    size = int(match[1]) * base ** " KMGTPE".index((match[2] or " ").upper()) if match else 0
+    if not match or size >= 2**63:
+        raise ValueError(f"format=raw: {text!r} is no size that truncate(1) takes")
+    return size
 
 
 def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
@@ -196,17 +295,3 @@ def choice(where: str, name: str, value: str, allowed: tuple[str, ...]) -> str:
         shown = f"is {value!r}" if value else "is not set"
         die(f"{where}: {name} {shown}", hint=f"one of: {', '.join(filter(None, allowed))}")
     return value
-
-
-def call(function: str) -> str:
-    """A POSIX shell script that sources /run/anemos/IMGBUILD and calls FUNCTION of it.
-
-    `set -e`: the first command that fails is the function's end (sh(1)).
-    """
-    return f"set -e; . /run/anemos/IMGBUILD; {function}"
-
-
-def host_call(imgbuild: Imgbuild, function: str, directory: Path) -> None:
-    """Call FUNCTION outside of any image, DIRECTORY as its working directory."""
-    script = f'set -e; . "$0"; {function}'
-    run(["sh", "-c", script, os.fspath(imgbuild.file.resolve())], cwd=directory)

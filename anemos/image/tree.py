@@ -104,6 +104,8 @@ def inputs(directory: Path) -> Iterator[tuple[str, Path]]:
             file = Path(parent) / name
             if not file.is_symlink() and not file.is_file():
                 die(f"{file}: neither a regular file nor a symbolic link")
+            if not file.is_symlink() and not os.access(file, os.R_OK, effective_ids=True):
+                die(f"{file}: cannot be read")
             yield os.fspath(file.relative_to(directory)), file
 
 

@@ -15,8 +15,8 @@ from anemos import log
 from anemos.digest import sha256
 from anemos.image import bootstrap
 from anemos.image.imgbuild import Imgbuild
-from anemos.log import die
-from anemos.run import run
+from anemos.log import Failure, die
+from anemos.run import CommandFailed, run
 from anemos.workstation import places
 
 PACKAGE = places.ROOT / "anemos"
@@ -100,11 +100,21 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
     """
     argv = [sys.executable, "-m", "anemos.image", "--directory", directory, *options]
     argv += [f"--mirror={places.mirror()}"]
-    lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=log.info).splitlines()
+    try:
+        lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=relay).splitlines()
+    except CommandFailed as failed:
+        reason = failed.output.rstrip().rpartition("error: ")[2]
+        raise Failure(reason, status=failed.returncode) from None
     files = [Path(line) for line in lines if line.startswith("/")]
     if not files:
         die(f"{directory}: the image builder made nothing", status=log.FAILED)
     return files
+
+
+def relay(line: str) -> None:
+    """The builder's log, but for its last word and what belongs to that: we say it ourselves."""
+    if not line.startswith(("error: ", "  |", "  (")):
+        log.info(line)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import imgbuild
+from anemos.image import functions, imgbuild
 from anemos.run import run
 from anemos.workstation import images, places, scratch, secrets, sources, vm
 from anemos.workstation.host import Host
@@ -29,7 +29,7 @@ def source(name: str, of: str) -> Source:
 
     def make(directory: Path) -> None:
         if "test_secrets" in spec.functions:
-            imgbuild.host_call(spec, "test_secrets", directory)
+            functions.on_host(spec, "test_secrets", directory)
 
     home = places.state(of)
     root = home / "secrets"

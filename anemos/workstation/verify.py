@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from anemos import log
+from anemos.image import functions
 from anemos.log import FAILED, UNVERIFIED, Failure, die
 from anemos.run import CommandFailed
 from anemos.workstation import facts, reach
@@ -95,18 +96,30 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
         yield Check(f"kept disk {new['serial']}", old == new, evidence)
 
 
+# $1: the text of an IMGBUILD, $2: the script that calls its verify().
+OWN = """
+directory=$(mktemp -d)
+trap 'rm -r "$directory"' EXIT
+printf %s "$1" >"$directory/IMGBUILD"
+if command -v bash >/dev/null; then set -- bash --posix -c "$2"; else set -- sh -c "$2"; fi
+"$@" IMGBUILD "$directory/IMGBUILD"
+"""
+
+
 def check_own(host: Host, remote: Remote) -> Iterator[Check]:
     """verify() of the host's IMGBUILD, run on the new system: all its commands must succeed."""
     spec = host.imgbuild()
     if "verify" not in spec.functions:
         return
-    argv = ["sh", "-e", "-c", f"{spec.file.read_text()}\nverify"]
+    argv = ["sh", "-c", OWN, "sh", spec.file.read_text(), functions.script(spec, "verify")]
     try:
         said = remote.sh(argv, timeout=SETTLE_S, shown=["verify()"]).splitlines()
         yield Check("verify()", True, said[-1] if said else "succeeded")
     except Failure as failure:
-        tail = failure.message.splitlines()[1:]
-        yield Check("verify()", False, " ".join(line.strip(" |") for line in tail) or "failed")
+        if isinstance(failure, CommandFailed):
+            failure = functions.explained(spec, "verify", failure)
+        evidence = " ".join(line.strip(" |") for line in failure.message.splitlines())
+        yield Check("verify()", False, evidence)
 
 
 def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""format=custom: the IMGBUILD's own setup() and cleanup() make the image."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anemos import log
+from anemos.image import functions
+from anemos.image.imgbuild import Imgbuild
+from anemos.log import Failure
+from anemos.run import run
+
+
+@contextmanager
+def hooks(imgbuild: Imgbuild, root: Path, out: Path) -> Iterator[list[Path]]:
+    """With format=custom, setup() before the image is made at ROOT, cleanup() after it in any case.
+
+    Yields the list of the image's files, to which what the two make in OUT is added.
+    """
+    files: list[Path] = []
+    if imgbuild.format != "custom":
+        yield files
+        return
+    before = changes(out)
+    try:
+        hook(imgbuild, "setup", root, out)
+        yield files
+    except BaseException:
+        try:
+            hook(imgbuild, "cleanup", root, out, status="1")
+        except Failure as another:
+            log.info(str(another))
+        raise
+    else:
+        hook(imgbuild, "cleanup", root, out, status="0")
+    finally:
+        unmount(root)
+    files.extend(file for file, when in changes(out).items() if before.get(file) != when)
+
+
+def hook(imgbuild: Imgbuild, function: str, root: Path, out: Path, **more: str) -> None:
+    if function in imgbuild.functions:
+        more |= {"root": os.fspath(root), "imgdir": os.fspath(imgbuild.directory.absolute())}
+        with log.step(f"Running {function}()"):
+            functions.on_host(imgbuild, function, out, log.info, **more)
+
+
+def unmount(root: Path) -> None:
+    """Whatever setup() mounted at ROOT and below: it must not be removed with the scratch files."""
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
+        if Path(point).is_relative_to(root):
+            run(["umount", "--lazy", point])
+
+
+def changes(directory: Path) -> dict[Path, int]:
+    """When each file in DIRECTORY was changed."""
+    return {file: file.lstat().st_ctime_ns for file in sorted(directory.iterdir())}

@@ -1,0 +1,114 @@
+"""A process of our own for a build: nothing outlives it, whatever ends it, kill -9 included.
+
+Mounts, processes and scratch memory end with their namespaces (mount_namespaces(7),
+pid_namespaces(7)); loop devices of `mount -o loop` with their mounts.
+"""
+
+import ctypes
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from anemos import log
+from anemos.image.build import MEMORY, ROOM
+from anemos.log import FAILED, die
+from anemos.run import run
+
+ISOLATED = "ANEMOS_ISOLATED"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # prctl(2)
+SUBORDINATES = (Path("/etc/subuid"), Path("/etc/subgid"))
+
+ended = ""  # what ended the build, when that was a signal
+pending: list[str] = []
+
+
+def enter(module: str, arguments: Sequence[str]) -> None:
+    """Go on in namespaces of our own: the module is started again, and its process forks.
+
+    Without root, a user namespace makes us root of our own files (user_namespaces(7)).
+    """
+    if os.environ.pop(ISOLATED, None) is None:
+        user = [] if os.geteuid() == 0 else subordinates()
+        again = [sys.executable, "-m", module, *arguments]
+        os.environ[ISOLATED] = "1"
+        spaces = ["--mount", "--propagation=private", "--pid"]
+        os.execvp("unshare", ["unshare", *user, *spaces, *again])
+    fork()
+    run(["mount", "-t", "proc", "proc", "/proc"])
+    take_memory()
+    log.sink = sink
+
+
+def subordinates() -> list[str]:
+    """Options of unshare(1) that map the user's subordinate ids. Raises Failure without any."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    for file in SUBORDINATES:
+        owners = [line.partition(":")[0] for line in file.read_text().splitlines()]
+        if not {user, str(os.geteuid())} & set(owners):
+            hint = (
+                f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+            )
+            die(f"{file} has no ids for {user}: no build without root", hint=hint)
+    return ["--map-root-user", "--map-auto"]
+
+
+def fork() -> None:
+    """Return in a child, the first process of the new namespace. We wait and hand signals on.
+
+    The first process of a namespace ignores all signals that it has no handler for. The process
+    outside of it can start no thread any more.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    child = os.fork()
+    if child == 0:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in SIGNALS:
+        signal.signal(number, (lambda n, _: os.kill(child, n)) if child else end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.exit(status if status >= 0 else FAILED)
+
+
+def end(number: int, _frame: FrameType | None) -> None:
+    """Kill what runs: a command that fails. All signals that follow are ignored.
+
+    No exception: it could be lost in whatever library code is running. `sink` raises one.
+    """
+    global ended  # noqa: PLW0603 (one end a process)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    ended = f"ended by {signal.Signals(number).name}"
+    pending.append(ended)
+    signal.signal(signal.SIGALRM, kill)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.1)
+
+
+def kill(_number: int, _frame: FrameType | None) -> None:
+    """Kill all others in our namespace, again and again: one may be about to start."""
+    if not pending:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return
+    with suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def sink(line: str) -> None:
+    """Where log lines go. After a signal, the first one is the end, wherever we are."""
+    log.to_stderr(line)
+    if pending:
+        die(pending.pop(), status=FAILED)
+
+
+def take_memory() -> None:
+    """Mount a file system in memory at build.MEMORY, if there is enough of it."""
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if int(meminfo["MemAvailable"].split()[0]) * 1024 > ROOM:
+        MEMORY.mkdir(mode=0o700, exist_ok=True)
+        run(["mount", "-t", "tmpfs", "-o", "mode=755,size=90%", "anemos", MEMORY])

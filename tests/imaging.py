@@ -1,0 +1,50 @@
+"""Builds tiny images as a user does: python3 -m anemos.image, run where an IMGBUILD lies."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from anemos.image import bootstrap, imgbuild
+from anemos.run import run
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+def describe(host: Path, text: str, head: str = "imgname=mx\ntarget=debian\n") -> None:
+    """Write the IMGBUILD, and its package layer into host/out: nothing has to be bootstrapped."""
+    (host / "out").mkdir(parents=True, exist_ok=True)
+    (host / "IMGBUILD").write_text(head + text)
+    tree = host.parent / "layer"
+    if not tree.exists():
+        tiny.make(tree)
+    layer = bootstrap.layer_file(imgbuild.load(host), host / "out")
+    run(["tar", "--create", "--zstd", "--file", layer, "--directory", tree, "."])
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "anemos.image", *options]
+
+
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": os.fspath(ROOT), "PATH": os.environ["PATH"]}
+
+
+def image(
+    host: Path, *options: str, user: int | None = None, umask: int = 0o077
+) -> subprocess.CompletedProcess[str]:
+    """Run the builder in HOST, with whatever umask its user has."""
+    return subprocess.run(
+        command(*options),
+        cwd=host,
+        env=environment(),
+        umask=umask,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )

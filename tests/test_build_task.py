@@ -1,0 +1,85 @@
+"""`inv build`: a host's image, made of a tiny package layer."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anemos.image import bootstrap, imgbuild
+from anemos.run import run
+from tests import tiny, tree
+from tests.tree import Tree
+
+pytestmark = [pytest.mark.real("run", "gpg"), pytest.mark.root]
+
+IMGBUILD = """
+target=debian
+imgname=web
+format=dir
+provision() { cat /etc/motd; chmod 440 /etc/key; }
+test_secrets() {
+    mkdir etc
+    echo throw-away >etc/key
+    echo secret >PASSWORD
+}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Tree]:
+    """A host that has no host.toml yet, and its package layer in the cache."""
+    with tree.copied(tmp_path / "tree") as copy:
+        host = copy.host("web", imgbuild=IMGBUILD)
+        (host / "host.toml").unlink()
+        (host / "files/etc").mkdir(parents=True)
+        (host / "files/etc/motd.makeimg.template").write_text("{{ host }}: {{ PASSWORD }}\n")
+        (copy.directory / "secrets/web").mkdir(parents=True)
+        (copy.directory / "secrets/web/OTHER.gpg").write_bytes(b"of the real one")
+        cache = copy.home / ".cache/anemos"
+        cache.mkdir(parents=True)
+        layer = bootstrap.layer_file(imgbuild.load(host), cache)
+        run(["tar", "-c", "--zstd", "-f", layer, "-C", tiny.make(tmp_path / "layer"), "."])
+        yield copy
+
+
+def test_build(project: Tree) -> None:
+    """Twice, as another format the second time: the same throw-away secrets, nobody's real ones."""
+    out = project.directory / "images/web"
+    done = project.inv("build", "--host", "web", "--json")
+    assert done.status == 0, done.err
+    assert json.loads(done.out) == {"host": "web", "format": "dir", "files": [os.fspath(out)]}
+    assert "web: secret\n" in done.err
+    assert "Not made by test_secrets(): OTHER\n" in done.err
+    assert (out / "etc/key").read_text() == "throw-away\n"
+    assert stat.S_IMODE((out / "etc/key").stat().st_mode) == 0o440
+
+    words = ["--format", "tar gz", "--output", os.fspath(project.home / "new/out")]
+    done = project.inv("build", "--host", "web", *words)
+    assert (done.status, done.out) == (0, ""), done.err
+    motd = run(["tar", "-xOf", project.home / "new/out/web.tar.gz", "./etc/motd"])
+    assert motd == "web: secret\n"
+    assert not list(project.memory.rglob("secrets"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "status", "message"),
+    [
+        ("format=dir", ["--format", "iso"], 2, "IMGBUILD: format is 'iso'"),
+        ("format=dir", ["--output", "tasks.py/x"], 2, "tasks.py/x: Not a directory"),
+        ("provision() { ls /none; }", [], 1, "in provision(): `provision() { ls /none; }`: exit "),
+        ("test_secrets() { false; }", [], 1, "in test_secrets(): `test_secrets() { false; }`: ex"),
+        ("test_secrets() { :; }", [], 2, "motd.makeimg.template: line 1: undefined name 'PASSWO"),
+    ],
+)
+def test_failures(project: Tree, text: str, words: list[str], status: int, message: str) -> None:
+    """The builder's message becomes that of the task: said once."""
+    file = project.directory / "hosts/web/IMGBUILD"
+    file.write_text(f"{IMGBUILD}{text}\n")
+    done = project.inv("build", "--host", "web", *words)
+    assert (done.status, done.out) == (status, "")
+    assert done.err.count("error: ") == 1
+    assert message in done.err.partition("error: ")[2].splitlines()[0]
+    assert not (project.directory / "images/web").exists()

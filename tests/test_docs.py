@@ -1,0 +1,69 @@
+"""The examples in docs/imgbuild.md are IMGBUILDs: all of them are loaded, the cheap ones built."""
+
+import json
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from anemos.image import imgbuild
+from anemos.image.imgbuild import FUNCTIONS, VARIABLES
+from anemos.run import run
+from tests.imaging import describe, image
+
+pytestmark = pytest.mark.real("run")
+
+TEXT = (Path(__file__).parents[1] / "docs/imgbuild.md").read_text()
+EXAMPLES = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+CHEAP = [each for each in EXAMPLES if re.search(r"^(provision|setup|cleanup)\(\)", each, re.M)]
+
+
+def without_target(example: str) -> str:
+    return "" if "target=" in example else "target=debian\n"
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_loads(tmp_path: Path, example: str) -> None:
+    (tmp_path / "IMGBUILD").write_text(without_target(example) + example)
+    assert imgbuild.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*VARIABLES, *(f"{name}()" for name in FUNCTIONS)])
+def test_complete(name: str) -> None:
+    """Every variable and function is explained, and stands in an example."""
+    assert f"`{name}`" in TEXT
+    if name not in ("hostconf", "bootloader"):
+        assert any(re.search(rf"^{re.escape(name)}[= ]", each, re.M) for each in EXAMPLES)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("example", CHEAP)
+def test_builds(tmp_path: Path, example: str) -> None:
+    host = tmp_path / "mx"
+    describe(host, example, without_target(example))
+    done = image(host, "--output", "out", umask=0o022)
+    assert done.returncode == 0, done.stderr
+    (made,) = (host / "out").glob("mx*")
+    assert done.stdout == f"out/{made.name}\n"
+    if "oci-layout" in example:
+        check_oci(made)
+
+
+def check_oci(layout: Path) -> None:
+    """As an OCI runtime reads it: by digests, from the index to the layer (image-layout.md)."""
+
+    def blob(descriptor: dict[str, object]) -> Path:
+        file = layout / "blobs" / str(descriptor["digest"]).replace(":", "/")
+        data = file.read_bytes()
+        assert f"sha256:{sha256(data).hexdigest()}" == descriptor["digest"]
+        assert len(data) == descriptor["size"]
+        return file
+
+    assert json.loads((layout / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    (entry,) = json.loads((layout / "index.json").read_text())["manifests"]
+    manifest = json.loads(blob(entry).read_text())
+    config = json.loads(blob(manifest["config"]).read_text())
+    (layer,) = manifest["layers"]
+    assert config["rootfs"]["diff_ids"] == [layer["digest"]]
+    assert "./etc/passwd" in run(["tar", "--list", "--file", blob(layer)])
