@@ -169,6 +169,28 @@ def test_entangled() -> None:
     ]
 
 
+def test_membership(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an LVM that cannot be read, nothing is known: that counts as one group."""
+    seen = {
+        "a": {"TYPE": "LVM2_member", "UUID": "1"},
+        "b": {"TYPE": "LVM2_member", "UUID": "2"},
+        "c": {"TYPE": "LVM2_member", "UUID": "3"},
+        "d": {"TYPE": "linux_raid_member", "UUID": "4"},
+        "e": {"TYPE": "ext4", "UUID": "5"},
+        "f": {},
+    }
+    monkeypatch.setattr(disks, "probe", lambda node: seen[node.name])
+    groups = {Path("a"): "vg0 x", Path("b"): ""}
+    assert {name: leftovers.membership(Path(name), groups) for name in seen} == {
+        "a": "volume group vg0 x",
+        "b": "",
+        "c": "volume group that LVM cannot read",
+        "d": "linux_raid_member 4",
+        "e": "",
+        "f": "",
+    }
+
+
 @pytest.mark.real("run")
 @pytest.mark.parametrize("fs", list(layout.FILE_SYSTEMS))
 def test_file_systems(tmp_path: Path, fs: str) -> None:

@@ -159,19 +159,22 @@ def membership(node: Path, groups: Mapping[Path, str]) -> str:
     found = disks.probe(node)
     kind = found.get("TYPE", "")
     if kind == LVM:
-        return f"volume group {groups[node]}" if node in groups else ""
+        group = groups.get(node, "that LVM cannot read")  # not knowing is no reason to go on
+        return f"volume group {group}" if group else ""
     return f"{kind} {found.get('UUID', '')}" if kind in SHARED else ""
 
 
 def volume_groups() -> dict[Path, str]:
-    """The volume group of each physical volume that LVM sees (pvs(8)): node -> "NAME UUID"."""
+    """The volume group of each physical volume that LVM reads (pvs(8)): node -> "NAME UUID".
+
+    "" for a volume that is in none.
+    """
     argv = ["pvs", "--reportformat", "json", "--options", "pv_name,vg_name,vg_uuid"]
     try:
         (report,) = json.loads(run(argv))["report"]
     except CommandFailed:  # status 5: of one of them, something is missing
         return {}
     return {
-        Path(each["pv_name"]): f"{each['vg_name']} {each['vg_uuid']}"
+        Path(each["pv_name"]): f"{each['vg_name']} {each['vg_uuid']}".strip()
         for each in report["pv"]
-        if each["vg_name"]
     }

@@ -65,7 +65,9 @@ def check_kept(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
     for common in leftovers.entangled(erased, sorted(kept), groups):
         die(common, hint="keep all of it, or nothing", status=FAILED)
     for volume in layout.volumes(plan, "vg"):
-        if volume.name in {group.split()[0] for node, group in groups.items() if node in kept}:
+        if volume.name in {
+            group.partition(" ")[0] for node, group in groups.items() if node in kept
+        }:
             die(f"layout: vg {volume.name!r}: what is kept has one of this name", status=FAILED)
 
 
