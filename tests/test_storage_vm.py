@@ -96,6 +96,7 @@ def main():
         look(found)
         nodes = {each.path: storage.node_of(each, found) for each in plan.filesystems()}
         seen["uuids"] = {path: disks.probe(node).get("UUID", "") for path, node in nodes.items()}
+        seen["luks"] = disks.probe(Path("/dev/md/md0")).get("UUID", "")
         (TARGET / "home/file").write_text("there")
     seen["left"].append([*leftovers.in_use(list(found.values())).stack])
     seen["left"].append([str(each) for each in Path("/dev/vg0").glob("*")])
@@ -134,9 +135,7 @@ def activation() -> list[tuple[list[str], str]]:
     """What mdadm.conf, crypttab and udev do in the new system."""
     plan = grammar.parse(LAYOUT)
     (array,) = layout.mdadm_conf(plan, "two").split("UUID=")[1:]
-    (crypt,) = layout.crypttab(plan, "two").splitlines()
-    name, source, *_ = crypt.split()
-    luks = ["cryptsetup", "open", "--key-file=-", source, name]
+    luks = ["cryptsetup", "open", "--key-file=-", "/dev/md/md0", "crypt"]
     assemble = ["mdadm", "--assemble", "/dev/md/md0", f"--uuid={array.strip()}"]
     return [
         ([*assemble, "--config=partitions"], ""),
@@ -210,5 +209,6 @@ def test_stack(tmp_path: Path) -> None:
         ["/target/home", "/dev/mapper/vg0-home"],
         ["/target/srv", "/dev/vdb3"],
     ]
-    filesystems = grammar.parse(LAYOUT).filesystems()
-    assert seen["uuids"] == {each.path: layout.fs_uuid(each, "two") for each in filesystems}
+    plan = grammar.parse(LAYOUT)
+    assert seen["uuids"] == {e.path: layout.fs_uuid(e, "two") for e in plan.filesystems()}
+    assert layout.crypttab(plan, "two") == f"crypt UUID={seen['luks']} none luks,initramfs\n"
