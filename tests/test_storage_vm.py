@@ -203,10 +203,10 @@ def test_stack(tmp_path: Path) -> None:
     assert seen["left"] == [[], []]
     assert seen["content"] == ["there"]
     assert seen["mounted"][1] == [
-        ["/target", "/dev/mapper/vg0-root"],
+        ["/target", "/dev/vg0/root"],
         ["/target/boot", "/dev/vda3"],
         ["/target/boot/efi", "/dev/vda2"],
-        ["/target/home", "/dev/mapper/vg0-home"],
+        ["/target/home", "/dev/vg0/home"],
         ["/target/srv", "/dev/vdb3"],
     ]
     plan = grammar.parse(LAYOUT)
