@@ -96,13 +96,14 @@ def main():
         look(found)
         nodes = {each.path: storage.node_of(each, found) for each in plan.filesystems()}
         seen["uuids"] = {path: disks.probe(node).get("UUID", "") for path, node in nodes.items()}
+        seen["array"] = disks.probe(found["second"].part(1)).get("UUID", "")
         seen["luks"] = disks.probe(Path("/dev/md/md0")).get("UUID", "")
         (TARGET / "home/file").write_text("there")
     seen["left"].append([*leftovers.in_use(list(found.values())).stack])
     seen["left"].append([str(each) for each in Path("/dev/vg0").glob("*")])
-    # What was written comes back as the new system will find it: by the array's and LUKS's UUIDs.
-    for argv, data in given["activate"]:
-        run(argv, data=data.encode())
+    # What was written comes back, as a run that is taken up again needs it.
+    storage.activate(plan, found, "two", HERE / "secrets")
+    run(["mount", "/dev/vg0/home", TARGET])
     seen["content"].append(Path("/target/file").read_text())
     leftovers.release(list(found.values()))
     seen["kept"].append(disks.fingerprint("old", found["first"], 7).digest)
@@ -131,20 +132,6 @@ def entries(base: Path, given: Mapping[str, object]) -> list[Entry]:
     ]
 
 
-def activation() -> list[tuple[list[str], str]]:
-    """What mdadm.conf, crypttab and udev do in the new system."""
-    plan = grammar.parse(LAYOUT)
-    (array,) = layout.mdadm_conf(plan, "two").split("UUID=")[1:]
-    luks = ["cryptsetup", "open", "--key-file=-", "/dev/md/md0", "crypt"]
-    assemble = ["mdadm", "--assemble", "/dev/md/md0", f"--uuid={array.strip()}"]
-    return [
-        ([*assemble, "--config=partitions"], ""),
-        (luks, SECRET.decode().removesuffix("\n")),
-        (["vgchange", "--activate", "y", "vg0"], ""),
-        (["mount", "/dev/vg0/home", "/target"], ""),
-    ]
-
-
 def boot(directory: Path, files: list[Path]) -> str:
     """Run the guest to its end; what its console says."""
     words = [*vm.machine(vm.accelerator()), "-m", "768", "-smp", "2", "-no-reboot"]
@@ -158,7 +145,7 @@ def boot(directory: Path, files: list[Path]) -> str:
     ):
         archive.write(initrd.read_bytes())
         archive.write(bytes(-archive.tell() % cpio.PADDING))
-        given = {"layout": LAYOUT, "keep": KEEP, "activate": activation()}
+        given = {"layout": LAYOUT, "keep": KEEP}
         cpio.append(archive, entries(base, given))
         archive.flush()
         words += ["-kernel", str(kernel), "-initrd", archive.name, "-serial", "stdio"]
@@ -203,12 +190,14 @@ def test_stack(tmp_path: Path) -> None:
     assert seen["left"] == [[], []]
     assert seen["content"] == ["there"]
     assert seen["mounted"][1] == [
-        ["/target", "/dev/mapper/vg0-root"],
+        ["/target", "/dev/vg0/root"],
         ["/target/boot", "/dev/vda3"],
         ["/target/boot/efi", "/dev/vda2"],
-        ["/target/home", "/dev/mapper/vg0-home"],
+        ["/target/home", "/dev/vg0/home"],
         ["/target/srv", "/dev/vdb3"],
     ]
     plan = grammar.parse(LAYOUT)
     assert seen["uuids"] == {e.path: layout.fs_uuid(e, "two") for e in plan.filesystems()}
     assert layout.crypttab(plan, "two") == f"crypt UUID={seen['luks']} none luks,initramfs\n"
+    array = layout.array_uuid(plan.volumes[0], "two")
+    assert seen["array"].replace("-", "") == array.replace(":", "")

@@ -44,6 +44,7 @@ def install(
             storage.write(spec.layout, devices, seed, secrets)
     else:
         leftovers.release(list(devices.values()))  # an earlier run may have been killed
+        storage.activate(spec.layout, devices, seed, secrets)
     with storage.mounted(spec.layout, devices, TARGET):
         if PACKAGES in todo:
             with log.step("Package layer"):

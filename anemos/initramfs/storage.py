@@ -86,6 +86,22 @@ def write(plan: Layout, devices: Devices, seed: str, secrets: Path) -> None:
             run(step.argv, data=step.data, log=log.info)
 
 
+def activate(plan: Layout, devices: Devices, seed: str, secrets: Path) -> None:
+    """Put volumes to use again that `write` has made, and a release taken apart."""
+    carriers = plan.carriers()
+    for volume in plan.volumes:
+        members = [node_of(carriers[name], devices) for name in volume.on]
+        if volume.kind == "raid":
+            uuid = f"--uuid={layout.array_uuid(volume, seed)}"
+            run(["mdadm", "--quiet", "--assemble", volume.node, "--run", uuid, *members])
+        elif volume.kind == "luks":
+            (member,) = members
+            argv: list[str | Path] = ["cryptsetup", "open", "--key-file=-", member, volume.name]
+            run(argv, data=key(secrets, volume, plan))
+        elif volume.kind == "vg":
+            run(["vgchange", "--activate", "y", volume.name])
+
+
 def table(disk: Disk, device: Device, seed: str) -> None:
     """Wipe DEVICE and write its table; the kernel learns of it without letting go of kept parts."""
     present = disks.partitions(device)
