@@ -350,5 +350,5 @@ def test_programs_for_a_stack() -> None:
         "the layout has luks 'l'",
         "the layout has vg 'v'",
     ]
-    packages = "linux-image-amd64 mdadm cryptsetup-initramfs lvm2"
+    packages = "linux-image-amd64 grub-pc mdadm cryptsetup-initramfs lvm2"
     assert problems(layout=whole, packages=packages) == []

@@ -161,7 +161,7 @@ def _lowest(name: str, facts: Facts) -> set[str]:
 def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """What would leave a machine that does not come back."""
     yield from bootable(spec)
-    if spec.bootloader and spec.layout.disks:
+    if spec.bootloader and rooted(spec):
         yield from _firmware(spec, facts)
     if facts.boot_next:
         yield (
@@ -169,13 +169,17 @@ def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
         )
 
 
+def rooted(spec: Imgbuild) -> bool:
+    return any(each.mount == "/" for each in spec.layout.mounts())
+
+
 def bootable(spec: Imgbuild) -> Iterator[str]:
     """The same, as far as the IMGBUILD alone tells it."""
-    if not any(each.mount == "/" for each in spec.layout.mounts()):
+    if not rooted(spec):
         yield "the IMGBUILD has no layout with a root: nothing to install on"
     if not spec.bootloader:
         yield "the IMGBUILD has no bootloader: the new system would not start"
-    for missing in bootloader.missing(spec) if spec.bootloader else ():
+    for missing in bootloader.missing(spec) if spec.bootloader and rooted(spec) else ():
         yield f"bootloader={spec.bootloader} needs one of these packages: {', '.join(missing)}"
     for kind, (tool, why) in TOOLS.items():
         volumes = list(layout.volumes(spec.layout, kind))
