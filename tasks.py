@@ -17,14 +17,16 @@ from anemos.workstation import secret_tasks
 from anemos.workstation.command import HELP, command, workstation
 
 
-def load(host: str, adopt: bool = False) -> Any:
-    return workstation("host").load(host, adopt=adopt)
+def load(host: str, adopt: bool = False, build_on: str = "") -> Any:
+    return workstation("host").load(host, adopt=adopt, build_on=build_on)
 
 
 @command
-def plan(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Any:
+def plan(
+    c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
+) -> Any:
     """Tell what deploying HOST would do, and everything that stands in its way."""
-    return workstation("phases").make_plan(load(host, adopt))
+    return workstation("phases").make_plan(load(host, adopt, build_on))
 
 
 @command
@@ -34,9 +36,11 @@ def reveal_secrets(c: Context, host: str = "", json: bool = False) -> Any:
 
 
 @command
-def pack(c: Context, host: str = "", deployment: str = "", json: bool = False) -> Any:
+def pack(
+    c: Context, host: str = "", deployment: str = "", build_on: str = "", json: bool = False
+) -> Any:
     """Make the payload of HOST; base image and package layer, unless they are cached."""
-    return workstation("phases").pack(load(host), deployment)
+    return workstation("phases").pack(load(host, build_on=build_on), deployment)
 
 
 @command
@@ -46,9 +50,9 @@ def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) 
 
 
 @command
-def build_initramfs(c: Context, host: str = "", json: bool = False) -> Any:
+def build_initramfs(c: Context, host: str = "", build_on: str = "", json: bool = False) -> Any:
     """Put the initramfs together on the server."""
-    return workstation("phases").build_initramfs(load(host))
+    return workstation("phases").build_initramfs(load(host, build_on=build_on))
 
 
 @command
@@ -76,10 +80,11 @@ def deploy(
     yes: str = "",
     hold: bool = False,
     adopt: bool = False,
+    build_on: str = "",
     json: bool = False,
 ) -> Any:
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
-    return workstation("deployment").deploy(load(host, adopt), yes, hold)
+    return workstation("deployment").deploy(load(host, adopt, build_on), yes, hold)
 
 
 @command

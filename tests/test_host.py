@@ -192,3 +192,14 @@ def test_unreadable(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(Failure, match=rf"{WHERE}: .*Permission denied"):
         host.load("mx")
+
+
+def test_options_of_the_command_line(hosts: Path) -> None:
+    """For one run, instead of what the file says."""
+    (hosts / "mx/host.toml").write_text(MINIMAL + 'build_on = "server"\n')
+
+    assert host.load("mx").build_on == "server"
+    assert host.load("mx", build_on="initramfs").build_on == "initramfs"
+    with pytest.raises(Failure, match="--build-on is 'here'") as caught:
+        host.load("mx", build_on="here")
+    assert caught.value.status == BAD_INPUT

@@ -28,6 +28,7 @@ HELP = {
     "address": "its IP address with the prefix: 192.0.2.5/24",
     "gateway": "its default gateway",
     "dns": "a name server",
+    "build_on": "where the package layer is made: workstation, server or initramfs",
     "adopt": "even if the machine was deployed as another host",
     "hold": "jump into the initramfs and touch nothing, until ./inv resume or ./inv abort",
     "repack": "with a payload made anew from hosts/ and secrets/",

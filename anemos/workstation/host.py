@@ -133,9 +133,12 @@ def known() -> list[str]:
     return sorted(entry.parent.name for entry in places.HOSTS.glob("*/host.toml"))
 
 
-def load(name: str, *, adopt: bool = False) -> Host:
+def load(name: str, *, adopt: bool = False, build_on: str = "") -> Host:
     """The host NAME. Raises Failure that names the file for everything that is wrong in it."""
-    return replace(interpret(name, find(name), settings(name)), adopt=adopt)
+    if build_on and build_on not in BUILD_ON:
+        die(f"--build-on is {build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
+    host = replace(interpret(name, find(name), settings(name)), adopt=adopt)
+    return replace(host, build_on=build_on or host.build_on)
 
 
 def settings(name: str) -> dict[str, Any]:
