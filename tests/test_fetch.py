@@ -1,6 +1,7 @@
 """Secrets that the server fetches: a real shell, a real HTTP server that wants a token."""
 
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from anemos.image import imgbuild
 from anemos.initramfs import fetch
 from anemos.log import BAD_INPUT, FAILED, Failure
+from tests import lab
 
 pytestmark = pytest.mark.real("run")
 
@@ -141,3 +143,39 @@ def test_bad_declaration(tmp_path: Path, text: str, message: str) -> None:
         imgbuild.load(tmp_path)
     assert failure.value.message == f"{tmp_path}/IMGBUILD: {message}"
     assert failure.value.status == BAD_INPUT
+
+
+# In the initramfs, before the point of no return.
+
+LAYOUT = "disk system serial=SYSTEM\npart root fs=ext4 mount=/"
+
+
+@pytest.mark.vm
+@pytest.mark.root
+@pytest.mark.real("run", "ssh")
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+def test_in_the_initramfs(address: str, token: str) -> None:
+    """It has the secret when it waits for the operator; without it, the old system comes back."""
+    body = FETCH.replace("ADDRESS", address.replace("127.0.0.1", "10.0.2.2"))
+    text = f"target=debian\nlayout='{LAYOUT}'\nserver_secrets={KEY}\n"
+    with lab.opened() as room:
+        disk = room.drive("system", serial="SYSTEM")
+        secrets = {"etc/vault-token": token}
+        payload = room.payload(text + f"fetch_secrets() {{\n{body}\n}}\n", secrets=secrets)
+        before = lab.sha256(disk)
+        guest = room.boot(room.parts("", payload=payload, stay=False), [disk])
+        if token == TOKEN:
+            guest.await_line("To be erased")
+            guest.await_ssh()
+            there = guest.sh(
+                f"cd /run/anemos/unpacked/secrets; stat -c %a {KEY}; base64 -w 0 {KEY}"
+            )
+            assert there.split() == ["600", b64encode(SECRET).decode()]
+            guest.sh("echo enough >/run/anemos/abort")
+        guest.await_end()
+
+        said = guest.serial()
+        assert ("Fetched 1 secrets" in said) == (token == TOKEN)
+        assert ("HTTP Error 403" in said) == (token != TOKEN)
+        assert TOKEN not in said
+        assert lab.sha256(disk) == before
