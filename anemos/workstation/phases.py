@@ -33,7 +33,7 @@ from anemos.workstation import (
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
-from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
+from anemos.workstation.ssh import ConnectionLost, Remote, connect
 from anemos.workstation.state import State, expected_downtime, load_state, payload_file
 
 # What the old system said last, for `export`: it may be gone by then.
@@ -237,14 +237,8 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     if hold:
         log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
     else:
-        give_word(where)
+        reach.give_word(where)
     return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
-
-
-def give_word(where: Endpoint) -> None:
-    """Whether a lost word has arrived, the events tell."""
-    with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
-        remote.sh(["touch", f"{reach.STAGE}/go"])
 
 
 def unstage(host: Host) -> None:

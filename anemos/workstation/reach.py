@@ -77,10 +77,14 @@ def go(host: Host, state: State) -> Identity:
         seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
     state.old_boot_id, state.last_answer = seen.boot_id, seen.answered
     state.save()
-    # Whether a lost word has arrived, the events tell.
+    give_word(where)
+    return seen
+
+
+def give_word(where: Endpoint) -> None:
+    """The operator's. Whether a lost one has arrived, the events tell."""
     with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
         remote.sh(["touch", f"{STAGE}/go"])
-    return seen
 
 
 def script(

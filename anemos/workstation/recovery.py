@@ -67,7 +67,7 @@ def go_on(host: Host, repack: bool, step: str) -> None:
     """Give a held machine the word."""
     if repack or step:
         die(f"{host.name} is held: nothing has failed yet", hint="./inv abort, and deploy anew")
-    phases.give_word(reach.endpoint(host))
+    reach.give_word(reach.endpoint(host))
 
 
 def correct(host: Host, state: State, seen: Status, remote: Remote) -> dict[str, str]:
