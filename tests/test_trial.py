@@ -1,7 +1,10 @@
 """`inv test` without a machine: who may log in, and under which key."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -16,8 +19,16 @@ FOREIGN = "ssh-ed25519 AAAAforeign somebody\n"
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+def state() -> Iterator[Path]:
+    """Not below tmp_path: the path of gpg-agent's socket in it must be shorter than 108 bytes."""
+    with TemporaryDirectory(prefix="anemos-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def host(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(places, "HOSTS", tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", os.fspath(state))
     (tmp_path / "mx/files/root/.ssh").mkdir(parents=True)
     (tmp_path / "mx/IMGBUILD").write_text(IMGBUILD)
     return Host("mx", tmp_path / "mx", "192.0.2.1", "ssh-ed25519 AAAA", 2222)
