@@ -101,7 +101,7 @@ def test_custom_as_another_format(host: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format_", "label", "kind", "size"),
-    [("raw 64M", "dos", "ext4", 64 * 2**20), ("raw 100MB gpt", "gpt", "ext4", 10**8)],
+    [("raw 64M", "dos", "ext4", 64 * 2**20), ("raw 100MB gpt ext2", "gpt", "ext2", 10**8)],
 )
 def test_raw(host: Path, format_: str, label: str, kind: str, size: int) -> None:
     describe(host, f"format='{format_}'\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anemos import log
 from anemos.image import build, comparison, imgbuild, isolation
-from anemos.log import Failure
+from anemos.log import Failure, die
 from anemos.run import no_core_dumps
 
 
@@ -60,6 +60,8 @@ def main() -> None:
     spec = imgbuild.load(given.directory, given.format)
     if spec.target == "debian":
         spec = replace(spec, mirror=spec.mirror or given.mirror)
+    if given.check and spec.format == "custom":
+        die("--check: only cleanup() knows what a custom image is")
     cache = given.cache or given.output
     if given.layer:
         print(build.layer(spec, cache=cache, max_age_s=given.max_age))

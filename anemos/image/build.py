@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 
 from anemos import log
 from anemos.image import bootstrap, custom, definition, output, reproducible, unpacked
-from anemos.image.imgbuild import COMPRESSORS, Imgbuild, for_image
+from anemos.image.imgbuild import Imgbuild, for_image
 from anemos.image.manifest import Sources
-from anemos.log import die
 
 MEMORY = Path("/dev/shm/anemos-build")  # noqa: S108 (only what isolation.py mounts there is used)
 DISK = Path("/var/tmp")  # noqa: S108 (only fresh directories are made in it)
@@ -32,12 +31,13 @@ def build(
 ) -> list[Path]:
     """Build the image of IMGBUILD into the directory OUT and return its files."""
     imgbuild = for_image(imgbuild)
-    require(imgbuild, out)
+    output.check(imgbuild, out)
     definition.check(inputs, values or {})
     with workspace() as scratch:
         layer = bootstrap.cached(imgbuild, cache, scratch, max_age_s)
         if imgbuild.format == "custom":
-            return made_by_hooks(imgbuild, layer, scratch, inputs, out, values, secrets)
+            root = scratch / "root"
+            return custom.build(imgbuild, layer, root, inputs, out, values=values, secrets=secrets)
         with unpacked.writable(layer, scratch) as lower:
             given = reproducible.given()
             epoch = lower.newest if given is None else given
@@ -52,38 +52,6 @@ def build(
                     return output.write(
                         imgbuild, lower.root, out, seed, epoch=epoch, sources=sources, kept=brought
                     )
-
-
-def made_by_hooks(
-    imgbuild: Imgbuild,
-    layer: Path,
-    scratch: Path,
-    inputs: Sequence[Path],
-    out: Path,
-    values: Mapping[str, str] | None,
-    secrets: Path | None,
-) -> list[Path]:
-    """format=custom: what setup() may have mounted at the root is filled, cleanup() finishes it."""
-    root = scratch / "root"
-    root.mkdir()
-    with custom.hooks(imgbuild, root, out) as files:
-        with log.step("Unpacking the package layer"):
-            bootstrap.unpack(layer, root)
-        with log.step("Applying the definition"):
-            definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
-    return files
-
-
-def require(imgbuild: Imgbuild, out: Path) -> None:
-    """Raises Failure for what would only be missed after all the work."""
-    if imgbuild.format != "custom":
-        output.check(imgbuild, out)
-    if not os.access(out, os.W_OK):
-        die(f"{out}: cannot be written")
-    options = imgbuild.format_options
-    program = COMPRESSORS[options[0]] if imgbuild.format == "tar" and options else ""
-    if program and not shutil.which(program):
-        die(f"{program} not found", hint=f"format='tar {options[0]}' needs it")
 
 
 def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:

@@ -2,27 +2,46 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from anemos import log
-from anemos.image import functions
+from anemos.image import bootstrap, definition, functions, reproducible
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import Failure
 from anemos.run import run
 
 
+def build(
+    imgbuild: Imgbuild,
+    layer: Path,
+    root: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    values: Mapping[str, str] | None,
+    secrets: Path | None,
+) -> list[Path]:
+    """Make the image at ROOT, which is not there yet, between setup() and cleanup()."""
+    root.mkdir()
+    with hooks(imgbuild, root, out) as files:
+        with log.step("Unpacking the package layer"):
+            bootstrap.unpack(layer, root)
+        with log.step("Applying the definition"):
+            definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
+        brought, _ = reproducible.brought_in(root, inputs, secrets)
+        reproducible.forget(root, brought)
+    return files
+
+
 @contextmanager
 def hooks(imgbuild: Imgbuild, root: Path, out: Path) -> Iterator[list[Path]]:
-    """With format=custom, setup() before the image is made at ROOT, cleanup() after it in any case.
+    """Call setup() before the image is made at ROOT, cleanup() after it in any case.
 
     Yields the list of the image's files, to which what the two make in OUT is added.
     """
     files: list[Path] = []
-    if imgbuild.format != "custom":
-        yield files
-        return
     before = changes(out)
     try:
         hook(imgbuild, "setup", root, out)

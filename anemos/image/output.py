@@ -1,5 +1,6 @@
 """Root file system -> image, the same bytes for the same tree."""
 
+import os
 import shutil
 from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos.image import disk, fsimage, manifest, reproducible
+from anemos.image.imgbuild import COMPRESSORS as PROGRAMS
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.manifest import Sources
 from anemos.log import die
@@ -46,6 +48,12 @@ def check(imgbuild: Imgbuild, out: Path) -> None:
     target = out / imgbuild.name
     if imgbuild.format == "dir" and target.exists():
         die(f"{target} exists", hint="remove it, or build with another --output")
+    if not os.access(out, os.W_OK):
+        die(f"{out}: cannot be written to")
+    options = imgbuild.format_options
+    program = PROGRAMS[options[0]] if imgbuild.format == "tar" and options else ""
+    if program and not shutil.which(program):
+        die(f"{program} not found", hint=f"format='tar {options[0]}' needs it")
 
 
 def write(
