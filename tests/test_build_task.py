@@ -43,6 +43,8 @@ def project(tmp_path: Path) -> Iterator[Tree]:
         layer = bootstrap.layer_file(imgbuild.load(host), cache)
         run(["tar", "-c", "--zstd", "-f", layer, "-C", tiny.make(tmp_path / "layer"), "."])
         yield copy
+        for keyring in copy.home.glob(".local/state/anemos/*/*/gnupg"):
+            run(["gpgconf", "--homedir", keyring, "--kill", "all"])
 
 
 def test_build(project: Tree) -> None:
