@@ -417,7 +417,6 @@ from pathlib import Path
 from anemos.run import run
 from anemos.initramfs import network as initramfs
 from anemos.server import network as server
-from tests import lab
 
 def ip(line):
     run(["ip", *line.split()])
