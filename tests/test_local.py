@@ -65,7 +65,7 @@ SMALL = """\
 target=debian
 format=disk
 bootloader=grub
-packages=linux-image-amd64
+packages='grub-pc linux-image-amd64'
 layout='
 disk system serial=SYSTEM image=256M table=msdos
 part root fs=ext4 mount=/
@@ -87,7 +87,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 def inv(project: Tree, cache: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     """Run `inv WORDS --json` with the base image and the package layers in CACHE."""
     done = subprocess.run(
-        [sys.executable, "-m", "invoke", *words, "--json"],
+        [sys.executable, "-m", "anemos.workstation.program", *words, "--json"],
         cwd=project.directory,
         env=tree.environment(project.home) | {"XDG_CACHE_HOME": os.fspath(cache.parent)},
         stdin=subprocess.DEVNULL,

@@ -106,6 +106,17 @@ def test_stack() -> None:
     assert [each["dhcp"] for each in found] == [False, False, False, True]
 
 
+def test_bond_in_another_mode() -> None:
+    """What the kernel would refuse in that mode is left out, though ip(8) shows it."""
+    data = {"mode": "active-backup", "miimon": 250, "ad_lacp_rate": "slow", "primary": "eth1"}
+    bond = virtual("bond0", "bond", data, address="a1", addr_info=[ADDRESS])
+    members = [ether(name, address="a1", master="bond0") for name in ("eth0", "eth1")]
+
+    found = server.select([bond, *members], [])[-1]
+
+    assert found["options"] == {"mode": "active-backup", "miimon": 250, "primary": "eth1"}
+
+
 def test_select_nothing() -> None:
     assert server.select([link for link in LINKS if link["ifname"] == "docker0"], ROUTES) == []
     assert server.select([], []) == []

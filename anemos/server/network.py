@@ -22,6 +22,11 @@ BOND_OPTIONS = {
     "lacp_rate": "ad_lacp_rate",
     "primary": "primary",
 }
+# ip(8) shows these in every mode, the kernel takes them in some (networking/bonding.rst).
+BOND_MODES = {
+    "lacp_rate": ("802.3ad",),
+    "primary": ("active-backup", "balance-tlb", "balance-alb"),
+}
 # systemd-resolved's list of real servers, where resolv.conf names only itself (its man page).
 RESOLVED = "run/systemd/resolve/resolv.conf"
 
@@ -117,7 +122,11 @@ def particulars(link: Link, named: dict[str, Link]) -> dict[str, Any]:
     data = link.get("linkinfo", {}).get("info_data", {})
     match kind(link):
         case "bond":
-            found = {word: data[key] for word, key in BOND_OPTIONS.items() if data.get(key)}
+            found = {
+                word: data[key]
+                for word, key in BOND_OPTIONS.items()
+                if data.get(key) and data["mode"] in BOND_MODES.get(word, (data["mode"],))
+            }
             members = [each["ifname"] for each in slaves(link, named)]
             return {"mac": link["address"], "members": members, "options": found}
         case "vlan":
