@@ -10,7 +10,7 @@ from anemos.image.bootloader import bios, grub, kernels, places, systemd_boot
 from anemos.image.bootloader.kernels import Kernel
 from anemos.image.bootloader.places import Place, Target
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import MIB, Disk, Layout, Part
+from anemos.image.layout import MIB, Disk, Entry, Layout, Part, Table
 from anemos.log import Failure
 from anemos.run import run
 
@@ -83,6 +83,19 @@ def test_core_that_does_not_fit(
         bios.embed(*images(tmp_path, core), disk, file)
     assert file.read_bytes() == b"\xaa" * disk.image
     bios.embed(*images(tmp_path, core[1:]), disk, file)
+
+
+def test_kept_partition_in_the_first_mib(tmp_path: Path) -> None:
+    """As old tools made them: at sector 63. Refused in time; and what is kept is not written to."""
+    old = Table((), {1: Entry(63 * SECTOR, 2 * MIB, "1 : start=63")})
+    parts = (Part("root", fs="ext4", mount="/"),)
+    disk = Disk("d", {"serial": "s"}, "msdos", 16 * MIB, parts, old)
+    (tmp_path / "disk").write_bytes(bytes(disk.image))
+    with pytest.raises(ValueError, match="the first MiB of disk 'd', where a kept partition lies"):
+        grub.check(Layout((disk,)), "")
+    with pytest.raises(Failure, match=f"disk 'd' has {62 * SECTOR} for it"):
+        bios.embed(*images(tmp_path, bytes(62 * SECTOR + 1)), disk, tmp_path / "disk")
+    assert not any((tmp_path / "disk").read_bytes())
 
 
 def test_no_place_for_the_core(tmp_path: Path) -> None:

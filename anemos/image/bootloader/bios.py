@@ -43,10 +43,22 @@ def capacity(device: Path) -> int:
         return file.seek(0, os.SEEK_END)
 
 
+def check(disk: Disk) -> None:
+    """Raises ValueError where something kept lies in the way: old partitions may begin early."""
+    if disk.table == "msdos" and gap_end(disk) < MIB:
+        why = f"the first MiB of disk {disk.name!r}, where a kept partition lies"
+        raise ValueError(f"bootloader=grub needs {why}")
+
+
+def gap_end(disk: Disk) -> int:
+    """Where the gap behind an msdos table ends, in bytes."""
+    return min([MIB, *(each.start for each in disk.old.entries.values())])
+
+
 def core_area(disk: Disk, size: int) -> tuple[int, int]:
     """Start and size in bytes of the place for the core image."""
     if disk.table == "msdos":
-        return SECTOR, MIB - SECTOR
+        return SECTOR, gap_end(disk) - SECTOR
     for part, extent in zip(disk.parts, extents(disk, size), strict=True):
         if part.type == "bios":
             return extent

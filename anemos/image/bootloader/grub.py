@@ -71,6 +71,8 @@ def check(layout: Layout, cmdline: str) -> None:
     if not ways(layout):
         names = ", ".join(repr(disk.name) for disk in places.disks_below(layout, BOOT))
         raise ValueError(f"bootloader=grub needs a partition of type=bios or esp on disk {names}")
+    for disk in bios_disks(layout):
+        bios.check(disk)
     if places.esps(layout):
         places.check_esps("grub", layout, ROOM)
     # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
