@@ -61,11 +61,11 @@ def test_order_and_members() -> None:
         ("lvcreate", "vg0"),
         ("mkfs.btrfs", "/dev/vg0/root"),
         ("lvcreate", "vg0"),
+        ("lvcreate", "vg0"),
+        ("mkfs.xfs", "/dev/vg0/home"),
         ("cryptsetup", "/dev/vg0/root2"),
         ("cryptsetup", "more"),
         ("mkfs.ext4", "/dev/mapper/more"),
-        ("lvcreate", "vg0"),
-        ("mkfs.xfs", "/dev/vg0/home"),
     ]
     wiped = {argv[-1] for argv in words if argv[0] == "wipefs"}
     nodes = {str(storage.node_of(c, DEVICES)) for c in whole.carriers().values()}
@@ -73,6 +73,17 @@ def test_order_and_members() -> None:
     assert [step.data for step in steps if step.data] == 2 * [b"top secret"] + 2 * [b"file\n"]
     everything = " ".join(word for argv in words for word in argv)
     assert "secret" not in everything  # never an argument
+
+
+def test_volume_on_what_gets_the_rest() -> None:
+    """The rest is known, and the volume there, before anything is made on it."""
+    text = STACK.replace("luks more  on=root2", "luks more on=home").replace(
+        "fs=xfs mount=/home", ""
+    )
+    whole = grammar.parse(f"{text}\nlv late on=vg0 size=1G fs=swap")
+    order = [each.path for each in storage.making_order(whole)]
+    assert order[-5:] == ["vg0", "root", "late", "home", "more"]
+    assert sorted(order) == sorted(whole.carriers())
 
 
 def test_keys(tmp_path: Path) -> None:
@@ -204,7 +215,3 @@ def test_file_systems(tmp_path: Path, fs: str) -> None:
     for _ in range(2):  # over what is there, too
         run(filesystems.make(fs, uuid, file))
     assert disks.probe(file) == {"TYPE": fs, "UUID": uuid}
-
-
-def test_unescaped() -> None:
-    assert leftovers.unescaped(r"/mnt/a\040b\134c") == "/mnt/a b\\c"

@@ -109,7 +109,7 @@ def table(disk: Disk, device: Device, seed: str) -> None:
         run(step.argv, data=step.data, log=log.info)
     after = partitions.entries(disks.dump(device), 1)
     for number, entry in disk.old.entries.items():
-        if after[number].line != entry.line:
+        if number not in after or after[number].line != entry.line:
             die(f"kept partition {number} of {device.name} has changed", status=FAILED)
     for number in disk.numbers():
         node = device.part(number)
@@ -139,14 +139,14 @@ def table_steps(
         yield Step(["partx", "--add", "--nr", str(number), device.path])
 
 
-def making_order(plan: Layout) -> list[Carrier]:
-    """A logical volume that gets the rest comes after those that have a size."""
-    found = plan.carriers().values()
-    return sorted(found, key=lambda each: is_lv(each) and each.what.size is None)
-
-
-def is_lv(carrier: Carrier) -> bool:
-    return isinstance(carrier.what, Volume) and carrier.what.kind == "lv"
+def making_order(plan: Layout) -> Iterator[Carrier]:
+    """Logical volumes that have a size come right after their group: one may get the rest."""
+    carriers = plan.carriers()
+    sized = [v for v in layout.volumes(plan, "lv") if v.size is not None]
+    for carrier in carriers.values():
+        if carrier.what not in sized:
+            yield carrier
+            yield from (carriers[volume.name] for volume in sized if volume.on == (carrier.path,))
 
 
 def make(
