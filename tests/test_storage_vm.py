@@ -46,7 +46,7 @@ GUEST = """
 import json, sys, traceback
 from dataclasses import asdict
 from pathlib import Path
-from anemos import disks, log
+from anemos import disks, log, mounts
 from anemos.image import grammar
 from anemos.initramfs import hardware, kept, leftovers, storage
 from anemos.run import run
@@ -76,7 +76,7 @@ def ready():
 
 
 def look(found):
-    points = [[point, str(node)] for node, point in leftovers.mounts()]
+    points = [[str(point), str(node)] for node, point in mounts.listed()]
     seen["mounted"].append([each for each in points if each[0].startswith("/target")])
     seen["read_only"].append(run(["blockdev", "--getro", found["first"].part(7)]).strip())
 

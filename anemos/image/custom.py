@@ -1,12 +1,11 @@
 """format=custom: the IMGBUILD's own setup() and cleanup() make the image."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from anemos import log
+from anemos import log, mounts
 from anemos.image import bootstrap, definition, functions, reproducible
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import Failure
@@ -68,9 +67,8 @@ def hook(imgbuild: Imgbuild, function: str, root: Path, out: Path, **more: str) 
 
 def unmount(root: Path) -> None:
     """Whatever setup() mounted at ROOT and below: it must not be removed with the scratch files."""
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
-        if Path(point).is_relative_to(root):
+    for _, point in reversed(mounts.listed()):
+        if point.is_relative_to(root):
             run(["umount", "--lazy", point])
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anemos import log
+from anemos import log, mounts
 from anemos.digest import sha256
 from anemos.image import bootstrap, reproducible
 from anemos.run import CommandFailed, run
@@ -147,8 +147,7 @@ def overlay(lower: Path, scratch: Path) -> Iterator[Path | None]:
     os.chown(places["upper"], lower.stat().st_uid, lower.stat().st_gid)
     shutil.copystat(lower, places["upper"])
     # By another path, as a comma or a colon in LOWER's own would mean something to mount(8).
-    run(["mount", "--bind", "-o", "ro", lower, places["lower"]])
-    try:
+    with mounts.mounted("--bind", "-o", "ro", lower, at=places["lower"]):
         directories = ",".join(f"{name}dir={places[name]}" for name in ("lower", "upper", "work"))
         try:
             run(["mount", "-t", "overlay", "-o", f"{directories},{OPTIONS}", "o", places["merged"]])
@@ -160,5 +159,3 @@ def overlay(lower: Path, scratch: Path) -> Iterator[Path | None]:
             yield places["merged"]
         finally:
             run(["umount", places["merged"]])
-    finally:
-        run(["umount", places["lower"]])

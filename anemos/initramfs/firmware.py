@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from anemos import log
+from anemos import log, mounts
 from anemos.log import Failure
 from anemos.run import run
 
@@ -25,9 +25,9 @@ def register(partitions: Sequence[tuple[Path, int]]) -> None:
     if not FIRMWARE.is_dir():
         return
     try:
-        run(["mount", "-t", "efivarfs", "efivarfs", FIRMWARE / "efivars"])
-        for argv in commands(run(["efibootmgr"]), partitions):
-            run(argv)
+        with mounts.mounted("-t", "efivarfs", "efivarfs", at=FIRMWARE / "efivars"):
+            for argv in commands(run(["efibootmgr"]), partitions):
+                run(argv)
         log.info(f"The firmware starts {LABEL!r} first")
     except Failure as failure:
         log.info(f"warning: the firmware does not take a boot entry: {failure}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anemos import disks
+from anemos import disks, mounts
 from anemos.disks import Device
 from anemos.run import CommandFailed, run
 
@@ -60,7 +60,11 @@ def in_use(found: Sequence[Device]) -> InUse:
     }
     numbers = {number for node in nodes if (number := device_number(node))}
     return InUse(
-        tuple(reversed([point for node, point in mounts() if device_number(node) in numbers])),
+        tuple(
+            str(point)
+            for node, point in reversed(mounts.listed())
+            if device_number(node) in numbers
+        ),
         tuple(str(node) for node in swaps() if device_number(node) in numbers),
         tuple(stack),
     )
@@ -88,23 +92,9 @@ def mapper_names() -> dict[str, str]:
     return {file.parts[-3]: file.read_text().strip() for file in files}
 
 
-def mounts() -> list[tuple[Path, str]]:
-    """Node and mount point of all that is mounted, in order (proc_pid_mountinfo(5))."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, right = line.split(" - ")
-        found.append((Path(unescaped(right.split()[1])), unescaped(left.split()[4])))
-    return found
-
-
 def swaps() -> list[Path]:
     lines = Path("/proc/swaps").read_text().splitlines()[1:]
-    return [Path(unescaped(line.split()[0])) for line in lines]
-
-
-def unescaped(word: str) -> str:
-    """The kernel writes white space and backslashes as \\040 and so on."""
-    return word.encode("latin-1", "replace").decode("unicode_escape") if "\\" in word else word
+    return [Path(mounts.unescaped(line.split()[0])) for line in lines]
 
 
 def device_number(node: Path) -> int:
