@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from anemos import log
+from anemos import log, memory
 from anemos.image.build import MEMORY, ROOM
 from anemos.log import FAILED, die
 from anemos.run import run
@@ -108,7 +108,6 @@ def sink(line: str) -> None:
 
 def take_memory() -> None:
     """Mount a file system in memory at build.MEMORY, if there is enough of it."""
-    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    if int(meminfo["MemAvailable"].split()[0]) * 1024 > ROOM:
+    if memory.available() > ROOM:
         MEMORY.mkdir(mode=0o700, exist_ok=True)
         run(["mount", "-t", "tmpfs", "-o", "mode=755,size=90%", "anemos", MEMORY])

@@ -1,12 +1,12 @@
 """Makes the package layer on the old system, while that still serves."""
 
 import os
-import re
 import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
+from anemos import memory
 from anemos.digest import sha256
 from anemos.image import bootstrap, imgbuild
 from anemos.log import FAILED, die
@@ -16,7 +16,6 @@ from anemos.server import staging
 # In the base image's root, in the mount namespace that enter.sh makes: gone with the command.
 ETC = Path("/etc")
 ROOM = Path("/tmp/anemos")  # noqa: S108 (on a tmpfs of our own)
-MEMINFO = Path("/proc/meminfo")
 
 
 def make(payload: str) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def make(payload: str) -> dict[str, Any]:
     """
     staging.check(staging.STAGE / "payload", payload)
     ROOM.mkdir(exist_ok=True)
-    size = available() // 2
+    size = memory.available() // 2
     run(["mount", "-t", "tmpfs", "-o", f"mode=755,size={size}", "tmpfs", ROOM])
     try:
         take_definition(staging.STAGE / "payload", ROOM)
@@ -45,12 +44,6 @@ def make(payload: str) -> dict[str, Any]:
         raise
     finally:
         run(["umount", "--lazy", ROOM])
-
-
-def available() -> int:
-    """Bytes of memory that can be had without swapping (proc_meminfo(5), MemAvailable)."""
-    found = re.search(r"(?m)^MemAvailable: *(\d+) kB$", MEMINFO.read_text())
-    return int(found[1]) * 1024 if found else 0
 
 
 def take_definition(payload: Path, directory: Path) -> None:
