@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anemos import log
 from anemos.initramfs.boot import HERE
-from anemos.log import FAILED, Failure, die
+from anemos.log import FAILED, die
 
 EVENTS = HERE / "events"
 LOG = HERE / "log"
@@ -56,20 +56,21 @@ def check_abort() -> None:
 
 
 def point_of_no_return() -> None:
-    """Named in log, events and file system, in this order: then the first write may happen.
+    """Named in file system, log and events: then the first write may happen.
 
-    Raises Failure when init is about to reboot, or the operator does not want it.
+    Raises Failure when init is about to reboot, or the operator does not want it. Whatever fails
+    here ends in the old system: nobody has heard yet that the point is passed.
     """
-    log.info("=== POINT OF NO RETURN: the system disks are being erased ===")
-    emit("point-of-no-return")
     PASSED.touch()
     try:
         check_abort()
-    except Failure:
+        for panic in PANICS:
+            panic.write_text("0")
+        log.info("=== POINT OF NO RETURN: the system disks are being erased ===")
+        emit("point-of-no-return")
+    except BaseException:
         PASSED.unlink()
         raise
-    for panic in PANICS:
-        panic.write_text("0")
 
 
 def failed(message: str) -> None:
