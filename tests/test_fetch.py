@@ -112,6 +112,7 @@ def test_refused(
     assert message in failure.value.message
     assert failure.value.status == FAILED
     assert "SECRET" not in failure.value.message
+    assert not (secrets / KEY).exists()  # half of it would count as there
 
 
 def test_throwaway_secrets_are_not_fetched(tmp_path: Path, secrets: Path) -> None:

@@ -90,6 +90,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert (spec.name, spec.suite, spec.format) == (tmp_path.name, "stable", "dir")
     assert (spec.packages, spec.layout.disks, spec.keep) == ((), (), ())
     assert not spec.functions
+    assert load(tmp_path, name="mx").name == "mx"
+    assert load(write(tmp_path, "target=debian\nimgname=own"), name="mx").name == "own"
     assert load(write(tmp_path, "target=debian\ndebian_suite=\nimgname=\n")).suite == "stable"
 
 

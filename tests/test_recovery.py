@@ -14,10 +14,10 @@ import pytest
 from anemos.image import bootstrap, imgbuild
 from anemos.image.layout import Mounted
 from anemos.initramfs import __main__ as brain
-from anemos.initramfs import boot, events, hardware, progress
+from anemos.initramfs import boot, events, hardware, install, progress
 from anemos.initramfs.progress import Request
 from anemos.log import FAILED, Failure
-from anemos.workstation import places, reach, recovery, status
+from anemos.workstation import payload, places, reach, recovery, status
 from anemos.workstation.host import Host
 from anemos.workstation.ssh import Endpoint, Unreachable
 
@@ -173,6 +173,16 @@ def test_abort_wins(here: Path) -> None:
     assert not (here / "panic").exists()
 
 
+def test_point_that_cannot_be_passed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends in the old system, and nobody was told otherwise."""
+    monkeypatch.setattr(events, "PANICS", [here])  # no file
+
+    with pytest.raises(IsADirectoryError):
+        events.point_of_no_return()
+    assert not events.PASSED.exists()
+    assert not events.EVENTS.exists()
+
+
 def test_word(here: Path) -> None:
     with pytest.raises(Failure, match="no word from the operator after 0 s"):
         events.await_word(0)
@@ -192,25 +202,14 @@ def spec(tmp_path: Path, **words: str) -> imgbuild.Imgbuild:
 def test_progress(here: Path) -> None:
     begun = progress.begin(spec(here), [Mounted("/home", "uuid", "ext4")])
 
-    assert begun.first_step(spec(here), "sha") == "partitions"
-    assert begun.first_step(spec(here), "sha", "definition") == "definition"
+    assert begun.first_step("sha") == "partitions"
+    assert begun.first_step("sha", "definition") == "definition"
     begun.applied = "sha"
     begun.save()
-    assert progress.load(spec(here)).first_step(spec(here), "sha") == "boot-loader"
-    assert progress.load(spec(here)).first_step(spec(here), "corrected") == "partitions"
+    assert progress.load(spec(here)).first_step("sha") == "boot-loader"
+    assert progress.load(spec(here)).first_step("corrected") == "partitions"
     assert progress.load(spec(here)).mounts == begun.mounts
     assert begun.packages != bootstrap.key(spec(here, packages="other"))
-
-
-def test_volumes_are_closed_by_a_failure(here: Path) -> None:
-    layout = "disk system serial=S\npart pv\nvg v on=system/pv\nlv root on=v fs=ext4 mount=/\n"
-    stacked = spec(here, layout=layout)
-    begun = progress.begin(stacked, [])
-    begun.applied = "sha"
-
-    assert begun.first_step(stacked, "sha") == "partitions"
-    with pytest.raises(Failure, match="only partitions can be next"):
-        begun.first_step(stacked, "sha", "boot-loader")
 
 
 @pytest.mark.parametrize("words", [{"keep": ""}, {"keep": "disk data serial=E\n"}])
@@ -276,6 +275,57 @@ def test_mirror_that_does_not_answer(
     ):
         brain.check_mirror(spec(here, mirror="http://127.0.0.1:9/d/", debian_suite="sid"))
     assert "Connection refused" in capsys.readouterr().err
+
+
+@pytest.mark.real("run")
+def test_what_was_fetched_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until there is another payload."""
+    monkeypatch.setattr(brain, "HERE", here)
+    monkeypatch.setattr(brain, "PAYLOAD", here / "unpacked")
+    given = boot.Boot("d", "mx", "b", packed(here, "# one"), "", 22, {}, [])
+
+    assert brain.definition(given).name == "mx"  # as on the workstation
+    (here / "unpacked/secrets").mkdir()
+    (here / "unpacked/secrets/fetched").touch()
+    brain.definition(given)
+    assert (here / "unpacked/secrets/fetched").exists()
+    with pytest.raises(Failure, match="payload: damaged on the way"):
+        brain.definition(replace(given, payload="other"))
+    brain.definition(replace(given, payload=packed(here, "# two")))
+    assert not (here / "unpacked/secrets/fetched").exists()
+
+
+def packed(here: Path, text: str) -> str:
+    """A payload that says TEXT; its SHA-256."""
+    file = here / "payload"
+    (here / "IMGBUILD").write_text(f"target=debian\n{text}\n")
+    payload.write(file, imgbuild.load(here), "d", {}, here / "none")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.real("run")
+def test_resuming_with_another_layer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used again when the run is taken up once more; what it is for is kept in mind."""
+    other = spec(here, packages="other")
+    monkeypatch.setattr(boot, "FILE", here / "boot.json")
+    monkeypatch.setattr(boot.load, "__defaults__", (here / "boot.json",))
+    monkeypatch.setattr(boot.save, "__defaults__", (here / "boot.json",))
+    monkeypatch.setattr(brain, "definition", lambda given: other)
+    monkeypatch.setattr(brain, "resolve", lambda spec: {})
+    monkeypatch.setattr(brain, "planned", lambda spec, keep, erase: spec)
+    layers: list[str] = []
+    monkeypatch.setattr(install, "install", lambda given, *_: layers.append(given.layer))
+    progress.begin(spec(here), [])
+    boot.save(boot.Boot("d", "mx", "b", "p", "first", 22, {}, []))
+
+    for asked in (Request(layer="second"), Request(), Request(payload="q")):
+        monkeypatch.setattr(progress, "request", lambda asked=asked: asked)
+        brain.resume()
+    monkeypatch.setattr(brain, "definition", lambda given: spec(here, packages="third"))
+    brain.resume()
+
+    assert layers == ["second", "second", "second", ""]
+    assert boot.load().payload == "q"
 
 
 def test_incomplete_payload(tmp_path: Path) -> None:

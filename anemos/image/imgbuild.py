@@ -86,9 +86,10 @@ class Imgbuild:
         return self.directory / "IMGBUILD"
 
 
-def load(directory: Path, format: str = "") -> Imgbuild:
+def load(directory: Path, format: str = "", *, name: str = "") -> Imgbuild:
     """The IMGBUILD in DIRECTORY; FORMAT takes the place of its `format`.
 
+    NAME: its name when it does not say one; else that is the directory's.
     Raises Failure (status 2) that names the file and the line.
     """
     file = directory / "IMGBUILD"
@@ -108,7 +109,8 @@ def load(directory: Path, format: str = "") -> Imgbuild:
     ]
     found = read(directory, suspects)
     refuse_typos(file, suspects, found)
-    return interpret(directory, found | ({"format": format} if format else {}))
+    given = {"format": format} if format else {}
+    return interpret(directory, {"imgname": name} | found | given)
 
 
 def read(directory: Path, suspects: Iterable[Typo] = ()) -> dict[str, str]:

@@ -7,6 +7,7 @@ is asked to run this again.
 
 import json
 import math
+import os
 import shutil
 import sys
 import tarfile
@@ -84,16 +85,20 @@ def resume() -> None:
     asked = progress.request()
     given = boot.load()
     given = replace(given, payload=asked.payload or given.payload, layer=asked.layer or given.layer)
+    boot.save(given)  # what lies there now, whether it is of use or not
     spec = definition(given)
     reached = progress.load(spec)
-    if not asked.layer and reached.packages != bootstrap.key(spec):
+    if asked.layer:
+        reached.packages = bootstrap.key(spec)
+        reached.save()
+    elif reached.packages != bootstrap.key(spec):
         log.info("Other packages: they are bootstrapped here")
         given = replace(given, layer="")
-    boot.save(given)
+        boot.save(given)
     erase = resolve(spec)
     # Kept disks are out of reach by now, kept partitions are still there.
     spec = planned(spec, [each for each in spec.keep if each.disk], erase)
-    first = reached.first_step(spec, given.payload, asked.step)
+    first = reached.first_step(given.payload, asked.step)
     log.info(f"anemos: resuming deployment {given.deployment} of {given.host} with: {first}")
     install.install(given, spec, erase, reached, first)
 
@@ -114,15 +119,21 @@ def set_clock(real: float) -> None:
 
 
 def definition(given: Boot) -> Imgbuild:
-    """Check and unpack the payload and load the IMGBUILD in it."""
+    """Check and unpack the payload and load the IMGBUILD in it.
+
+    Once only: beside what was packed lies what was fetched, perhaps by a token that is void now.
+    """
     check("payload", given.payload)
     if given.layer:
         check("layer", given.layer)
-    shutil.rmtree(PAYLOAD, ignore_errors=True)
-    with tarfile.open(HERE / "payload") as archive:
-        archive.extractall(PAYLOAD)
+    mark = PAYLOAD / "digest"
+    if not mark.is_file() or mark.read_text() != given.payload:
+        shutil.rmtree(PAYLOAD, ignore_errors=True)
+        with tarfile.open(HERE / "payload") as archive:
+            archive.extractall(PAYLOAD)
+        mark.write_text(given.payload)
     check_complete(PAYLOAD)
-    spec = imgbuild.load(PAYLOAD / "host")
+    spec = imgbuild.load(PAYLOAD / "host", name=given.host)
     if not given.layer:
         bootstrap.check(spec)
     return spec
@@ -168,7 +179,10 @@ def planned(spec: Imgbuild, keep: Sequence[Kept], erase: Mapping[str, disks.Devi
         if disks.read_only(device):
             die(f"disk {name!r}: the kernel says that it is read-only", status=FAILED)
     fetch.fetch(spec, PAYLOAD / "secrets")
-    return replace(spec, layout=storage.check(spec.layout, keep, erase, PAYLOAD / "secrets"))
+    spec = replace(spec, layout=storage.check(spec.layout, keep, erase, PAYLOAD / "secrets"))
+    if spec.bootloader:
+        imgbuild.check_loader(os.fspath(spec.file), spec.bootloader, spec.layout, spec.cmdline)
+    return spec
 
 
 def check_mirror(spec: Imgbuild) -> None:

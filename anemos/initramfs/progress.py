@@ -33,16 +33,13 @@ class Progress:
     def save(self) -> None:
         FILE.write_text(json.dumps(asdict(self)))
 
-    def first_step(self, spec: Imgbuild, payload: str, asked: str = "") -> str:
-        """Where to go on, if not where the operator ASKED for. Raises Failure.
+    def first_step(self, payload: str, asked: str = "") -> str:
+        """Where to go on, if not where the operator ASKED for.
 
         Packages and definition change the tree in place: half of one is nothing to go on from, so
-        it begins with new partitions. So it does for volumes: a failure closes them all.
+        it begins with new partitions.
         """
-        if asked not in ("", PARTITIONS) and spec.layout.volumes:
-            die(f"RAID, LUKS, LVM are closed: only {PARTITIONS} can be next", status=FAILED)
-        whole = self.applied == payload and not spec.layout.volumes
-        return asked or (BOOT_LOADER if whole else PARTITIONS)
+        return asked or (BOOT_LOADER if self.applied == payload else PARTITIONS)
 
 
 @dataclass(frozen=True)
