@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from anemos import kexec, log
+from anemos import kexec, log, mounts
 from anemos.disks import Device
 from anemos.image import bootloader, bootstrap, definition, layout, tree
 from anemos.image.bootloader import kernels, places
@@ -114,9 +114,9 @@ def finish(spec: Imgbuild) -> str:
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:
     """Have init start the new system's kernel itself. A kernel that does not load is no failure:
     the firmware is going to start it."""
-    kernel, boot = kernels.newest(TARGET), TARGET / "boot"
     words = places.Target(spec.layout, spec.cmdline, TARGET, {}, seed).words
     try:
+        kernel, boot = kernels.newest(TARGET), TARGET / "boot"
         kexec.load(boot / kernel.file, boot / kernel.initrd, words)
     except Failure as failure:
         log.info(f"{failure.message}; rebooting instead")
@@ -136,10 +136,9 @@ def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> Non
     bootloader.install(spec, TARGET, nodes, seed)
     esps = places.esps(spec.layout)
     for copy in esps[1:]:
-        with TemporaryDirectory() as point:
-            run(["mount", "-t", copy.fs, storage.node_of(copy, devices), point])
+        node = storage.node_of(copy, devices)
+        with TemporaryDirectory() as point, mounts.mounted("-t", copy.fs, node, at=Path(point)):
             run(["cp", "--recursive", f"{TARGET}{esps[0].mount}/.", point])
-            run(["umount", point])
     firmware.register([(nodes[esp.disk.name], esp.number) for esp in esps if esp.disk])
 
 
