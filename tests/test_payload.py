@@ -5,7 +5,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -281,6 +281,8 @@ def test_key_of_an_encrypted_volume(host: Path, secrets: Path, tmp_path: Path) -
     whole = imgbuild.interpret(host, {"target": "debian", "layout": words})
     with pytest.raises(Failure, match="no secret etc/x"):
         payload.write(tmp_path / "out", whole, "d-1", {}, secrets)
+    fetched = replace(whole, server_secrets=("etc/x.key",))
+    payload.write(tmp_path / "out", fetched, "d-1", {}, secrets)
     (secrets / "etc").mkdir(parents=True)
     (secrets / "etc/x.key").write_text("key")
     payload.write(tmp_path / "out", whole, "d-1", {}, secrets)

@@ -49,7 +49,7 @@ def write(
     try:
         members = list(collect(spec, values, secrets))
         for volume in layout.volumes(spec.layout, "luks"):
-            if not (secrets / volume.key).is_file():
+            if not (volume.key in spec.server_secrets or (secrets / volume.key).is_file()):
                 die(f"layout: luks {volume.name!r}: no secret {volume.key}")
     except OSError as error:
         die(f"{error.filename}: {error.strerror}")
