@@ -141,17 +141,17 @@ def kind(link: Link) -> str:
 
 
 def addresses(link: Link) -> list[dict[str, Any]]:
-    """The lasting ones."""
-    return [
-        cut(each, ADDRESS_KEYS)
-        for each in link["addr_info"]
-        if each["scope"] == "global" and not each.get("temporary")
-    ]
+    """Those that are carried."""
+    return [cut(each, ADDRESS_KEYS) for each in link["addr_info"] if lasting(each)]
+
+
+def lasting(address: dict[str, Any]) -> bool:
+    return address["scope"] == "global" and not address.get("temporary")
 
 
 def leased(address: dict[str, Any]) -> bool:
     """By DHCP. (An IPv6 router's advertisements go on by themselves.)"""
-    return address["family"] == "inet" and bool(address.get("dynamic"))
+    return lasting(address) and address["family"] == "inet" and bool(address.get("dynamic"))
 
 
 def wanted(route: dict[str, Any], names: list[str]) -> bool:
