@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-# The exit statuses of every task (DESIGN: section 5).
+# The exit statuses of every task (README.md).
 FAILED = 1  # the server runs the old system, unchanged
 BAD_INPUT = 2  # bad input or unmet precondition; nothing was started
 IN_INITRAMFS = 3  # failed after the point of no return; the machine waits in the initramfs

@@ -156,6 +156,11 @@ class Kept:
     options: str = ""
     disk: str = ""
 
+    @property
+    def only(self) -> int:
+        """The partition that is kept, 0 where it is the whole disk."""
+        return self.part if self.disk else 0
+
 
 class Mounted(NamedTuple):
     """A file system for fstab(5). The MOUNT of a swap is "none"."""
@@ -335,10 +340,6 @@ def fs_uuid(carrier: Carrier, seed: str) -> str:
     """The UUID of CARRIER's file system, as blkid(8) shows it: vfat's has 32 bits."""
     found = identity(seed, carrier.path, "fs")
     return f"{found[:4]}-{found[4:8]}".upper() if carrier.fs == "vfat" else found
-
-
-def root_uuid(layout: Layout, seed: str) -> str:
-    return fs_uuid(layout.root(), seed)
 
 
 def sfdisk_script(disk: Disk, capacity: int, seed: str) -> str:

@@ -9,19 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos.image import disk, fsimage, manifest, reproducible
-from anemos.image.imgbuild import COMPRESSORS as PROGRAMS
-from anemos.image.imgbuild import Imgbuild
+from anemos.image.imgbuild import COMPRESSORS, Imgbuild
 from anemos.image.manifest import Sources
 from anemos.log import die
 from anemos.run import run
 
 # tar's own way to compress has one thread. Their results are the same with any number of threads.
-COMPRESSORS = {
+PARALLEL = {
     **dict.fromkeys(("zst", "tzst"), ("zstd", "-T0")),
     **dict.fromkeys(("xz", "txz"), ("xz", "-T0")),
     **dict.fromkeys(("gz", "tgz", "taz"), ("pigz", "-n")),
 }
-
 
 Read = Callable[[], object]
 
@@ -51,7 +49,7 @@ def check(imgbuild: Imgbuild, out: Path) -> None:
     if not os.access(out, os.W_OK):
         die(f"{out}: cannot be written to")
     options = imgbuild.format_options
-    program = PROGRAMS[options[0]] if imgbuild.format == "tar" and options else ""
+    program = COMPRESSORS[options[0]] if imgbuild.format == "tar" and options else ""
     if program and not shutil.which(program):
         die(f"{program} not found", hint=f"format='tar {options[0]}' needs it")
 
@@ -110,7 +108,7 @@ def tar(job: Job, _: Read) -> dict[str, Path]:
 
 def compressor(job: Job) -> tuple[str, ...]:
     """What compresses the tar with all processors; none for what tar runs itself."""
-    found = COMPRESSORS.get("".join(job.imgbuild.format_options), ())
+    found = PARALLEL.get("".join(job.imgbuild.format_options), ())
     return found if found and shutil.which(found[0]) else ()
 
 

@@ -22,7 +22,7 @@ def secure(keep: tuple[Kept, ...], before: list[dict[str, Any]] | None) -> list[
     expected = {each["name"]: each["digest"] for each in before or []}
     for each in keep:
         device = disks.resolve(each.name, each.match, disks.devices())
-        found = disks.fingerprint(each.name, device, each.part if each.disk else 0)
+        found = disks.fingerprint(each.name, device, each.only)
         if before is not None and found.digest != expected.get(each.name):
             die(f"kept {each.name!r} is not what it was in the old system", status=FAILED)
         if each.mount:

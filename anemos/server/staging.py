@@ -56,10 +56,7 @@ def fingerprints(keep: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The fingerprints of what is kept (KEEP: as layout.Kept), as this kernel reads it."""
     found = disks.devices()
     named = [(Kept(**each), disks.resolve(each["name"], each["match"], found)) for each in keep]
-    return [
-        asdict(disks.fingerprint(kept.name, device, kept.part if kept.disk else 0))
-        for kept, device in named
-    ]
+    return [asdict(disks.fingerprint(kept.name, device, kept.only)) for kept, device in named]
 
 
 def assemble(boot: dict[str, Any], base: Path) -> None:

@@ -68,7 +68,7 @@ def finished(
 
 def taken(wanted: Kept, image: Image) -> Print:
     """The fingerprint that a kernel would take, as it looks on its way through boot.json."""
-    found = disks.fingerprint(wanted.name, image, wanted.part if wanted.disk else 0)
+    found = disks.fingerprint(wanted.name, image, wanted.only)
     return dict(json.loads(json.dumps(asdict(found))))
 
 
