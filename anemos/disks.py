@@ -77,6 +77,11 @@ def partitions(found: Device) -> dict[int, Path]:
     return {int(file.read_text()): Path("/dev") / file.parent.name for file in files}
 
 
+def nodes(found: Device) -> list[Path]:
+    """The disk FOUND and its partitions."""
+    return [found.path, *partitions(found).values()]
+
+
 def dump(found: Device) -> str:
     """What `sfdisk --dump` says of FOUND's partition table; "" if there is none."""
     try:

@@ -1,4 +1,4 @@
-"""What the old system left for the initramfs (written by server/staging.py)."""
+"""What the old system left for the initramfs (archive.py puts it there)."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -71,6 +71,5 @@ def detachment(device: Path) -> Mapping[Path, str] | None:
 
 def read_only(device: Device) -> None:
     """Set DEVICE and its partitions read-only (blockdev(8)); a hostile root could undo it."""
-    nodes = [Path("/dev") / entry.name for entry in (disks.SYS_BLOCK / device.name).glob("*[0-9]")]
-    for node in [device.path, *(node for node in nodes if node.is_block_device())]:
+    for node in disks.nodes(device):
         run(["blockdev", "--setro", node])

@@ -59,8 +59,9 @@ def check_kept(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
         if named.count(device) > 1:
             die(f"two disks of layout and keep are the same: {device.describe()}", status=FAILED)
     kept = {homes[each.name].part(each.part) for each in keep if each.disk}
-    kept |= {node for device in whole for node in nodes(device)}
-    erased = [node for device in devices.values() for node in nodes(device) if node not in kept]
+    kept |= {node for device in whole for node in disks.nodes(device)}
+    everything = [node for device in devices.values() for node in disks.nodes(device)]
+    erased = [node for node in everything if node not in kept]
     groups = leftovers.volume_groups()
     for common in leftovers.entangled(erased, sorted(kept), groups):
         die(common, hint="keep all of it, or nothing", status=FAILED)
@@ -69,10 +70,6 @@ def check_kept(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
             group.partition(" ")[0] for node, group in groups.items() if node in kept
         }:
             die(f"layout: vg {volume.name!r}: what is kept has one of this name", status=FAILED)
-
-
-def nodes(device: Device) -> list[Path]:
-    return [device.path, *disks.partitions(device).values()]
 
 
 def write(plan: Layout, devices: Devices, seed: str, secrets: Path) -> None:

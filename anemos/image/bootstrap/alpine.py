@@ -68,16 +68,8 @@ def make(imgbuild: Imgbuild, output: Path) -> None:
         program = shutil.which("apk") or fetch_apk(imgbuild, keys, Path(name))
         for directory in ("dev", "proc"):
             (root / directory).mkdir(exist_ok=True)
-        argv: list[str | Path] = [
-            "unshare",
-            "--mount",
-            "--propagation=private",
-            "sh",
-            "-c",
-            BESIDE,
-            "sh",
-            root,
-        ]
+        argv: list[str | Path] = ["unshare", "--mount", "--propagation=private"]
+        argv += ["sh", "-c", BESIDE, "sh", root]
         argv += [program, "add", "--root", root, "--initdb", "--no-cache"]
         argv += ["--arch", platform.machine(), "--keys-dir", keys, "--repositories-file", listing]
         call([*argv, *(imgbuild.packages or ["alpine-base"])], imgbuild.file, EXPLANATIONS, output)
