@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anemos import log, mounts
+from anemos import files, log, mounts
 from anemos.digest import sha256
 from anemos.image import bootstrap, reproducible
 from anemos.run import CommandFailed, run
@@ -54,7 +54,7 @@ def writable(layer: Path, scratch: Path) -> Iterator[Unpacked]:
         unpacked = Unpacked(root, state["newest"], state["sha256"], dict(digests))
         yield unpacked
         if not digests:
-            save(directory / "digests.json", unpacked.digests)
+            files.replace(directory / "digests.json", json.dumps(unpacked.digests))
 
 
 def privileged() -> bool:
@@ -105,7 +105,8 @@ def renew(directory: Path, layer: Path) -> None:
     with log.step("Unpacking the package layer"):
         bootstrap.unpack(layer, directory / "root")
     newest = reproducible.newest(directory / "root")
-    save(directory / "state.json", {"of": known, "newest": newest, "sha256": sha256(layer)})
+    state = {"of": known, "newest": newest, "sha256": sha256(layer)}
+    files.replace(directory / "state.json", json.dumps(state))
     prune(directory.parent)
 
 
@@ -129,12 +130,6 @@ def load(file: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError):
         return {}
-
-
-def save(file: Path, content: dict[str, Any]) -> None:
-    fresh = file.with_name(f"{file.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(content))
-    fresh.rename(file)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from anemos import files
+
 HERE = Path("/run/anemos")
 
 
@@ -35,7 +37,7 @@ def load(file: Path = FILE) -> Boot:
 
 
 def save(boot: Boot, file: Path = FILE) -> None:
-    file.write_text(json.dumps(asdict(boot)))
+    files.replace(file, json.dumps(asdict(boot)))
 
 
 def held(cmdline: Path = Path("/proc/cmdline")) -> float:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from anemos import files
 from anemos.image import bootstrap
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Mounted
@@ -31,7 +32,7 @@ class Progress:
     applied: str = ""  # the payload (SHA-256) whose definition is complete on the disks
 
     def save(self) -> None:
-        FILE.write_text(json.dumps(asdict(self)))
+        files.replace(FILE, json.dumps(asdict(self)))
 
     def first_step(self, payload: str, asked: str = "") -> str:
         """Where to go on, if not where the operator ASKED for.

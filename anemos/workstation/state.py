@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anemos import files
 from anemos.log import die
 from anemos.workstation import places
 from anemos.workstation.host import Host
@@ -33,11 +34,7 @@ class State:
         return Path(self.base).stem.removeprefix("base-") if self.base else ""
 
     def save(self) -> None:
-        file = places.memory(self.host) / "state.json"
-        fresh = file.with_suffix(".new")
-        fresh.touch(0o600)
-        fresh.write_text(json.dumps(asdict(self)))
-        fresh.rename(file)
+        files.replace(places.memory(self.host) / "state.json", json.dumps(asdict(self)), 0o600)
 
 
 def load_state(host: Host, needs: str = "", hint: str = "") -> State:

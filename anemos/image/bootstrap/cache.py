@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from anemos import log
+from anemos import files, log
 from anemos.image import reproducible
 from anemos.image.bootstrap import fetching, targets
 from anemos.image.bootstrap.common import digests
@@ -124,9 +124,7 @@ def remember(layer: Path, imgbuild: Imgbuild, mirror: Mirror) -> None:
     images = sorted({*recorded(layer).get("images", []), imgbuild.name})
     known = {"images": images, "inputs": inputs(imgbuild), "mirror": mirror}
     if known != recorded(layer):
-        fresh = note(layer).with_suffix(f".{time.time_ns()}")
-        fresh.write_text(json.dumps(known, indent=1))
-        fresh.rename(note(layer))
+        files.replace(note(layer), json.dumps(known, indent=1))
 
 
 def stale(layer: Path, now: Mirror, max_age_s: float) -> str:

@@ -1,0 +1,18 @@
+"""Files that others read while they are written."""
+
+import stat
+from pathlib import Path
+
+from anemos import files
+
+
+def test_replace(tmp_path: Path) -> None:
+    """Who has the old one open keeps it; nothing else is left."""
+    file = tmp_path / "state.json"
+    file.write_text("old")
+    with file.open() as reader:
+        files.replace(file, "new", 0o600)
+        assert reader.read() == "old"
+    assert file.read_text() == "new"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
