@@ -2,8 +2,13 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +69,34 @@ def test_build(project: Tree) -> None:
     motd = run(["tar", "-xOf", project.home / "new/out/web.tar.gz", "./etc/motd"])
     assert motd == "web: secret\n"
     assert not list(project.memory.rglob("secrets"))
+
+
+def test_signal(project: Tree) -> None:
+    """It ends the builder, too, and takes the revealed secrets away."""
+    file = project.directory / "hosts/web/IMGBUILD"
+    file.write_text(f"{IMGBUILD}provision() {{ echo begun; sleep 600; }}\n")
+    argv = [sys.executable, "-m", "anemos.workstation.program", "build", "--host", "web"]
+    where, home = project.directory, tree.environment(project.home)
+    with subprocess.Popen(argv, cwd=where, env=home, stderr=subprocess.PIPE, text=True) as inv:
+        assert inv.stderr is not None
+        assert any("begun" in line for line in inv.stderr)
+        inv.terminate()
+        assert "error: ended by SIGTERM" in inv.stderr.read()
+    assert inv.returncode == 128 + signal.SIGTERM
+    assert not list(project.memory.rglob("secrets"))
+    end = time.monotonic() + 60
+    while builders(project):
+        assert time.monotonic() < end, builders(project)
+        time.sleep(0.1)
+
+
+def builders(project: Tree) -> list[bytes]:
+    """The processes that work on something in the PROJECT."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # gone
+            found.append(file.read_bytes())
+    return [each for each in found if os.fsencode(project.directory) in each]
 
 
 @pytest.mark.parametrize(
