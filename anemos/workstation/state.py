@@ -41,12 +41,20 @@ class State:
 
 
 def load_state(host: Host, needs: str = "", hint: str = "") -> State:
-    """The state of HOST's deployment. Raises Failure when the field NEEDS is still empty."""
+    """The state of HOST's deployment. Raises Failure when the field NEEDS is still empty, and
+    for a file that another version of Anemos left."""
     file = places.memory(host.name) / "state.json"
-    state = State(**json.loads(file.read_text())) if file.exists() else State(host.name)
+    state = read(file) if file.exists() else State(host.name)
     if needs and not getattr(state, needs):
         die(f"{host.name}: not ready for this phase", hint=f"./inv {hint} --host {host.name}")
     return state
+
+
+def read(file: Path) -> State:
+    try:
+        return State(**json.loads(file.read_text()))
+    except (TypeError, ValueError):  # other fields, no JSON
+        die(f"{file}: not of this version of Anemos", hint="./inv clean removes it")
 
 
 def payload_file(host: Host) -> Path:
