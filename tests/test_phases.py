@@ -74,6 +74,15 @@ def test_hosts_have_states_of_their_own() -> None:
     assert load_state(replace(HOST, name="other")) == State("other")
 
 
+@pytest.mark.parametrize("text", ['{"host": "mx", "colour": 1}', "{}", "[]", "{", "\0"])
+def test_state_of_another_version(text: str) -> None:
+    (places.memory("mx") / "state.json").write_text(text)
+
+    with pytest.raises(Failure, match="not of this version of Anemos") as caught:
+        load_state(HOST)
+    assert (caught.value.status, caught.value.hint) == (BAD_INPUT, "./inv clean removes it")
+
+
 def test_state_that_was_not_written_whole() -> None:
     """It is replaced, never rewritten."""
     State("mx", deployment="old").save()

@@ -69,7 +69,7 @@ def export(host: Host, options: Options) -> dict[str, Any]:
     check_output(options, directory)
     phases.refuse(host, list(plan.bootable(host.imgbuild())))
     network, kept = described(options) if options.mac or options.address else captured(host)
-    try:
+    with phases.forgotten(host):
         phases.reveal(host)
         keys = host_keys(host)  # first, as packing takes its time
         phases.pack(host)
@@ -77,8 +77,6 @@ def export(host: Host, options: Options) -> dict[str, Any]:
         state = load_state(host)
         directory.mkdir(mode=0o700, exist_ok=True)
         initramfs.write(directory, parts(host, state, keys, network, kept))
-    finally:
-        phases.forget(host)
     state.stays, state.kept = True, kept or []
     state.save()
     write_readme(directory, host, state)

@@ -95,15 +95,16 @@ def test(host: Host, keep: bool = False) -> dict[str, Any]:
     phases.refuse(host, list(plan.bootable(host.imgbuild())))
     trial = prepare(host)
     discard(trial)
-    try:
-        result = install(trial)
-    finally:
-        phases.forget(trial.double)
-        shutil.rmtree(trial.memory / "boot", ignore_errors=True)
-        if keep:
-            stay(trial)
-        else:
-            discard(trial)
+    with scratch.ending():
+        try:
+            result = install(trial)
+        finally:
+            phases.forget(trial.double)
+            shutil.rmtree(trial.memory / "boot", ignore_errors=True)
+            if keep:
+                stay(trial)
+            else:
+                discard(trial)
     report.show(result, f"{host.name} was installed in a local VM and verified")
     return result
 

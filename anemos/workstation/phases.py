@@ -252,7 +252,18 @@ def clean() -> dict[str, Any]:
     top = places.memory("any").parent
     found = sorted(entry.name for entry in top.iterdir() if entry.name != "any")
     shutil.rmtree(top)
+    log.info(f"Removed from memory: {', '.join(found) or 'nothing was there'}")
     return {"removed": found}
+
+
+@contextmanager
+def forgotten(host: Host) -> Iterator[None]:
+    """See to it that `forget` is what all ends in: failures, signals and a closed terminal, too."""
+    with scratch.ending():
+        try:
+            yield
+        finally:
+            forget(host)
 
 
 def forget(host: Host) -> None:
