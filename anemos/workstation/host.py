@@ -171,17 +171,18 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         if key in given
     }
     check_source(where, tables.get("secrets"))
-    host = Host(name, directory, **checked(where, Host, given), **tables)
+    plain = checked(where, Host, given)
+    plain.setdefault("ports", [plain.get("port", 22)])
+    host = Host(name, directory, **plain, **tables)
     for key, allowed in {"build_on": BUILD_ON, "finish": FINISH}.items():
         if (value := getattr(host, key)) not in allowed:
             die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
     if host.vm.firmware not in FIRMWARES:
         die(f"{where}: firmware is {host.vm.firmware!r}", hint=f"one of: {', '.join(FIRMWARES)}")
-    if not host.local and not (host.address and host.host_key):
-        die(
-            f"{where}: needs address and host_key",
-            hint="./inv adopt pins the key; or stock in [vm], for a local VM",
-        )
+    if not host.local and not host.address:
+        die(f"{where}: no address", hint="of the server; or stock in [vm], for a local VM")
+    if not host.local and not host.host_key:
+        die(f"{where}: no host_key", hint=f"./inv adopt --host {name} pins it")
     if host.local and host.address:
         die(f"{where}: address and, in [vm], stock: a local VM or a server?")
     try:
