@@ -337,10 +337,6 @@ def fs_uuid(carrier: Carrier, seed: str) -> str:
     return f"{found[:4]}-{found[4:8]}".upper() if carrier.fs == "vfat" else found
 
 
-def root_uuid(layout: Layout, seed: str) -> str:
-    return fs_uuid(layout.root(), seed)
-
-
 def sfdisk_script(disk: Disk, capacity: int, seed: str) -> str:
     """Input for sfdisk(8) that writes DISK's table, with the entries that are kept as they are."""
     head = list(disk.old.head)
