@@ -50,9 +50,11 @@ def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) 
 
 
 @command
-def build_initramfs(c: Context, host: str = "", build_on: str = "", json: bool = False) -> Any:
+def build_initramfs(
+    c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
+) -> Any:
     """Put the initramfs together on the server."""
-    return workstation("phases").build_initramfs(load(host, build_on=build_on))
+    return workstation("phases").build_initramfs(load(host, adopt, build_on))
 
 
 @command
