@@ -26,7 +26,7 @@ from anemos.workstation.ssh import (
     Unreachable,
     WrongHostKey,
 )
-from anemos.workstation.state import State, load_state
+from anemos.workstation.state import State, expected_downtime, load_state, remember_downtime
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -57,6 +57,14 @@ def test_state_is_read_back() -> None:
     state.save()
 
     assert load_state(HOST) == state
+
+
+def test_downtime() -> None:
+    """Who takes an installation up from elsewhere does not know when the old system went."""
+    remember_downtime(HOST, State("mx", first_answer=9.0))
+    assert expected_downtime(HOST) == "unknown yet"
+    remember_downtime(HOST, State("mx", first_answer=9.0, last_answer=2.0))
+    assert expected_downtime(HOST) == "7 s, as the last time"
 
 
 def test_state_is_ours_alone(tmp_path: Path) -> None:

@@ -33,13 +33,13 @@ from anemos.workstation import (
 from anemos.workstation import verify as proof
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
+from anemos.workstation.payload import AUTHORIZED
 from anemos.workstation.qemu import Drive
 from anemos.workstation.state import load_state, payload_file
 from anemos.workstation.vm import Vm
 
 EXIT_S = 120.0  # from the last event to the reboot
 HOST_KEY = "ssh_host_ed25519_key"
-AUTHORIZED = "root/.ssh/authorized_keys"
 
 
 @dataclass

@@ -32,6 +32,11 @@ class State:
         """SHA-256 of the base image, "" when there is none yet."""
         return Path(self.base).stem.removeprefix("base-") if self.base else ""
 
+    @property
+    def downtime(self) -> float | None:
+        """Seconds; None when it was not from here that the old system was seen last."""
+        return round(self.first_answer - self.last_answer, 1) if self.last_answer else None
+
     def save(self) -> None:
         file = places.memory(self.host) / "state.json"
         fresh = file.with_suffix(".new")
@@ -63,8 +68,8 @@ def payload_file(host: Host) -> Path:
 
 def remember_downtime(host: Host, state: State) -> None:
     """For the next plan."""
-    file = places.state(host.name) / "downtime"
-    file.write_text(f"{state.first_answer - state.last_answer:.0f}")
+    if state.downtime is not None:
+        (places.state(host.name) / "downtime").write_text(f"{state.downtime:.0f}")
 
 
 def expected_downtime(host: Host) -> str:
