@@ -143,7 +143,7 @@ def test_deployment_ids() -> None:
 
 
 def test_endpoint(tmp_path: Path) -> None:
-    assert reach.endpoint(HOST) == Endpoint("192.0.2.1", 2222, "root", HOST.host_key, None)
+    assert reach.endpoint(HOST) == Endpoint("192.0.2.1", 2222, HOST.host_key, None)
     assert reach.endpoint(replace(HOST, identity=f"{tmp_path}/id")).identity == tmp_path / "id"
 
 
