@@ -2,7 +2,8 @@
 
 Every task may be run alone; `deploy` runs them all. With --json one JSON document goes to standard
 output. Exit statuses: 0 done; 1 failed, the server runs the old system; 2 bad input or unmet
-precondition; 3 failed after the point of no return; 4 deployed, but verification failed.
+precondition; 3 failed after the point of no return; 4 deployed, but verification failed; 130, 143
+ended by Ctrl-C, SIGTERM.
 """
 
 import os

@@ -71,7 +71,10 @@ def test_build(project: Tree) -> None:
     assert not list(project.memory.rglob("secrets"))
 
 
-def test_signal(project: Tree) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, "interrupted")]
+)
+def test_signal(project: Tree, number: int, said: str) -> None:
     """It ends the builder, too, and takes the revealed secrets away."""
     file = project.directory / "hosts/web/IMGBUILD"
     file.write_text(f"{IMGBUILD}provision() {{ echo begun; sleep 600; }}\n")
@@ -80,9 +83,9 @@ def test_signal(project: Tree) -> None:
     with subprocess.Popen(argv, cwd=where, env=home, stderr=subprocess.PIPE, text=True) as inv:
         assert inv.stderr is not None
         assert any("begun" in line for line in inv.stderr)
-        inv.terminate()
-        assert "error: ended by SIGTERM" in inv.stderr.read()
-    assert inv.returncode == 128 + signal.SIGTERM
+        inv.send_signal(number)
+        assert f"error: {said}" in inv.stderr.read()
+    assert inv.returncode == 128 + number
     assert not list(project.memory.rglob("secrets"))
     end = time.monotonic() + 60
     while builders(project):
