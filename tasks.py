@@ -2,7 +2,8 @@
 
 Every task may be run alone; `deploy` runs them all. With --json one JSON document goes to standard
 output. Exit statuses: 0 done; 1 failed, the server runs the old system; 2 bad input or unmet
-precondition; 3 failed after the point of no return; 4 deployed, but verification failed.
+precondition; 3 failed after the point of no return; 4 deployed, but verification failed; 130, 143
+ended by Ctrl-C, SIGTERM.
 """
 
 import os
@@ -50,9 +51,11 @@ def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) 
 
 
 @command
-def build_initramfs(c: Context, host: str = "", build_on: str = "", json: bool = False) -> Any:
+def build_initramfs(
+    c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
+) -> Any:
     """Put the initramfs together on the server."""
-    return workstation("phases").build_initramfs(load(host, build_on=build_on))
+    return workstation("phases").build_initramfs(load(host, adopt, build_on))
 
 
 @command

@@ -159,7 +159,7 @@ class Room:
         here = vm.free_port() if port == 22 else port
         argv = vm.command(machine, drives, {port: here}, vm.accelerator())
         process = subprocess.Popen([*argv, *words], stdin=subprocess.DEVNULL)
-        where = Endpoint("127.0.0.1", here, "root", self.host_key, self.directory / "operator")
+        where = Endpoint("127.0.0.1", here, self.host_key, self.directory / "operator")
         self.guests.append(Guest(process, machine.console, where))
         return self.guests[-1]
 

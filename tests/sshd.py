@@ -92,7 +92,7 @@ def prepare(directory: Path) -> Server:
     (directory / "authorized_keys").write_text(make_key(directory / "identity") + "\n")
     identity = directory / "identity"
     return Server(
-        directory, Endpoint("127.0.0.1", free_port(), getpass.getuser(), host_key, identity)
+        directory, Endpoint("127.0.0.1", free_port(), host_key, identity, getpass.getuser())
     )
 
 

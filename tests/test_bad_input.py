@@ -47,7 +47,7 @@ def refused(project: Tree, *words: str) -> Done:
     ("toml", "message"),
     [
         ("address = \n", "hosts/mx/host.toml: Invalid value (at line 1, column 11)"),
-        ("", "hosts/mx/host.toml: needs address and host_key"),
+        ("", "hosts/mx/host.toml: no address"),
         (TOML + "prot = 22\n", "hosts/mx/host.toml: unknown name 'prot'"),
         (TOML.replace("port = 1", "port = true"), "hosts/mx/host.toml: port is True, expected"),
         (TOML.replace(HOST_KEY, HOST_KEY[:30]), "the pinned host key is not a public key"),

@@ -2,8 +2,13 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +69,37 @@ def test_build(project: Tree) -> None:
     motd = run(["tar", "-xOf", project.home / "new/out/web.tar.gz", "./etc/motd"])
     assert motd == "web: secret\n"
     assert not list(project.memory.rglob("secrets"))
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, "interrupted")]
+)
+def test_signal(project: Tree, number: int, said: str) -> None:
+    """It ends the builder, too, and takes the revealed secrets away."""
+    file = project.directory / "hosts/web/IMGBUILD"
+    file.write_text(f"{IMGBUILD}provision() {{ echo begun; sleep 600; }}\n")
+    argv = [sys.executable, "-m", "anemos.workstation.program", "build", "--host", "web"]
+    where, home = project.directory, tree.environment(project.home)
+    with subprocess.Popen(argv, cwd=where, env=home, stderr=subprocess.PIPE, text=True) as inv:
+        assert inv.stderr is not None
+        assert any("begun" in line for line in inv.stderr)
+        inv.send_signal(number)
+        assert f"error: {said}" in inv.stderr.read()
+    assert inv.returncode == 128 + number
+    assert not list(project.memory.rglob("secrets"))
+    end = time.monotonic() + 60
+    while builders(project):
+        assert time.monotonic() < end, builders(project)
+        time.sleep(0.1)
+
+
+def builders(project: Tree) -> list[bytes]:
+    """The processes that work on something in the PROJECT."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # gone
+            found.append(file.read_bytes())
+    return [each for each in found if os.fsencode(project.directory) in each]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,12 @@ def test_everything(hosts: Path) -> None:
     assert found.identity_file == Path.home() / ".ssh/mx"
 
 
+def test_port_must_listen_afterwards(hosts: Path) -> None:
+    assert load(hosts, MINIMAL).ports == [22]
+    assert load(hosts, MINIMAL + "port = 2222\n").ports == [2222]
+    assert load(hosts, MINIMAL + "port = 2222\nports = [443]\n").ports == [443]
+
+
 def test_no_identity(hosts: Path) -> None:
     assert load(hosts, MINIMAL).identity_file is None
 
@@ -85,11 +91,11 @@ def test_vm(hosts: Path) -> None:
         (MINIMAL + "[vm\n", "(at line 3, column 4)"),
         (b"address = '\xff'\n", f"{WHERE}: 'utf-8' codec can't decode byte 0xff in position 11"),
         # Incomplete.
-        ("", f"{WHERE}: needs address and host_key"),
-        ('address = "mx"\n', f"{WHERE}: needs address and host_key"),
-        ('host_key = "ssh-ed25519 AAAA"\n', f"{WHERE}: needs address and host_key"),
-        ('address = ""\nhost_key = "k"\n', f"{WHERE}: needs address and host_key"),
-        ("[vm]\n", f"{WHERE}: needs address and host_key"),
+        ("", f"{WHERE}: no address"),
+        ('address = "mx"\n', f"{WHERE}: no host_key"),
+        ('host_key = "ssh-ed25519 AAAA"\n', f"{WHERE}: no address"),
+        ('address = ""\nhost_key = "k"\n', f"{WHERE}: no address"),
+        ("[vm]\n", f"{WHERE}: no address"),
         (MINIMAL + '[vm]\nstock = "s"\n', f"{WHERE}: address and, in [vm], stock"),
         (MINIMAL + '[vm]\naddress = "x"\n', f"{WHERE}, [vm]: Expected 4 octets in 'x'"),
         (MINIMAL + '[vm]\naddress = "192.0.2.1/32"\n', "[vm]: 192.0.2.1/32: a local VM's network"),

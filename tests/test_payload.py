@@ -286,3 +286,15 @@ def test_key_of_an_encrypted_volume(host: Path, secrets: Path, tmp_path: Path) -
     (secrets / "etc").mkdir(parents=True)
     (secrets / "etc/x.key").write_text("key")
     payload.write(tmp_path / "out", whole, "d-1", {}, secrets)
+
+
+def test_who_logs_in(host: Path, secrets: Path) -> None:
+    """What plain files say; where a link leads is not known before the installation."""
+    assert payload.authorized(write(host)) == []
+    for top, text in {host / "files": "of files\n", secrets: "of secrets\n"}.items():
+        (top / payload.AUTHORIZED).parent.mkdir(parents=True)
+        (top / payload.AUTHORIZED).write_text(text)
+    assert payload.authorized(write(host)) == [b"of files\n", b"of secrets\n"]
+    (host / "files" / payload.AUTHORIZED).unlink()
+    (host / "files" / payload.AUTHORIZED).symlink_to("/etc/keys")
+    assert payload.authorized(write(host)) == [b"of secrets\n"]

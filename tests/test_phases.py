@@ -26,7 +26,7 @@ from anemos.workstation.ssh import (
     Unreachable,
     WrongHostKey,
 )
-from anemos.workstation.state import State, load_state
+from anemos.workstation.state import State, expected_downtime, load_state, remember_downtime
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -59,6 +59,14 @@ def test_state_is_read_back() -> None:
     assert load_state(HOST) == state
 
 
+def test_downtime() -> None:
+    """Who takes an installation up from elsewhere does not know when the old system went."""
+    remember_downtime(HOST, State("mx", first_answer=9.0))
+    assert expected_downtime(HOST) == "unknown yet"
+    remember_downtime(HOST, State("mx", first_answer=9.0, last_answer=2.0))
+    assert expected_downtime(HOST) == "7 s, as the last time"
+
+
 def test_state_is_ours_alone(tmp_path: Path) -> None:
     State("mx").save()
 
@@ -72,6 +80,15 @@ def test_hosts_have_states_of_their_own() -> None:
     State("mx", deployment="d-1").save()
 
     assert load_state(replace(HOST, name="other")) == State("other")
+
+
+@pytest.mark.parametrize("text", ['{"host": "mx", "colour": 1}', "{}", "[]", "{", "\0"])
+def test_state_of_another_version(text: str) -> None:
+    (places.memory("mx") / "state.json").write_text(text)
+
+    with pytest.raises(Failure, match="not of this version of Anemos") as caught:
+        load_state(HOST)
+    assert (caught.value.status, caught.value.hint) == (BAD_INPUT, "./inv clean removes it")
 
 
 def test_state_that_was_not_written_whole() -> None:
@@ -126,7 +143,7 @@ def test_deployment_ids() -> None:
 
 
 def test_endpoint(tmp_path: Path) -> None:
-    assert reach.endpoint(HOST) == Endpoint("192.0.2.1", 2222, "root", HOST.host_key, None)
+    assert reach.endpoint(HOST) == Endpoint("192.0.2.1", 2222, HOST.host_key, None)
     assert reach.endpoint(replace(HOST, identity=f"{tmp_path}/id")).identity == tmp_path / "id"
 
 

@@ -21,7 +21,7 @@ FACTS = replace(
     facts.parse((Path(__file__).parent / "data/facts-scsi-nvme").read_text()), boot_id="new"
 )
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", HOST_KEY, ports=[22, 443])
-WHERE = Endpoint("192.0.2.1", 22, "root", HOST_KEY, None)
+WHERE = Endpoint("192.0.2.1", 22, HOST_KEY, None)
 STATE = State(
     "mx",
     deployment=FACTS.deployment,

@@ -122,8 +122,10 @@ def rendered(file: Path, values: Mapping[str, str]) -> str:
     """The text of the template FILE with its values. Raises Failure with file, line and name."""
     try:
         return template.render(file.read_bytes().decode(), values)
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeError) as error:
         die(f"{file}: {error}")
+    except ValueError as error:
+        die(f"{file}: {error}", hint=f"known: {', '.join(sorted(values)) or 'none'}")
 
 
 def conceal(root: Path, secrets: Path) -> None:

@@ -45,6 +45,8 @@ HELP = {
     "former": "fingerprint of who was a recipient until now: its signatures count",
 }
 Body = Callable[..., Any]
+# As a shell tells it, and as scratch.end does of other signals. invoke would end with 1.
+INTERRUPTED = Failure("interrupted", hint="./inv status tells what runs there", status=130)
 
 
 def command(body: Body) -> Any:
@@ -60,10 +62,11 @@ def command(body: Body) -> Any:
         no_core_dumps()
         try:
             show(body(c, **options), options["json"])
-        except Failure as failure:
+        except (Failure, KeyboardInterrupt) as end:
+            failure = end if isinstance(end, Failure) else INTERRUPTED
             log.to_stderr(f"error: {failure}")
             show({"error": failure.message, "status": failure.status}, options["json"])
-            raise
+            raise failure from None
 
     names = set(inspect.signature(body).parameters)
     words = {k: v for k, v in HELP.items() if k in names}

@@ -10,7 +10,7 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import phases, reach, report, scratch, stock, verify, vm, watch
+from anemos.workstation import phases, reach, report, stock, verify, vm, watch
 from anemos.workstation.host import Host
 from anemos.workstation.state import load_state
 
@@ -40,17 +40,14 @@ def deploy(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
     """
     seconds: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
-    try:
-        with scratch.ending():  # a closed terminal, too, ends in `forget`
-            for name, phase in plan_of(hold).items():
-                start = time.monotonic()
-                with log.step(f"{name} {host.name}"), undone(host, name):
-                    result = phase(host)
-                seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
-                if name == "plan":
-                    confirm(host, yes)
-    finally:
-        phases.forget(host)
+    with phases.forgotten(host):
+        for name, phase in plan_of(hold).items():
+            start = time.monotonic()
+            with log.step(f"{name} {host.name}"), undone(host, name):
+                result = phase(host)
+            seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+            if name == "plan":
+                confirm(host, yes)
     result["phases"] = seconds
     if not hold:
         report.show(result, f"{host.name} is deployed and verified")

@@ -1,9 +1,7 @@
 """`./inv export`: a deployment as files, for a machine that is started by hand."""
 
-import io
 import ipaddress
 import json
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +9,12 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import initramfs, phases, places, plan, qemu
+from anemos.workstation import initramfs, payload, phases, places, plan, qemu
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
 from anemos.workstation.scratch import require_memory
 from anemos.workstation.state import State, load_state, payload_file
 
-AUTHORIZED = "root/.ssh/authorized_keys"
 README = """\
 Deployment {deployment} of {host}. These files hold its SECRETS in clear: remove them afterwards.
 
@@ -69,7 +66,7 @@ def export(host: Host, options: Options) -> dict[str, Any]:
     check_output(options, directory)
     phases.refuse(host, list(plan.bootable(host.imgbuild())))
     network, kept = described(options) if options.mac or options.address else captured(host)
-    try:
+    with phases.forgotten(host):
         phases.reveal(host)
         keys = host_keys(host)  # first, as packing takes its time
         phases.pack(host)
@@ -77,8 +74,6 @@ def export(host: Host, options: Options) -> dict[str, Any]:
         state = load_state(host)
         directory.mkdir(mode=0o700, exist_ok=True)
         initramfs.write(directory, parts(host, state, keys, network, kept))
-    finally:
-        phases.forget(host)
     state.stays, state.kept = True, kept or []
     state.save()
     write_readme(directory, host, state)
@@ -146,20 +141,17 @@ def host_keys(host: Host) -> dict[str, bytes | Path]:
 
 def authorized(host: Host) -> bytes:
     """Who logs in: those who will on the new system. Raises Failure when that is nobody."""
-    found = [member(payload_file(host), f"{top}/{AUTHORIZED}") for top in ("files", "secrets")]
+    found = payload.authorized(payload_file(host))
     own = host.identity_file
     public = own.with_name(f"{own.name}.pub") if own else None
     if public and public.is_file():
         found.append(public.read_bytes())
     if not any(each.strip() for each in found):
-        die(f"{host.name}: /{AUTHORIZED} will list nobody", hint="or `identity` in host.toml")
+        die(
+            f"{host.name}: /{payload.AUTHORIZED} will list nobody",
+            hint="or `identity` in host.toml",
+        )
     return b"\n".join(found)
-
-
-def member(archive: Path, name: str) -> bytes:
-    with tarfile.open(archive) as tar:
-        file = tar.extractfile(name) if name in tar.getnames() else io.BytesIO()
-        return file.read() if file else b""
 
 
 def write_readme(directory: Path, host: Host, state: State) -> None:

@@ -1,37 +1,38 @@
 """A host: hosts/<name>/ with its IMGBUILD and its host.toml.
 
-host.toml, all but address and host_key optional, and without them if [vm] has `stock`:
+host.toml, all but address and host_key optional, and without them if [vm] has `stock`. What is
+shown is the default, but where parentheses tell that:
 
     address = "mx.example.org"
-    host_key = "ssh-ed25519 AAAA..."   # pinned: the contents of an ssh_host_*_key.pub
+    host_key = "ssh-ed25519 AAAA..."   # pinned: an ssh_host_*_key.pub; `./inv adopt` writes it
     port = 22
-    identity = "~/.ssh/id_ed25519"     # without it: the agent's keys and ssh's default ones
-    build_on = "workstation"           # where the package layer is made: "workstation" needs least
-                                       # of the server's memory; "server" makes it there while the
-                                       # old system serves; "initramfs" makes it after the jump
-    ports = [22, 443]                  # that must listen afterwards
+    identity = "~/.ssh/id_ed25519"     # private key (none: the agent's keys, ssh's default ones)
+    build_on = "workstation"           # where the package layer is made, and cached; or "server":
+                                       # there, while the old system serves, with more memory; or
+                                       # "initramfs": after the jump, with the least memory
+    ports = [22, 443]                  # that must listen afterwards (`port` alone)
     finish = "reboot"                  # into the new system; or "kexec": without its firmware
 
     [timeouts]                         # seconds
     down = 180                         # until the old system has shut down
     initramfs = 300                    # until the initramfs answers
-    install = 3600                     # without a word from the initramfs
+    install = 3600                     # until the installation has ended
     up = 600                           # until the new system is up
     hold = 3600                        # with --hold, until the old system is started again
 
     [secrets]
     source = "gpg"                     # or "age", "sops", "pass": docs/secrets.md
-    identity = "~/.config/age/key"     # of age: the file of the private key
+    identity = "~/.config/age/key"     # of age, which needs it: the file of the private key (none)
     prefix = "anemos"                  # of pass: where entries begin
 
     [vm]                               # the local VM of `./inv test`
     memory = 1024                      # MiB
     firmware = "bios"                  # or "uefi"
-    forward = [443]                    # guest's ports to be reached from here, 22 aside
+    forward = [443]                    # guest's ports to be reached from here, 22 aside (none)
     address = "10.0.2.15/24"           # the network that the host expects to be in: IPv4
     gateway = "10.0.2.2"
-    stock = "stock"                    # instead of address and host_key: a host that is a local VM
-                                       # and no more; it starts with this system, one of hosts/
+    stock = "stock"                    # (none) instead of address and host_key: a host that is a
+                                       # local VM and no more; it starts with this one of hosts/
 """
 
 import os
@@ -171,17 +172,18 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         if key in given
     }
     check_source(where, tables.get("secrets"))
-    host = Host(name, directory, **checked(where, Host, given), **tables)
+    plain = checked(where, Host, given)
+    plain.setdefault("ports", [plain.get("port", 22)])
+    host = Host(name, directory, **plain, **tables)
     for key, allowed in {"build_on": BUILD_ON, "finish": FINISH}.items():
         if (value := getattr(host, key)) not in allowed:
             die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
     if host.vm.firmware not in FIRMWARES:
         die(f"{where}: firmware is {host.vm.firmware!r}", hint=f"one of: {', '.join(FIRMWARES)}")
-    if not host.local and not (host.address and host.host_key):
-        die(
-            f"{where}: needs address and host_key",
-            hint="./inv adopt pins the key; or stock in [vm], for a local VM",
-        )
+    if not host.local and not host.address:
+        die(f"{where}: no address", hint="of the server; or stock in [vm], for a local VM")
+    if not host.local and not host.host_key:
+        die(f"{where}: no host_key", hint=f"./inv adopt --host {name} pins it")
     if host.local and host.address:
         die(f"{where}: address and, in [vm], stock: a local VM or a server?")
     try:

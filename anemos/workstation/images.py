@@ -4,8 +4,9 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
@@ -22,6 +23,8 @@ from anemos.workstation import places
 PACKAGE = places.ROOT / "anemos"
 BASE = PACKAGE / "base"
 LIBRARIES = "usr/lib/python3/dist-packages"
+KEPT = 2  # base images that are never too old
+DAY_S = 86400.0
 OPERATOR_ONLY = ("workstation", "base", "__pycache__")
 
 
@@ -31,7 +34,10 @@ def base() -> Path:
         if not link.exists():
             with log.step("Building the base image"):
                 build_base(tree, link)
-        return link.resolve()
+            prune(link.parent)
+        image = link.resolve()
+        os.utime(image)  # when it was last used
+        return image
 
 
 def cached_base() -> str:
@@ -79,6 +85,18 @@ def build_base(tree: Path, link: Path) -> None:
     log.info(f"Base image: {final.stat().st_size / 2**20:.1f} MiB")
 
 
+def prune(cache: Path) -> None:
+    """Remove base images that nobody has used for a day, but for the newest; and their links."""
+    with suppress(FileNotFoundError):  # a run beside this one was quicker
+        used = {image: image.stat().st_mtime for image in cache.glob("base-*.squashfs")}
+        for image in sorted(used, key=lambda image: used[image], reverse=True)[KEPT:]:
+            if time.time() - used[image] > DAY_S:
+                image.unlink()
+        for link in cache.glob("base-*"):
+            if not link.exists():
+                link.unlink()
+
+
 def layer(spec: Imgbuild) -> Path:
     """The package layer of SPEC, a .tar.zst."""
     (built,) = image(spec.directory, ["--layer", "--cache", places.cache()])
@@ -96,9 +114,19 @@ def cached_layer(spec: Imgbuild) -> str:
 def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
     """Run the image builder for the IMGBUILD in DIRECTORY: the files that it made.
 
-    In a process of its own, as it needs namespaces of its own.
+    In a process of its own, as it needs namespaces of its own; what ends this one ends that, too.
     """
-    argv = [sys.executable, "-m", "anemos.image", "--directory", directory, *options]
+    argv = [
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        sys.executable,
+        "-m",
+        "anemos.image",
+        "--directory",
+        directory,
+        *options,
+    ]
     argv += [f"--mirror={places.mirror()}"]
     try:
         lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=relay).splitlines()

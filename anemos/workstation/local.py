@@ -33,13 +33,13 @@ from anemos.workstation import (
 from anemos.workstation import verify as proof
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
+from anemos.workstation.payload import AUTHORIZED
 from anemos.workstation.qemu import Drive
 from anemos.workstation.state import load_state, payload_file
 from anemos.workstation.vm import Vm
 
 EXIT_S = 120.0  # from the last event to the reboot
 HOST_KEY = "ssh_host_ed25519_key"
-AUTHORIZED = "root/.ssh/authorized_keys"
 
 
 @dataclass
@@ -95,15 +95,16 @@ def test(host: Host, keep: bool = False) -> dict[str, Any]:
     phases.refuse(host, list(plan.bootable(host.imgbuild())))
     trial = prepare(host)
     discard(trial)
-    try:
-        result = install(trial)
-    finally:
-        phases.forget(trial.double)
-        shutil.rmtree(trial.memory / "boot", ignore_errors=True)
-        if keep:
-            stay(trial)
-        else:
-            discard(trial)
+    with scratch.ending():
+        try:
+            result = install(trial)
+        finally:
+            phases.forget(trial.double)
+            shutil.rmtree(trial.memory / "boot", ignore_errors=True)
+            if keep:
+                stay(trial)
+            else:
+                discard(trial)
     report.show(result, f"{host.name} was installed in a local VM and verified")
     return result
 

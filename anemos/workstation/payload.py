@@ -25,6 +25,8 @@ from anemos.log import die
 
 BOOTSTRAP = ("pacman.conf", "repositories", "keys")  # what a bootstrap takes beside the IMGBUILD
 
+AUTHORIZED = "root/.ssh/authorized_keys"
+
 
 @dataclass(frozen=True)
 class Member:
@@ -91,6 +93,14 @@ def input_member(path: str, file: Path, values: Mapping[str, str]) -> Member:
         text = definition.rendered(file, values)
         return Member(f"files/{path.removesuffix(template.SUFFIX)}", text.encode(), mode)
     return Member(f"files/{path}", file.read_bytes(), mode)
+
+
+def authorized(file: Path) -> list[bytes]:
+    """What the payload FILE has for root's authorized_keys: of input files, then of secrets."""
+    with tarfile.open(file) as archive:
+        names = [f"{top}/{AUTHORIZED}" for top in ("files", "secrets")]
+        found = [each for each in archive if each.name in names and each.isreg()]
+        return [stream.read() for stream in map(archive.extractfile, found) if stream]
 
 
 def add(archive: tarfile.TarFile, member: Member) -> None:

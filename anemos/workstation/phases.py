@@ -111,6 +111,8 @@ def make_payload(host: Host, state: State) -> str:
     values = {**revealed.values, **builtin_values(host, state)}
     files = into / "files"
     payload.write(payload_file(host), spec, state.deployment, values, files, host.finish)
+    if not any(payload.authorized(payload_file(host))):
+        log.info(f"No file /{payload.AUTHORIZED} in files/ or secrets/: who will log in?")
     make_layer(host, spec, state)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
     return sha256(payload_file(host))
@@ -252,7 +254,18 @@ def clean() -> dict[str, Any]:
     top = places.memory("any").parent
     found = sorted(entry.name for entry in top.iterdir() if entry.name != "any")
     shutil.rmtree(top)
+    log.info(f"Removed from memory: {', '.join(found) or 'nothing was there'}")
     return {"removed": found}
+
+
+@contextmanager
+def forgotten(host: Host) -> Iterator[None]:
+    """See to it that `forget` is what all ends in: failures, signals and a closed terminal, too."""
+    with scratch.ending():
+        try:
+            yield
+        finally:
+            forget(host)
 
 
 def forget(host: Host) -> None:

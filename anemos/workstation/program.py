@@ -9,6 +9,8 @@ from invoke.program import Program
 
 from anemos.log import BAD_INPUT
 
+HINT = "./inv --list tells the tasks, ./inv --help TASK its options"
+
 
 class Inv(Program):
     """invoke ends with 1, which means here that something was started and failed."""
@@ -31,7 +33,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except ParseError as error:
-        raise Exit(f"error: {error}", code=BAD_INPUT) from None
+        raise Exit(f"error: {error}\n  ({HINT})", code=BAD_INPUT) from None
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ Ready = Callable[[Identity], bool]
 def endpoint(host: Host) -> Endpoint:
     """Where HOST answers, and the key that it is pinned to, in all of its systems."""
     if not host.local:
-        return Endpoint(host.address, host.port, "root", host.host_key, host.identity_file)
+        return Endpoint(host.address, host.port, host.host_key, host.identity_file)
     machine = vm.of(host)
     if not machine.pid:
         die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
     identity = stock.operator_key(host.name)
-    return Endpoint("127.0.0.1", machine.port(22), "root", machine.host_key, identity)
+    return Endpoint("127.0.0.1", machine.port(22), machine.host_key, identity)
 
 
 def await_end(host: Host, where: Endpoint, state: State) -> None:

@@ -34,10 +34,8 @@ def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
             go_on(host, repack, step)
         else:
             request: dict[str, str] = {"step": step}
-            try:
+            with phases.forgotten(host):
                 request |= correct(host, state, seen, remote) if repack else {}
-            finally:
-                phases.forget(host)
             again(remote, request)
     watch.watch(host)
     return verify.verify(host)

@@ -24,7 +24,7 @@ def show(report: dict[str, Any], title: str) -> None:
 
 def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "kernel", report["kernel"]
-    if "downtime_s" in report:
+    if report.get("downtime_s") is not None:
         yield "downtime", f"{report['downtime_s']} s"
     if sent := report.get("bytes_sent"):
         yield "sent", ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sent.items())

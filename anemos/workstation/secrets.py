@@ -56,7 +56,10 @@ def read_recipients(path: Path) -> list[str]:
     Raises Failure for a missing file, another line than that, and no fingerprint at all.
     """
     if not path.is_file():
-        die(f"{path} is missing", hint="the full fingerprints of who can decrypt, one a line")
+        die(
+            f"{path} is missing",
+            hint="the full fingerprints of who can decrypt, one a line: docs/secrets.md",
+        )
     found = []
     for number, line in enumerate(path.read_text(errors="replace").split("\n"), start=1):
         fingerprint = "".join(line.partition("#")[0].split()).upper()

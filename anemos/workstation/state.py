@@ -33,17 +33,30 @@ class State:
         """SHA-256 of the base image, "" when there is none yet."""
         return Path(self.base).stem.removeprefix("base-") if self.base else ""
 
+    @property
+    def downtime(self) -> float | None:
+        """Seconds; None when it was not from here that the old system was seen last."""
+        return round(self.first_answer - self.last_answer, 1) if self.last_answer else None
+
     def save(self) -> None:
         files.replace(places.memory(self.host) / "state.json", json.dumps(asdict(self)), 0o600)
 
 
 def load_state(host: Host, needs: str = "", hint: str = "") -> State:
-    """The state of HOST's deployment. Raises Failure when the field NEEDS is still empty."""
+    """The state of HOST's deployment. Raises Failure when the field NEEDS is still empty, and
+    for a file that another version of Anemos left."""
     file = places.memory(host.name) / "state.json"
-    state = State(**json.loads(file.read_text())) if file.exists() else State(host.name)
+    state = read(file) if file.exists() else State(host.name)
     if needs and not getattr(state, needs):
         die(f"{host.name}: not ready for this phase", hint=f"./inv {hint} --host {host.name}")
     return state
+
+
+def read(file: Path) -> State:
+    try:
+        return State(**json.loads(file.read_text()))
+    except (TypeError, ValueError):  # other fields, no JSON
+        die(f"{file}: not of this version of Anemos", hint="./inv clean removes it")
 
 
 def payload_file(host: Host) -> Path:
@@ -52,8 +65,8 @@ def payload_file(host: Host) -> Path:
 
 def remember_downtime(host: Host, state: State) -> None:
     """For the next plan."""
-    file = places.state(host.name) / "downtime"
-    file.write_text(f"{state.first_answer - state.last_answer:.0f}")
+    if state.downtime is not None:
+        (places.state(host.name) / "downtime").write_text(f"{state.downtime:.0f}")
 
 
 def expected_downtime(host: Host) -> str:

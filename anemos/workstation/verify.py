@@ -133,7 +133,7 @@ def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> dict
         "verified": True,
         "kernel": seen.kernel,
         "boot_id": {"old": state.old_boot_id, "new": seen.boot_id},
-        "downtime_s": round(state.first_answer - state.last_answer, 1),
+        "downtime_s": state.downtime,
         "bytes_sent": state.sent,
         "kept_disks": [
             {"serial": each.name.removeprefix("kept disk "), "unchanged": each.passed}

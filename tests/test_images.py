@@ -1,0 +1,31 @@
+"""Base images in the cache."""
+
+import os
+import time
+from pathlib import Path
+
+from anemos.workstation import images
+
+HOUR_S = 3600.0
+
+
+def test_prune(tmp_path: Path) -> None:
+    """The newest stay, and what somebody may work with now; links go with what they lead to."""
+    ages = {"a": 90, "b": 80, "c": 70, "d": 30, "e": 23, "f": 1}  # hours since they were used
+    for name, age in ages.items():
+        image = tmp_path / f"base-{name}.squashfs"
+        image.touch()
+        os.utime(image, times=(0, time.time() - age * HOUR_S))
+        (tmp_path / f"base-of-{name}").symlink_to(image.name)
+    (tmp_path / "layer-x.tar.zst").touch()
+    (tmp_path / "base.manifest.json").touch()
+
+    images.prune(tmp_path)
+    kept = {"base-e.squashfs", "base-f.squashfs", "base-of-e", "base-of-f"}
+    others = {"layer-x.tar.zst", "base.manifest.json"}
+    assert {each.name for each in tmp_path.iterdir()} == kept | others
+
+    for image in tmp_path.glob("*.squashfs"):
+        os.utime(image, times=(0, 0))
+    images.prune(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == kept | others
