@@ -371,7 +371,7 @@ def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
         error = demo.phase("watch", 1)
     (demo.seen / "failing").write_bytes(b"\n".join(processes))
 
-    assert "kept disk 'data' is not what it was in the old system" in error["error"]
+    assert "kept 'data' is not what it was in the old system" in error["error"]
     assert "runs the old system again" in error["error"]
     assert demo.ssh("cat", "/etc/anemos/deployment.json") == before
     assert demo.ssh("systemctl is-system-running --wait").strip() == "running"
