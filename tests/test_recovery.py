@@ -313,6 +313,7 @@ def test_resuming_with_another_layer(here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(brain, "definition", lambda given: other)
     monkeypatch.setattr(brain, "resolve", lambda spec: {})
     monkeypatch.setattr(brain, "planned", lambda spec, keep, erase: spec)
+    monkeypatch.setattr(events, "PASSED", here)
     layers: list[str] = []
     monkeypatch.setattr(install, "install", lambda given, *_: layers.append(given.layer))
     progress.begin(spec(here), [])

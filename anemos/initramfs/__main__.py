@@ -1,8 +1,8 @@
 """The brain of the initramfs: everything between the jump and the reboot.
 
 Its exit status is init's cue: 0 leaves for the new system; anything else reboots into the old one
-before the point of no return, and after it keeps the machine here, reachable over SSH, until init
-is asked to run this again.
+before the point of no return. After it, and where there is no old one, the machine stays here,
+reachable over SSH, until init is asked to run this again.
 """
 
 import json
@@ -39,6 +39,7 @@ from anemos.initramfs import (
     storage,
 )
 from anemos.initramfs.boot import HERE, Boot
+from anemos.initramfs.progress import Request
 from anemos.log import FAILED, Failure, die
 from anemos.run import no_core_dumps
 
@@ -61,6 +62,11 @@ def main() -> None:
         set_clock(given.time)
     if seconds := boot.held():
         hold(seconds)
+    begin(given)
+
+
+def begin(given: Boot) -> None:
+    """From the preflight to the end."""
     with log.step("Preflight"):
         spec = definition(given)
         await_disks(spec)
@@ -79,13 +85,21 @@ def main() -> None:
 
 
 def resume() -> None:
-    """Go on after a failure past the point of no return, as progress.Request says."""
+    """Go on after a failure, as progress.Request says."""
     no_core_dumps()
-    events.emit("point-of-no-return")
     asked = progress.request()
     given = boot.load()
     given = replace(given, payload=asked.payload or given.payload, layer=asked.layer or given.layer)
     boot.save(given)  # what lies there now, whether it is of use or not
+    if events.PASSED.exists():
+        go_on(given, asked)
+    else:
+        begin(given)
+
+
+def go_on(given: Boot, asked: Request) -> None:
+    """Past the point of no return."""
+    events.emit("point-of-no-return")
     spec = definition(given)
     reached = progress.load(spec)
     if asked.layer:

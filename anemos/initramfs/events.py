@@ -2,7 +2,7 @@
 
 An event is one object a line: {"time": seconds since the epoch, "event": name, ...}. Names: log
 (line), held (seconds), released, point-of-no-return, failed (message), done. The last two end the
-stream; when the installation is resumed, it begins anew, past the point of no return.
+stream; when the installation is resumed, it begins anew.
 """
 
 import json

@@ -14,6 +14,7 @@ if [ -d /run/systemd/system ]; then
 else
     # shellcheck disable=SC2016 # $ is for the inner shell
     setsid sh -c '
+        (sleep 300; echo b >/proc/sysrq-trigger) & # a dead device may keep the rest waiting
         sleep 1
         sync
         echo u > /proc/sysrq-trigger

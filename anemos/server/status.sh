@@ -11,7 +11,8 @@ if [ -e $here/boot.json ]; then
     fact stamp "$(cat $here/boot.json)"
     [ ! -e $here/point-of-no-return ] || fact passed yes
     now=$(cut -d . -f 1 /proc/uptime)
-    [ -e $here/stay ] || fact left $(($(cat $here/deadline) - now))
+    [ ! -e $here/stay ] || fact stays yes
+    fact left $(($(cat $here/deadline) - now))
     fact event "$(grep -v '"event": "log"' $here/events 2>/dev/null | tail -n 1)"
     fact line "$(tail -n 1 $here/log 2>/dev/null)"
 else

@@ -22,6 +22,7 @@ WAITS = (status.HELD, status.FAILED_THERE)
 def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
     """Go on with an installation that is held or has failed, to its end; the verification's result.
 
+    Of one that was started by hand, and has erased nothing yet, only to where it asks for the word.
     REPACK: with a payload made anew from what hosts/ and secrets/ hold now. STEP: the first one of
     STEPS to be done again, instead of the one that follows from what was done.
     """
@@ -37,6 +38,9 @@ def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
             with phases.forgotten(host):
                 request |= correct(host, state, seen, remote) if repack else {}
             again(remote, request)
+    if not seen.passed and seen.state == status.FAILED_THERE:
+        log.info(f"The preflight runs again: ./inv watch; then ./inv go --host {host.name}")
+        return {"host": host.name, "deployment": state.deployment}
     watch.watch(host)
     return verify.verify(host)
 
@@ -94,7 +98,7 @@ def abort(host: Host) -> dict[str, Any]:
     where = reach.endpoint(host)
     with connect(where) as remote:
         seen = status.ask(remote)
-        if seen.state not in (status.HELD, status.GOING):
+        if seen.stays or seen.state not in (status.HELD, status.GOING):
             die(f"{host.name} cannot go back: {seen.state}", hint="./inv status")
         remote.put(b"the operator wants the old system back\n", f"{reach.STAGE}/abort", mode=0o600)
     with log.step("Waiting for the old system"):

@@ -20,7 +20,7 @@ GOING = "preflight"  # the initramfs, before the point of no return
 HELD = "held"  # the same, waiting for the operator
 INSTALLING = "installing"  # past the point of no return
 FAILING = "failing"  # failed before it: about to reboot, if there is an old system
-FAILED_THERE = "failed"  # after it: waiting for `resume`
+FAILED_THERE = "failed"  # after it, or where there is none: waiting for `resume`
 UNREACHABLE = "unreachable"
 
 
@@ -32,7 +32,9 @@ class Status:
     kernel: str = ""
     message: str = ""  # the failure's
     line: str = ""  # last one of the log
-    left: int = 0  # seconds until the old system is started again; 0: there is none
+    left: int = 0  # seconds until the old system is started again,
+    stays: bool = False  # unless there is none
+    passed: bool = False  # the point of no return
     stamp: dict[str, Any] = field(default_factory=dict)  # boot.json or deployment.json
 
 
@@ -54,6 +56,8 @@ def parse(text: str) -> Status:
             event.get("message", ""),
             one.get("line", "").strip(),
             int(one.get("left", 0)),
+            "stays" in one,
+            "passed" in one,
             stamp,
         )
     except (KeyError, ValueError) as error:
@@ -64,7 +68,7 @@ def state_of(one: dict[str, str], stamp: dict[str, Any], event: dict[str, Any]) 
     if one["place"] == "system":
         return DEPLOYED if stamp else SYSTEM
     if event.get("event") == "failed":
-        return FAILED_THERE if "passed" in one else FAILING
+        return FAILED_THERE if "passed" in one or "stays" in one else FAILING
     if "passed" in one:
         return INSTALLING
     return HELD if event.get("event") == "held" else GOING
@@ -117,13 +121,13 @@ def describe(seen: Status, ours: str, before: dict[str, Any]) -> list[tuple[str,
         DEPLOYED: f"the system of deployment {which}",
     }.get(seen.state, f"the initramfs of deployment {which}")
     lines = [("runs", f"{runs}; kernel {seen.kernel}, boot {seen.boot_id}")]
-    left = f"{seen.left} s until the old system is started again" if seen.left else "it stays"
+    left = "it stays" if seen.stays else f"{seen.left} s until the old system is started again"
     means = {
         GOING: f"before the point of no return; {left}",
         HELD: f"held; ./inv resume or ./inv abort; {left}",
         FAILING: f"failed before the point of no return: {seen.message}",
         INSTALLING: "past the point of no return",
-        FAILED_THERE: f"failed past the point of no return; ./inv resume: {seen.message}",
+        FAILED_THERE: f"failed, and waits: ./inv resume: {seen.message}",
     }
     if seen.state in means:
         lines += [("state", means[seen.state]), ("log", seen.line)]
