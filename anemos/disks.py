@@ -77,6 +77,15 @@ def partitions(found: Device) -> dict[int, Path]:
     return {int(file.read_text()): Path("/dev") / file.parent.name for file in files}
 
 
+def written(name: str) -> int:
+    """Sectors written to, or discarded on, the disk or partition NAME since the kernel found it.
+
+    Fields 7 and 14 (kernel: block/stat.rst); a disk's count has its partitions' in it.
+    """
+    fields = Path("/sys/class/block", name, "stat").read_text().split()
+    return int(fields[6]) + int(fields[13])
+
+
 def nodes(found: Device) -> list[Path]:
     """The disk FOUND and its partitions."""
     return [found.path, *partitions(found).values()]

@@ -57,6 +57,30 @@ FAILS = IMGBUILD + "provision() { echo 'provision: not today'; false; }\n"
 WORKS = IMGBUILD + "provision() { echo corrected >/etc/proof; }\n"
 SLOW = IMGBUILD + "provision() { sleep 40; echo slow >/etc/proof; }\n"
 FILLS = IMGBUILD + "provision() { cat /dev/zero >/zeros; }\n"
+KEEPS = IMGBUILD.replace("keep='\n", "keep='\npart old disk=system number=3\n")
+OLD = 192 * MIB  # where that begins
+# Writes to the kept partition, and wherever the kept disk could be.
+HOSTILE = """
+provision() {
+    IFS=: read -r major minor </sys/class/block/vda3/dev
+    mknod /tmp/old b "$major" "$minor"
+    blockdev --setrw /tmp/old
+    echo hostile >/tmp/old
+    for minor in 0 16 32 48; do
+        mknod /tmp/disk$minor b 8 $minor
+        blockdev --setrw /tmp/disk$minor || true
+        ! echo hostile >/tmp/disk$minor || exit 9
+    done
+}
+"""
+# Writes into the kept partition by way of its disk.
+ROUNDABOUT = f"""
+provision() {{
+    IFS=: read -r major minor </sys/class/block/vda/dev
+    mknod /tmp/system b "$major" "$minor"
+    echo hostile | dd of=/tmp/system bs=512 seek={OLD // 512 + 8} conv=notrunc
+}}
+"""
 WATCHDOG = ("-device", "i6300esb")
 HOST = Host("lab", Path("hosts/lab"), "127.0.0.1", "key", timeouts=Timeouts(install=300, up=1))
 
@@ -109,6 +133,18 @@ def disks(room: Room, **system: str) -> list[Drive]:
 
 def data(room: Room) -> Drive:
     return room.drive("data", 64 * MIB, wwn="naa.5000c500a1b2c3d4")
+
+
+class ReadOnly(Drive):
+    """The machine cannot write to it."""
+
+    def words(self) -> list[str]:
+        return [word.replace("if=none", "if=none,readonly=on") for word in super().words()]
+
+
+def read_only(room: Room) -> list[Drive]:
+    system, kept = disks(room)
+    return [ReadOnly(system.name, system.file, system.match), kept]
 
 
 @contextmanager
@@ -173,6 +209,7 @@ BEFORE_ALL = {
         "2 disks match",
         drives=lambda room: [*disks(room), room.drive("twin", 256 * MIB, serial="SYSTEM")],
     ),
+    "disk-read-only": Fault("the kernel says that it is read-only", drives=read_only),
     "kept-disk-missing": Fault("no disks match wwn=", drives=lambda room: disks(room)[:1]),
     "kept-disk-changed": Fault("is not what it was", options={"kept": [KEPT]}),
     "mirror-unreachable": Fault("no answer from the mirror", options={"layer": None}),
@@ -256,13 +293,13 @@ def test_hold(
 # After it
 
 
-def known_as(monkeypatch: pytest.MonkeyPatch, guest: Guest) -> None:
-    """Have the workstation's tasks meet GUEST as HOST."""
+def known_as(monkeypatch: pytest.MonkeyPatch, guest: Guest, *, stays: bool = False) -> None:
+    """Have the workstation's tasks meet GUEST as HOST. STAYS: it was started by hand."""
     monkeypatch.setattr(reach, "endpoint", lambda host: guest.endpoint)
     monkeypatch.setattr(places, "memory", lambda name: guest.console.parent)
     monkeypatch.setattr(places, "state", lambda name: guest.console.parent)
     monkeypatch.setattr(verify, "verify", lambda host: {"verified": "not here"})
-    State(HOST.name, lab.DEPLOYMENT).save()
+    State(HOST.name, lab.DEPLOYMENT, stays=stays).save()
 
 
 def correct(
@@ -376,6 +413,67 @@ def test_after_the_point_of_no_return(
             watch.watch(HOST)
         correct(monkeypatch, room, WORKS, layer)
         recovery.resume(HOST, repack=True)
+        guest.await_end()
+
+        assert proof(machine) == "corrected\n"
+        assert machine.bytes()[1] == machine.before[1]
+
+
+@pytest.mark.all
+def test_hostile_provision(
+    room: Room, layer: Path, monkeypatch: pytest.MonkeyPatch, record_property: Report
+) -> None:
+    """The kept disk is out of its reach; what it does to a kept partition does not stay unseen."""
+    machine = Machine(disks(room))
+    table = f"label: gpt\n3 : start={OLD // 512}, size=8MiB\n"
+    run(["sfdisk", "--quiet", machine.drives[0].file], data=table.encode())
+    with counted(record_property, machine, kept=1):
+        parts = room.parts(KEEPS + HOSTILE, layer=layer, stay=False)
+        guest = room.boot(parts, machine.drives, memory=768)
+        known_as(monkeypatch, guest)
+        guest.await_ssh()
+        guest.go()
+        with pytest.raises(
+            Failure, match=r"written to, although kept: 8 sectors of partition 'old'"
+        ):
+            watch.watch(HOST)
+        correct(monkeypatch, room, KEEPS + ROUNDABOUT, layer)
+        with pytest.raises(Failure, match=r"kept: 8 sectors of /dev/vda, outside its partitions"):
+            recovery.resume(HOST, repack=True)
+        correct(monkeypatch, room, KEEPS + WORKS.removeprefix(IMGBUILD), layer)
+        recovery.resume(HOST, repack=True)
+        guest.await_end()
+
+        with machine.drives[0].file.open("rb") as disk:  # it was not for want of trying
+            disk.seek(OLD)
+            assert disk.read(8) == b"hostile\n"
+            disk.seek(OLD + 8 * 512)
+            assert disk.read(8) == b"hostile\n"
+        assert machine.bytes()[1] == machine.before[1]
+
+
+@pytest.mark.all
+def test_started_by_hand(
+    room: Room, layer: Path, monkeypatch: pytest.MonkeyPatch, record_property: Report
+) -> None:
+    """There is no old system to go back to: a failed preflight waits for a corrected payload."""
+    machine = Machine(disks(room))
+    with counted(record_property, machine, kept=1):
+        wrong = WORKS.replace("serial=SYSTEM", "serial=OTHER")
+        guest = room.boot(room.parts(wrong, layer=layer), machine.drives, memory=768)
+        known_as(monkeypatch, guest, stays=True)
+        guest.await_ssh()
+        with pytest.raises(Failure, match="no disks match serial=OTHER") as caught:
+            watch.watch(HOST)
+        assert "resume" in caught.value.hint
+        with pytest.raises(Failure, match="cannot go back"):
+            recovery.abort(HOST)
+        assert machine.bytes() == machine.before
+
+        correct(monkeypatch, room, WORKS, layer)
+        assert "verified" not in recovery.resume(HOST, repack=True)
+        guest.await_line("To be erased")
+        guest.go()
         guest.await_end()
 
         assert proof(machine) == "corrected\n"

@@ -12,7 +12,7 @@ from anemos.image import bootloader, bootstrap, definition, layout, tree
 from anemos.image.bootloader import kernels, places
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Layout, Mounted
-from anemos.initramfs import firmware, leftovers, storage
+from anemos.initramfs import firmware, kept, leftovers, storage
 from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
 from anemos.initramfs.progress import DEFINITION, PACKAGES, PARTITIONS, STEPS, Progress
@@ -46,21 +46,26 @@ def install(
         leftovers.release(list(devices.values()))  # an earlier run may have been killed
         storage.activate(spec.layout, devices, seed, secrets)
     with storage.mounted(spec.layout, devices, TARGET):
-        if PACKAGES in todo:
-            with log.step("Package layer"):
-                package_layer(boot, spec)
-        if DEFINITION in todo:
-            with log.step("Definition layer"):
-                define(boot, spec, reached.mounts)
-            rebuild_initramfs(spec.layout)
-            reached.applied = boot.payload
-            reached.save()
+        with kept.watched(spec.keep):  # now code of packages and IMGBUILD runs
+            fill(boot, spec, todo, reached)
         with log.step("Boot loader"):
             if spec.bootloader:
                 boot_loader(spec, devices, seed)
         if finish(spec) == "kexec":
             load_new_kernel(spec, seed)
         keep_log()
+
+
+def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> None:
+    if PACKAGES in todo:
+        with log.step("Package layer"):
+            package_layer(boot, spec)
+    if DEFINITION in todo:
+        with log.step("Definition layer"):
+            define(boot, spec, reached.mounts)
+        rebuild_initramfs(spec.layout)
+        reached.applied = boot.payload
+        reached.save()
 
 
 def package_layer(boot: Boot, spec: Imgbuild) -> None:
@@ -70,14 +75,14 @@ def package_layer(boot: Boot, spec: Imgbuild) -> None:
         bootstrap.bootstrap(spec, TARGET)
 
 
-def define(boot: Boot, spec: Imgbuild, kept: Mounts) -> None:
+def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> None:
     """The definition, and what only a deployment knows."""
     payload = spec.directory.parent
     definition.apply(spec, TARGET, [payload / "files"], secrets=payload / "secrets")
-    tree.write(TARGET, "etc/fstab", layout.fstab(spec.layout, boot.deployment, kept))
+    tree.write(TARGET, "etc/fstab", layout.fstab(spec.layout, boot.deployment, kept_mounts))
     append("etc/crypttab", layout.crypttab(spec.layout, boot.deployment))
     append("etc/mdadm/mdadm.conf", layout.mdadm_conf(spec.layout, boot.deployment))
-    for each in kept:
+    for each in kept_mounts:
         tree.inside(TARGET, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
     tree.write(TARGET, "etc/anemos/deployment.json", boot.stamp)
     carry_host_keys()

@@ -1,6 +1,12 @@
-"""Kept disks: compared with their fingerprint from the old system, then put out of reach."""
+"""Kept disks: compared with their fingerprint from the old system, then put out of reach.
 
-from collections.abc import Mapping
+A kept partition cannot be: its disk is in use. It is read-only, which a hostile root can undo; so
+what is written meanwhile is counted, by the kernel.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +73,45 @@ def detachment(device: Path) -> Mapping[Path, str] | None:
         bound = (device / "device").resolve()
     unbind = bound / "driver" / "unbind"
     return {unbind: bound.name} if unbind.exists() else None
+
+
+@contextmanager
+def watched(keep: Sequence[Kept]) -> Iterator[None]:
+    """Raises Failure at the end when anything was written to what KEEP names, as far as it is still
+    there, or to a disk with a kept partition but to none of its partitions: perhaps into that one.
+    """
+    os.sync()
+    before = written(keep)
+    try:
+        yield
+    finally:  # what also went wrong stands in the log
+        os.sync()
+        now = written(keep)
+        changed = [
+            f"{now[it] - count} sectors of {it}" for it, count in before.items() if now[it] > count
+        ]
+        if changed:
+            hint = "look with ./inv rescue; ./inv resume goes on"
+            die(f"written to, although kept: {', '.join(changed)}", hint=hint, status=FAILED)
+
+
+def written(keep: Sequence[Kept]) -> dict[str, int]:
+    """Sectors written so far, by what they were written to."""
+    count: dict[str, int] = {}
+    found = disks.devices()
+    for each in keep:
+        for device in (device for device in found if disks.matches(device, each.match)):
+            whole = disks.written(device.name)
+            if each.disk:
+                parts = {
+                    n: disks.written(node.name) for n, node in disks.partitions(device).items()
+                }
+                count[f"partition {each.name!r} ({device.part(each.part)})"] = parts[each.part]
+                whole -= sum(parts.values())
+                count[f"{device.path}, outside its partitions or past their devices"] = whole
+            else:
+                count[f"disk {each.name!r} ({device.path})"] = whole
+    return count
 
 
 def read_only(device: Device) -> None:
