@@ -176,6 +176,8 @@ memory = open("/proc/1/mem", "r+b", 0)
 memory.seek(start)
 memory.write(b"\\xff" * (end - start))
 '"""
+# File systems in memory end at half of it by themselves.
+FILL_MEMORY = "mount -t tmpfs -o size=100% fill /mnt && cat /dev/zero >/mnt/zeros"
 BRAIN = "[m] anemos.initramfs"
 GUARD = "[s]h /init"  # and PID 1, which does not care
 
@@ -214,7 +216,7 @@ BEFORE_ALL = {
     "kept-disk-changed": Fault("is not what it was", options={"kept": [KEPT]}),
     "mirror-unreachable": Fault("no answer from the mirror", options={"layer": None}),
     "no-network": Fault("no network interface", options={"network": ELSEWHERE}),
-    "out-of-memory": Fault("Out of memory", script="cat /dev/zero >/dev/shm/fill"),
+    "out-of-memory": Fault("Out of memory", script=FILL_MEMORY),
     "init-killed": Fault("Attempted to kill init", script=KILL_INIT),
     "brain-killed": Fault("the installer was ended", script=signal("KILL", BRAIN)),
     "brain-hangs": Fault(

@@ -1,6 +1,7 @@
 """Kept disks: compared, then put out of reach, in trees like sysfs."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,42 @@ def test_partition(sysfs: Sysfs, done: list[str], monkeypatch: pytest.MonkeyPatc
 def test_nothing_to_keep(done: list[str]) -> None:
     assert kept.secure((), []) == []
     assert done == []
+
+
+@pytest.mark.parametrize(
+    ("name", "sectors", "says"),
+    [
+        ("vda3", 8, "8 sectors of partition 'old' (/dev/vda3)"),
+        ("vda", 2, "2 sectors of /dev/vda, outside its partitions or past their devices"),
+        ("nvme0n1", 1, "1 sectors of disk 'data' (/dev/nvme0n1)"),
+        ("vda1", 100, ""),
+    ],
+)
+def test_writes_are_counted(
+    sysfs: Sysfs,
+    done: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    sectors: int,
+    says: str,
+) -> None:
+    """A disk's count has those of its partitions in it."""
+    sysfs.virtio("vda", 1)
+    sysfs.nvme("nvme0n1", "nvme0n2")
+    (sysfs.top / "block/nvme0n2/serial").write_text("OTHER")
+    count = {"vda": 70, "vda1": 60, "vda3": 0, "nvme0n1": 0}
+    parts = {1: Path("/dev/vda1"), 3: Path("/dev/vda3")}
+    monkeypatch.setattr(disks, "written", count.__getitem__)
+    monkeypatch.setattr(disks, "partitions", lambda device: parts)
+    kept_ones = [
+        Kept("old", {"serial": "VDA"}, 3, disk="system"),
+        keep("data", "S"),
+        keep("x", "?"),
+    ]
+
+    with pytest.raises(Failure) if says else nullcontext() as caught, kept.watched(kept_ones):
+        count[name] += sectors
+        count["vda"] += sectors if name in ("vda1", "vda3") else 0
+
+    if caught:
+        assert caught.value.message == f"written to, although kept: {says}"
