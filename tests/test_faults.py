@@ -282,7 +282,7 @@ def test_hold(
 
         assert status.status(HOST)["state"] == status.HELD
         assert "naa.5000c500a1b2c3d4" in guest.sh("cat /sys/block/*/device/wwid")
-        shell = recovery.ssh(guest.endpoint, room.directory / "known_hosts")
+        shell = reach.login(guest.endpoint, room.directory / "known_hosts")
         assert "boot.json" in run([*shell, "ls", "/run/anemos"])
         with pytest.raises(Failure, match="no answer from the old system"):
             recovery.abort(HOST)

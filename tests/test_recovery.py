@@ -140,7 +140,7 @@ def test_unknown_step() -> None:
 def test_ssh(tmp_path: Path) -> None:
     """The operator's own client gets the pinned key and nothing else to believe in."""
     where = Endpoint("192.0.2.1", 2222, "ssh-ed25519 AAAA", Path("/id"))
-    argv = recovery.ssh(where, tmp_path / "known_hosts")
+    argv = reach.login(where, tmp_path / "known_hosts")
 
     assert argv[:3] == ["ssh", "-F", "none"]
     assert "StrictHostKeyChecking=yes" in argv

@@ -1,6 +1,7 @@
 """The chain of all phases, and the demonstration of it."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -124,7 +125,8 @@ def stop(host: Host) -> dict[str, Any]:
 
 def goodbye(host: Host, machine: vm.Vm) -> None:
     """How to look at the machine."""
-    log.info(f"Log in:   {vm.login(machine, reach.endpoint(host))}")
+    login = reach.login(reach.endpoint(host), machine.directory / "known_hosts")
+    log.info(f"Log in:   {shlex.join(login)}")
     for guest in machine.settings.forward:
         log.info(f"Port {guest}: https://{host.name}:{machine.port(guest)}/")
         tls = ["curl", f"--resolve {host.name}:{machine.port(guest)}:127.0.0.1"]

@@ -5,6 +5,7 @@ those of a deployment; the VM starts with the initramfs, and then from its disk.
 """
 
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -205,7 +206,8 @@ def discard(trial: Trial) -> None:
 
 def stay(trial: Trial) -> None:
     if trial.machine.pid:
-        log.info(f"Log in:   {vm.login(trial.machine, reach.endpoint(trial.double))}")
+        where, known_hosts = reach.endpoint(trial.double), trial.machine.directory / "known_hosts"
+        log.info(f"Log in:   {shlex.join(reach.login(where, known_hosts))}")
         log.info(f"End it:   ./inv test --host {trial.host.name} --stop")
 
 

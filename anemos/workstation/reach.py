@@ -1,8 +1,10 @@
 """Where a host answers, the wait until it does, and what runs there."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from anemos import log
 from anemos.log import FAILED, Sink, die
@@ -85,6 +87,21 @@ def give_word(where: Endpoint) -> None:
     """The operator's. Whether a lost one has arrived, the events tell."""
     with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
         remote.sh(["touch", f"{STAGE}/go"])
+
+
+def login(where: Endpoint, known_hosts: Path) -> list[str]:
+    """ssh(1) that knows nothing but the pinned key, which is written to KNOWN_HOSTS."""
+    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
+    options = {
+        "UserKnownHostsFile": known_hosts,
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "UpdateHostKeys": "no",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    identity = ["-i", os.fspath(where.identity)] if where.identity else []
+    port = ["-p", str(where.port)]
+    return ["ssh", "-F", "none", *words, *identity, *port, f"{where.user}@{where.address}"]
 
 
 def script(

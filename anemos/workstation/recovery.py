@@ -11,7 +11,7 @@ from anemos.digest import sha256
 from anemos.log import FAILED, die
 from anemos.workstation import phases, places, reach, status, verify, watch
 from anemos.workstation.host import Host
-from anemos.workstation.ssh import Endpoint, Remote, connect
+from anemos.workstation.ssh import Remote, connect
 from anemos.workstation.state import State, load_state, payload_file
 from anemos.workstation.status import Status
 
@@ -115,23 +115,8 @@ def rescue(host: Host) -> NoReturn:
     where = reach.endpoint(host)
     with connect(where) as remote:
         in_initramfs = status.ask(remote).state not in (status.SYSTEM, status.DEPLOYED)
-    argv = ssh(where, places.memory(host.name) / "known_hosts")
+    argv = reach.login(where, places.memory(host.name) / "known_hosts")
     if in_initramfs:
         tail = f"tail -n 20 {reach.STAGE}/log; exec bash -l"
         argv = [*argv, "-t", shlex.join(["sh", "-c", tail])]
     os.execvp("ssh", argv)
-
-
-def ssh(where: Endpoint, known_hosts: Path) -> list[str]:
-    """ssh(1) that knows nothing but the pinned key, which is written to KNOWN_HOSTS."""
-    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
-    options = {
-        "UserKnownHostsFile": known_hosts,
-        "GlobalKnownHostsFile": "/dev/null",
-        "StrictHostKeyChecking": "yes",
-        "UpdateHostKeys": "no",
-    }
-    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    identity = ["-i", os.fspath(where.identity)] if where.identity else []
-    port = ["-p", str(where.port)]
-    return ["ssh", "-F", "none", *words, *identity, *port, f"{where.user}@{where.address}"]

@@ -16,7 +16,6 @@ from anemos.run import run
 from anemos.workstation import images, places, qemu
 from anemos.workstation.host import Host, VmSettings
 from anemos.workstation.qemu import Drive
-from anemos.workstation.ssh import Endpoint
 
 PROBE_S = 20.0  # a guest that boots says so within 2 s under KVM
 END_S = 10.0
@@ -116,14 +115,6 @@ def await_exit(vm: Vm, timeout: float) -> None:
         if time.monotonic() > end:
             die(f"VM {vm.name} still runs after {timeout:.0f} s", status=FAILED)
         time.sleep(0.1)
-
-
-def login(vm: Vm, where: Endpoint) -> str:
-    """The command that logs in to VM, which answers at WHERE."""
-    known_hosts = vm.directory / "known_hosts"
-    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
-    ssh = f"ssh -p {where.port} -i {where.identity} -o UserKnownHostsFile={known_hosts}"
-    return f"{ssh} {where.user}@{where.address}"
 
 
 def install(vm: Vm, files: list[Path], host_key: str) -> None:
