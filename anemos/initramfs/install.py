@@ -91,11 +91,11 @@ def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> None:
 
 
 def append(path: str, text: str) -> None:
-    """Add TEXT to what the definition, or a package, has put at PATH."""
+    """Add TEXT to what the definition, or a package, has put at PATH. A second time, it is there."""
     if text:
         file = tree.inside(TARGET, path)
         there = file.read_text() if file.is_file() and not file.is_symlink() else ""
-        tree.write(TARGET, path, there + text)
+        tree.write(TARGET, path, there.replace(text, "") + text)
 
 
 def rebuild_initramfs(whole: Layout) -> None:
