@@ -15,7 +15,7 @@ from anemos.digest import sha256
 from anemos.disks import Device, Fingerprint
 from anemos.image import imgbuild
 from anemos.image.layout import Kept
-from anemos.initramfs import boot, events, sshd
+from anemos.initramfs import boot, daemons, events, sshd
 from anemos.log import FAILED, Failure
 from anemos.run import run
 from anemos.server import __main__ as server
@@ -348,7 +348,7 @@ def test_order_at_the_point_of_no_return(here: Path, monkeypatch: pytest.MonkeyP
 def test_sshd_takes_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Sequence[Any]] = []
     monkeypatch.setattr(sshd, "KEYS", tmp_path)
-    monkeypatch.setattr(sshd, "run", started.append)
+    monkeypatch.setattr(daemons, "start", started.append)
     make_key(tmp_path / "ssh_host_ed25519_key")
     make_key(tmp_path / "ssh_host_rsa_key", "rsa")
 

@@ -91,7 +91,7 @@ def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> None:
 
 
 def append(path: str, text: str) -> None:
-    """Add TEXT to what the definition, or a package, has put at PATH. A second time, it is there."""
+    """Add TEXT to what the definition, or a package, has put at PATH; once, if done again."""
     if text:
         file = tree.inside(TARGET, path)
         there = file.read_text() if file.is_file() and not file.is_symlink() else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos import log
+from anemos.initramfs import daemons
 from anemos.initramfs.hardware import wait_for
 from anemos.run import CommandFailed, run
 
@@ -130,7 +131,8 @@ def keep_lease(name: str, interface: Interface) -> None:
     """
     old = next(each["local"] for each in interface["addresses"] if each["family"] == "inet")
     with suppress(CommandFailed):  # it works without
-        run(["busybox", "udhcpc", "-b", "-i", name, "-r", old, "-s", "/bin/true"], timeout=30)
+        argv = ["busybox", "udhcpc", "-b", "-i", name, "-r", old, "-s", "/bin/true"]
+        daemons.start(argv, timeout=30)
 
 
 def lives(family: str) -> bool:

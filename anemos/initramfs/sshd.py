@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from anemos.initramfs import daemons
 from anemos.initramfs.boot import HERE
-from anemos.run import run
 
 KEYS = HERE / "ssh"
 
@@ -30,4 +30,4 @@ def start(port: int) -> None:
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     keys = [key for key in sorted(KEYS.glob("ssh_host_*_key")) if key.is_file()]
     (KEYS / "sshd_config").write_text(config(port, keys))
-    run(["/usr/sbin/sshd", "-f", KEYS / "sshd_config"])
+    daemons.start(["/usr/sbin/sshd", "-f", KEYS / "sshd_config"])
