@@ -304,6 +304,15 @@ def known_as(monkeypatch: pytest.MonkeyPatch, guest: Guest, *, stays: bool = Fal
     State(HOST.name, lab.DEPLOYMENT, stays=stays).save()
 
 
+def begun(room: Room, machine: Machine, text: str, layer: Path, *words: str) -> Guest:
+    """A machine that installs the IMGBUILD TEXT, with the package LAYER."""
+    parts = room.parts(text, layer=layer, stay=False)
+    guest = room.boot(parts, machine.drives, *words, memory=768)
+    guest.await_ssh()
+    guest.go()
+    return guest
+
+
 def correct(
     monkeypatch: pytest.MonkeyPatch, room: Room, text: str, layer: Path | None = None
 ) -> None:
@@ -372,10 +381,7 @@ def test_finish_by_kexec(
     monkeypatch.setattr(payload, "write", write)
     machine = Machine(disks(room))
     text = WORKS + "cmdline='console=ttyS0 anemos.probe'\n"
-    parts = room.parts(text, layer=bootable, stay=False)
-    guest = room.boot(parts, machine.drives, *WATCHDOG, memory=768)
-    guest.await_ssh()
-    guest.go()
+    guest = begun(room, machine, text, bootable, *WATCHDOG)
     guest.await_end()
 
     said = guest.serial()
@@ -403,11 +409,8 @@ def test_after_the_point_of_no_return(
     text, script, says = AFTER[name]
     machine = Machine(disks(room))
     with counted(record_property, machine, kept=1):
-        parts = room.parts(text, layer=layer, stay=False)
-        guest = room.boot(parts, machine.drives, *WATCHDOG, memory=768)
+        guest = begun(room, machine, text, layer, *WATCHDOG)
         known_as(monkeypatch, guest)
-        guest.await_ssh()
-        guest.go()
         guest.await_line("Running provision()")
         if script:
             guest.sh(script)
@@ -430,11 +433,8 @@ def test_hostile_provision(
     table = f"label: gpt\n3 : start={OLD // 512}, size=8MiB\n"
     run(["sfdisk", "--quiet", machine.drives[0].file], data=table.encode())
     with counted(record_property, machine, kept=1):
-        parts = room.parts(KEEPS + HOSTILE, layer=layer, stay=False)
-        guest = room.boot(parts, machine.drives, memory=768)
+        guest = begun(room, machine, KEEPS + HOSTILE, layer)
         known_as(monkeypatch, guest)
-        guest.await_ssh()
-        guest.go()
         with pytest.raises(
             Failure, match=r"written to, although kept: 8 sectors of partition 'old'"
         ):
@@ -491,10 +491,8 @@ def test_broken_layer(
     broken.write_bytes(b"no tar")
     machine = Machine(disks(room))
     with counted(record_property, machine, kept=1):
-        guest = room.boot(room.parts(WORKS, layer=broken, stay=False), machine.drives, memory=768)
+        guest = begun(room, machine, WORKS, broken)
         known_as(monkeypatch, guest)
-        guest.await_ssh()
-        guest.go()
         with pytest.raises(Failure, match="tar"):
             watch.watch(HOST)
         correct(monkeypatch, room, WORKS, layer)
@@ -509,9 +507,7 @@ def test_lost_network_and_workstation(room: Room, layer: Path, record_property: 
     """Past the point of no return nobody is needed: it goes on, and ends, alone."""
     machine = Machine(disks(room))
     with counted(record_property, machine, kept=1):
-        guest = room.boot(room.parts(SLOW, layer=layer, stay=False), machine.drives, memory=768)
-        guest.await_ssh()
-        guest.go()
+        guest = begun(room, machine, SLOW, layer)
         guest.await_line("Running provision()")
         down = "ip link set $(ip -o route show default | sed 's/.*dev \\([^ ]*\\).*/\\1/') down"
         guest.sh(f"(sleep 1; {down}) >/dev/null 2>&1 </dev/null &")
@@ -526,9 +522,7 @@ def test_power_cut(room: Room, layer: Path, moment: str, record_property: Report
     """The same initramfs, started by hand, finds half a system and makes a whole one."""
     machine = Machine(disks(room))
     with counted(record_property, machine, kept=1):
-        guest = room.boot(room.parts(SLOW, layer=layer, stay=False), machine.drives, memory=768)
-        guest.await_ssh()
-        guest.go()
+        guest = begun(room, machine, SLOW, layer)
         guest.await_line(moment)
         guest.cut()
         again = room.boot(room.parts(WORKS, layer=layer), machine.drives, memory=768)

@@ -4,7 +4,9 @@ A kept partition cannot be: its disk is in use. It is read-only, which a hostile
 what is written meanwhile is counted, by the kernel.
 """
 
+import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,31 +88,26 @@ def watched(keep: Sequence[Kept]) -> Iterator[None]:
         yield
     finally:  # what also went wrong stands in the log
         os.sync()
-        now = written(keep)
-        changed = [
-            f"{now[it] - count} sectors of {it}" for it, count in before.items() if now[it] > count
-        ]
-        if changed:
+        if changed := written(keep) - before:
+            what = ", ".join(f"{sectors} sectors of {name}" for name, sectors in changed.items())
             hint = "look with ./inv rescue; ./inv resume goes on"
-            die(f"written to, although kept: {', '.join(changed)}", hint=hint, status=FAILED)
+            die(f"written to, although kept: {what}", hint=hint, status=FAILED)
 
 
-def written(keep: Sequence[Kept]) -> dict[str, int]:
+def written(keep: Sequence[Kept]) -> Counter[str]:
     """Sectors written so far, by what they were written to."""
-    count: dict[str, int] = {}
-    found = disks.devices()
-    for each in keep:
-        for device in (device for device in found if disks.matches(device, each.match)):
-            whole = disks.written(device.name)
-            if each.disk:
-                parts = {
-                    n: disks.written(node.name) for n, node in disks.partitions(device).items()
-                }
-                count[f"partition {each.name!r} ({device.part(each.part)})"] = parts[each.part]
-                whole -= sum(parts.values())
-                count[f"{device.path}, outside its partitions or past their devices"] = whole
-            else:
-                count[f"disk {each.name!r} ({device.path})"] = whole
+    count: Counter[str] = Counter()
+    for each, device in itertools.product(keep, disks.devices()):
+        if not disks.matches(device, each.match):
+            continue
+        whole = disks.written(device.name)
+        if each.disk:
+            parts = {n: disks.written(node.name) for n, node in disks.partitions(device).items()}
+            count[f"partition {each.name!r} ({device.part(each.part)})"] = parts.get(each.part, 0)
+            past = whole - sum(parts.values())
+            count[f"{device.path}, outside its partitions or past their devices"] = past
+        else:
+            count[f"disk {each.name!r} ({device.path})"] = whole
     return count
 
 
