@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from anemos.image import bootloader, grammar, layout, typos
 from anemos.image.layout import Disk, Kept, Layout, Part
 from anemos.image.typos import Typo
-from anemos.log import Failure, die
+from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, meaning, run
 
 SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader")
@@ -121,12 +121,14 @@ def read(directory: Path, suspects: Iterable[Typo] = ()) -> dict[str, str]:
         for kind, known in names.items()
     }
     script = READER.format(**words)
+    # run()'s own timeout makes any command last for 0.1 s: sh looks ten times a second.
+    deadline = ["timeout", "--kill-after=1", f"{DEADLINE_S:g}"]
     try:
-        output = run([*CLEAN, "sh", "-c", script, "sh"], cwd=directory, timeout=DEADLINE_S)
+        output = run([*CLEAN, *deadline, "sh", "-c", script, "sh"], cwd=directory)
     except CommandFailed as failed:
+        if failed.returncode == 124:  # timeout(1)
+            die(f"{directory}/IMGBUILD: does not end within {DEADLINE_S:.0f} s when sourced")
         die(f"{directory}/IMGBUILD: {shell_error(failed)}")
-    except Failure:
-        die(f"{directory}/IMGBUILD: does not end within {DEADLINE_S:.0f} s when sourced")
     words_read = output.split("\0")
     found = dict(zip(words_read[::2], words_read[1::2], strict=False))
     if found.pop("end", None) is None:

@@ -19,9 +19,9 @@ from anemos.image.build import MEMORY, ROOM
 from anemos.log import FAILED, die
 from anemos.run import run
 
-ISOLATED = "ANEMOS_ISOLATED"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # prctl(2)
+CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000  # unshare(2)
 SUBORDINATES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 ended = ""  # what ended the build, when that was a signal
@@ -29,17 +29,19 @@ pending: list[str] = []
 
 
 def enter(module: str, arguments: Sequence[str]) -> None:
-    """Go on in namespaces of our own: the module is started again, and its process forks.
+    """Go on in namespaces of our own: our process forks.
 
-    Without root, a user namespace makes us root of our own files (user_namespaces(7)).
+    Without root, the module is started again in a user namespace, which makes us root of our own
+    files (user_namespaces(7)).
     """
-    if os.environ.pop(ISOLATED, None) is None:
-        user = [] if os.geteuid() == 0 else subordinates()
+    if os.geteuid() != 0:
         again = [sys.executable, "-m", module, *arguments]
-        os.environ[ISOLATED] = "1"
-        spaces = ["--mount", "--propagation=private", "--pid"]
-        os.execvp("unshare", ["unshare", *user, *spaces, *again])
-    fork()
+        os.execvp("unshare", ["unshare", *subordinates(), *again])
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS | CLONE_NEWPID) != 0:
+        die(f"no namespaces of our own: {os.strerror(ctypes.get_errno())}", status=FAILED)
+    fork(libc)
+    run(["mount", "--make-rprivate", "/"])
     run(["mount", "-t", "proc", "proc", "/proc"])
     take_memory()
     log.sink = sink
@@ -58,7 +60,7 @@ def subordinates() -> list[str]:
     return ["--map-root-user", "--map-auto"]
 
 
-def fork() -> None:
+def fork(libc: ctypes.CDLL) -> None:
     """Return in a child, the first process of the new namespace. We wait and hand signals on.
 
     The first process of a namespace ignores all signals that it has no handler for. The process
@@ -67,7 +69,7 @@ def fork() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if child == 0:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in SIGNALS:
         signal.signal(number, (lambda n, _: os.kill(child, n)) if child else end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
