@@ -50,7 +50,14 @@ def build(
                 with log.step(f"Writing {imgbuild.name} as {imgbuild.format}"):
                     seed = f"{imgbuild.name}/{bootstrap.key(imgbuild)}"
                     return output.write(
-                        imgbuild, lower.root, out, seed, epoch=epoch, sources=sources, kept=brought
+                        imgbuild,
+                        lower.root,
+                        out,
+                        seed,
+                        epoch=epoch,
+                        sources=sources,
+                        kept=brought,
+                        changed=lower.changed if lower.newest <= epoch else lower.root,
                     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import BinaryIO
 
 from anemos.image import filesystems
@@ -67,10 +67,13 @@ def make_ext(fs: str, place: Place, uuid: str, epoch: int, source: Path | None) 
         # By name, not by path, in which a question mark would have a meaning (debugfs(8)).
         where = f"{place.file.name}?offset={place.start}"
         found = run(["dumpe2fs", where], cwd=place.file.parent)
-        script = settled(source.stat(), used_inodes(found), epoch)
-        # It repeats every command on standard output.
-        argv = ["sh", "-c", 'exec debugfs -w -f - "$1" >/dev/null', "sh", where]
-        run(argv, cwd=place.file.parent, env=now, data=script.encode())
+        with NamedTemporaryFile("w", dir=place.file.parent) as script:
+            script.write(settled(source.stat(), used_inodes(found), epoch))
+            script.flush()
+            # It repeats every command on standard output.
+            quiet = 'exec debugfs -w -f "$1" "$2" >/dev/null'
+            name = Path(script.name).name
+            run(["sh", "-c", quiet, "sh", name, where], cwd=place.file.parent, env=now)
 
 
 def used_inodes(dump: str) -> list[int]:

@@ -22,6 +22,7 @@ from anemos.run import run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000  # unshare(2)
+MS_REC, MS_PRIVATE = 0x4000, 0x40000  # mount(2)
 SUBORDINATES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 ended = ""  # what ended the build, when that was a signal
@@ -38,10 +39,10 @@ def enter(module: str, arguments: Sequence[str]) -> None:
         again = [sys.executable, "-m", module, *arguments]
         os.execvp("unshare", ["unshare", *subordinates(), *again])
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS | CLONE_NEWPID) != 0:
+    private = b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None
+    if libc.unshare(CLONE_NEWNS | CLONE_NEWPID) or libc.mount(*private):
         die(f"no namespaces of our own: {os.strerror(ctypes.get_errno())}", status=FAILED)
     fork(libc)
-    run(["mount", "--make-rprivate", "/"])
     run(["mount", "-t", "proc", "proc", "/proc"])
     take_memory()
     log.sink = sink

@@ -24,7 +24,6 @@ from typing import Any
 from anemos.digest import sha256
 from anemos.image import tree
 from anemos.image.imgbuild import Imgbuild
-from anemos.image.tree import Entry
 from anemos.run import CommandFailed, run
 
 TYPES = {
@@ -54,12 +53,11 @@ class Sources:
 def text(
     imgbuild: Imgbuild,
     root: Path,
-    entries: Iterable[Entry],
     sources: Sources,
     tools: Iterable[str],
     epoch: int,
 ) -> str:
-    """The manifest of the tree ROOT, which consists of ENTRIES. EPOCH: the newest time in it."""
+    """The manifest of the tree ROOT. EPOCH: the newest time in it."""
     head = {
         "image": imgbuild.name,
         "format": " ".join([imgbuild.format, *imgbuild.format_options]),
@@ -69,10 +67,7 @@ def text(
         "tools": {tool: version(tool) for tool in sorted(set(tools))},
     }
     parts = [json.dumps(head, indent=1)[:-2]]  # without its closing brace
-    for name, rows in (
-        ("packages", packages(root)),
-        ("files", files(root, entries, sources, epoch)),
-    ):
+    for name, rows in (("packages", packages(root)), ("files", files(root, sources))):
         parts.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
     return ",\n".join(parts) + "\n}\n"
 
@@ -130,17 +125,15 @@ def read(root: Path, path: str) -> str:
     return file.read_text(errors="replace") if file.is_file() and not file.is_symlink() else ""
 
 
-def files(
-    root: Path, entries: Iterable[Entry], sources: Sources, epoch: int
-) -> Iterator[dict[str, Any]]:
-    for path, status in entries:
+def files(root: Path, sources: Sources) -> Iterator[dict[str, Any]]:
+    for path, status in tree.walk(root):
         yield {
             "path": path,
             "type": TYPES[stat.S_IFMT(status.st_mode)],
             "mode": f"{stat.S_IMODE(status.st_mode):04o}",
             "uid": status.st_uid,
             "gid": status.st_gid,
-            "mtime": min(int(status.st_mtime), epoch),
+            "mtime": int(status.st_mtime),
             **content(root / path, status, path in sources.secret, sources.known),
         }
 

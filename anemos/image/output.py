@@ -63,10 +63,12 @@ def write(
     epoch: int,
     sources: Sources,
     kept: Set[str] = frozenset(),
+    changed: Path | None = None,
 ) -> list[Path]:
     """Write the image of the tree ROOT, which is used up, and its manifest into the directory OUT.
 
-    KEPT: see reproducible.forget. An older image is replaced when the new one is complete.
+    KEPT, CHANGED: see reproducible.forget and clamp; the latter is ROOT if not said. An older image
+    is replaced when the new one is complete.
     """
     check(imgbuild, out)
     with TemporaryDirectory(prefix=".anemos-", dir=out) as name, ThreadPoolExecutor() as pool:
@@ -74,9 +76,9 @@ def write(
         job = Job(imgbuild, root, Path(name), seed, epoch)
         reproducible.forget(root, kept)
         output.prepare(job)
-        entries = reproducible.clamp(root, epoch)
+        reproducible.clamp(root, changed or root, epoch)
         tools = output.tools(job)
-        text = pool.submit(manifest.text, imgbuild, root, entries, sources, tools, epoch)
+        text = pool.submit(manifest.text, imgbuild, root, sources, tools, epoch)
         made = output.write(job, text.result)
         described = job.place / f"{imgbuild.name}.manifest.json"
         described.write_text(text.result())

@@ -5,12 +5,13 @@ since 1970. Where the environment does not say it, it is the newest time in the 
 """
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 
 from anemos.image import template, tree
-from anemos.image.tree import Entry
 from anemos.log import die
 
 VARIABLE = "SOURCE_DATE_EPOCH"
@@ -73,8 +74,8 @@ def brought_in(
 
 
 def newest(root: Path) -> int:
-    """The newest time of change of anything below ROOT."""
-    return max(int(status.st_mtime) for _, status in tree.walk(root))
+    """The newest time of change of anything below ROOT, a whole second that it does not exceed."""
+    return max(ceil(status.st_mtime) for _, status in tree.walk(root))
 
 
 def forget(root: Path, kept: Set[str]) -> None:
@@ -99,10 +100,11 @@ def traces(root: Path, pattern: str, kept: Set[str]) -> list[Path]:
     return [file for file in found if os.fspath(file.relative_to(root)) not in kept]
 
 
-def clamp(root: Path, epoch: int) -> list[Entry]:
-    """Set every time of change below ROOT that is newer than EPOCH to EPOCH. All there is below."""
-    entries = list(tree.walk(root))
-    for path, status in entries:
-        if status.st_mtime > epoch:
+def clamp(root: Path, changed: Path, epoch: int) -> None:
+    """Set every time of change below ROOT that is newer than EPOCH to EPOCH.
+
+    CHANGED: a tree of what may be newer, by the same paths; overlayfs marks there what is gone.
+    """
+    for path, status in tree.walk(changed):
+        if status.st_mtime > epoch and not (stat.S_ISCHR(status.st_mode) and not status.st_rdev):
             os.utime(root / path, (epoch, epoch), follow_symlinks=False)
-    return entries

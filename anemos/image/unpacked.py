@@ -33,9 +33,13 @@ OPTIONS = "index=on,redirect_dir=on"
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A root file system to write to. NEWEST: time of the last change in the layer, seconds."""
+    """A root file system to write to. NEWEST: time of the last change in the layer, seconds.
+
+    CHANGED: what is not as in the layer, by the same paths (kernel: filesystems/overlayfs.rst).
+    """
 
     root: Path
+    changed: Path
     newest: int
     layer_sha256: str
     digests: dict[str, str]
@@ -51,7 +55,8 @@ def writable(layer: Path, scratch: Path) -> Iterator[Unpacked]:
             yield plain(layer, scratch)
             return
         state, digests = load(directory / "state.json"), load(directory / "digests.json")
-        unpacked = Unpacked(root, state["newest"], state["sha256"], dict(digests))
+        upper = scratch / "upper"
+        unpacked = Unpacked(root, upper, state["newest"], state["sha256"], dict(digests))
         yield unpacked
         if not digests:
             files.replace(directory / "digests.json", json.dumps(unpacked.digests))
@@ -68,7 +73,7 @@ def plain(layer: Path, scratch: Path) -> Unpacked:
     root.mkdir(exist_ok=True)
     with log.step("Unpacking the package layer"):
         bootstrap.unpack(layer, root)
-    return Unpacked(root, reproducible.newest(root), sha256(layer), {})
+    return Unpacked(root, root, reproducible.newest(root), sha256(layer), {})
 
 
 @contextmanager
