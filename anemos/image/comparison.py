@@ -50,15 +50,16 @@ def require_same(name: str, one: Path, two: Path) -> None:
 
 
 def differences(name: str, one: Path, two: Path) -> Iterator[str]:
-    file = f"{name}.manifest.json"
-    yield from described(json.loads((one / file).read_text()), json.loads((two / file).read_text()))
-    names = {path.name for path in two.iterdir()} - {file}
+    manifest = f"{name}.manifest.json"
+    yield from described(*(json.loads((each / manifest).read_text()) for each in (one, two)))
+    names = {path.name for path in two.iterdir()} - {manifest}
     for image in sorted(names):
-        for path, _ in tree.walk(two / image) if (two / image).is_dir() else [("", None)]:
-            if (two / image / path).is_file() and not (two / image / path).is_symlink():
-                at = offset(one / image / path, two / image / path)
+        for path, _ in tree.walk(two / image) if (two / image).is_dir() else [(".", None)]:
+            file = two / image / path
+            if file.is_file() and not file.is_symlink():
+                at = offset(one / image / path, file)
                 if at is not None:
-                    yield f"{os.path.join(image, path)}: from byte {at} on"  # noqa: PTH118
+                    yield f"{file.relative_to(two)}: from byte {at} on"
 
 
 def described(one: dict[str, Any], two: dict[str, Any]) -> Iterator[str]:

@@ -75,9 +75,10 @@ def key(directories: Sequence[Path]) -> str:
 
 def build_base(tree: Path, link: Path) -> None:
     cache = places.cache()
-    (built,) = image(BASE, ["--output", cache, "--cache", cache, BASE / "files", tree])
-    final = cache / f"base-{sha256(built)}.squashfs"
-    built.rename(final)
+    with TemporaryDirectory(prefix=".base-", dir=cache) as out:
+        (built,) = image(BASE, ["--output", out, "--cache", cache, BASE / "files", tree])
+        final = cache / f"base-{sha256(built)}.squashfs"
+        built.rename(final)
     fresh = link.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(final.name)
