@@ -1,5 +1,6 @@
 """What a build does to the machine that it runs on: nothing, whatever ends it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -66,6 +67,11 @@ def test_custom_on_a_mounted_file_system(host: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "out/mx.ext4\n"), done.stderr
     run(["e2fsck", "-f", "-n", host / "out/mx.ext4"])
     assert run(["debugfs", "-R", "cat /format", host / "out/mx.ext4"]) == "custom\n"
+    manifest = json.loads((host / "out/mx.manifest.json").read_text())
+    times = {entry["path"]: entry["mtime"] for entry in manifest["files"]}
+    assert times["format"] == manifest["source_date_epoch"] == max(times.values())
+    found = run(["debugfs", "-R", "stat /format", host / "out/mx.ext4"])
+    assert f"mtime: 0x{times['format']:08x}" in found
     assert (host / "was-here").is_file()
 
 
@@ -88,6 +94,7 @@ def test_custom_that_fails(host: Path, text: str, message: str, status: str | No
         assert (host / "status").read_text() == f"{status}\n"
         assert "in cleanup(): `cleanup()" in done.stderr
         assert not (host / "out/mx.ext4").exists()
+    assert not (host / "out/mx.manifest.json").exists()
 
 
 def test_custom_as_another_format(host: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ def test_workspace() -> None:
 
 
 class Bootstrap:
-    """Stands for mmdebstrap: counts, and writes a layer with its number in it."""
+    """Stands for mmdebstrap: counts, and writes a layer with its number in it, dated as told."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -178,6 +179,7 @@ class Bootstrap:
         self.count += 1
         with tarfile.open(output, "w") as archive:
             info = tarfile.TarInfo(f"number-{self.count}")
+            info.mtime = int(os.environ["SOURCE_DATE_EPOCH"])
             archive.addfile(info)
 
 
@@ -201,13 +203,15 @@ def age(layer: Path, seconds: float) -> None:
 def test_age_of_layers(
     tmp_path: Path, host: Path, counter: Bootstrap, age_s: float, count: int
 ) -> None:
+    start = int(time.time())
     made = layer_of(host, "")
     age(made, age_s)
     assert layer_of(host, "") == made
     assert counter.count == count
     assert set((host / "out").iterdir()) == {made, made.with_name(made.name[:-8] + ".json")}
     bootstrap.unpack(made, tmp_path)
-    assert (tmp_path / f"number-{count}").exists()
+    # A mirror that does not tell its state has the clock's, so that the layer can be made again.
+    assert start <= (tmp_path / f"number-{count}").stat().st_mtime <= time.time()
 
 
 def test_state_of_the_mirror(

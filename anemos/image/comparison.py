@@ -1,7 +1,6 @@
 """An image built twice and compared: by the manifests of both, and then byte by byte."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

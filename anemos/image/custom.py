@@ -1,4 +1,7 @@
-"""format=custom: the IMGBUILD's own setup() and cleanup() make the image."""
+"""format=custom: the IMGBUILD's own setup() and cleanup() make the image.
+
+The manifest tells what cleanup() has found at $root.
+"""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,8 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anemos import log, mounts
-from anemos.image import bootstrap, definition, functions, reproducible
+from anemos.digest import sha256
+from anemos.files import replace
+from anemos.image import bootstrap, definition, functions, manifest, reproducible
 from anemos.image.imgbuild import Imgbuild
+from anemos.image.manifest import Sources
 from anemos.log import Failure
 from anemos.run import run
 
@@ -27,10 +33,17 @@ def build(
     with hooks(imgbuild, root, out) as files:
         with log.step("Unpacking the package layer"):
             bootstrap.unpack(layer, root)
-        with log.step("Applying the definition"):
-            definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
-        brought, _ = reproducible.brought_in(root, inputs, secrets)
-        reproducible.forget(root, brought)
+        given = reproducible.given()
+        epoch = reproducible.newest(root) if given is None else given
+        with reproducible.environment(epoch):
+            with log.step("Applying the definition"):
+                definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
+            brought, secret = reproducible.brought_in(root, inputs, secrets)
+            reproducible.forget(root, brought)
+            reproducible.clamp(root, root, epoch)
+        sources = Sources(layer.name, sha256(layer), inputs, secret)
+        text = manifest.text(imgbuild, root, sources, (), epoch)
+    replace(out / manifest.name(imgbuild), text)
     return files
 
 

@@ -50,6 +50,10 @@ class Sources:
     known: Digests = field(default_factory=dict)
 
 
+def name(imgbuild: Imgbuild) -> str:
+    return f"{imgbuild.name}.manifest.json"
+
+
 def text(
     imgbuild: Imgbuild,
     root: Path,
@@ -67,8 +71,8 @@ def text(
         "tools": {tool: version(tool) for tool in sorted(set(tools))},
     }
     parts = [json.dumps(head, indent=1)[:-2]]  # without its closing brace
-    for name, rows in (("packages", packages(root)), ("files", files(root, sources))):
-        parts.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
+    for part, rows in (("packages", packages(root)), ("files", files(root, sources))):
+        parts.append(f'"{part}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
     return ",\n".join(parts) + "\n}\n"
 
 

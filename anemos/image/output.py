@@ -80,7 +80,7 @@ def write(
         tools = output.tools(job)
         text = pool.submit(manifest.text, imgbuild, root, sources, tools, epoch)
         made = output.write(job, text.result)
-        described = job.place / f"{imgbuild.name}.manifest.json"
+        described = job.place / manifest.name(imgbuild)
         described.write_text(text.result())
         described.rename(out / described.name)
         return [file.rename(out / final) for final, file in made.items()]
