@@ -80,11 +80,13 @@ def used_inodes(dump: str) -> list[int]:
     """The inodes in use, but for the reserved ones, from what dumpe2fs(8) says."""
     count = re.search(r"(?m)^Inode count: +(\d+)$", dump)
     assert count, dump
-    free: set[int] = set()
+    used: list[int] = []
+    start = FIRST_INODE
     for ranges in re.findall(r"(?m)^  Free inodes: (.*)$", dump):
         for first, last in re.findall(r"(\d+)(?:-(\d+))?", ranges):
-            free.update(range(int(first), int(last or first) + 1))
-    return [inode for inode in range(FIRST_INODE, int(count[1]) + 1) if inode not in free]
+            used += range(start, int(first))
+            start = int(last or first) + 1
+    return [*used, *range(start, int(count[1]) + 1)]
 
 
 def settled(top: os.stat_result, inodes: list[int], epoch: int) -> str:

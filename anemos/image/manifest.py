@@ -138,19 +138,19 @@ def files(root: Path, sources: Sources) -> Iterator[dict[str, Any]]:
             "uid": status.st_uid,
             "gid": status.st_gid,
             "mtime": int(status.st_mtime),
-            **content(root / path, status, path in sources.secret, sources.known),
+            **content(root, path, status, sources),
         }
 
 
-def content(file: Path, status: os.stat_result, secret: bool, known: Digests) -> dict[str, Any]:
+def content(root: Path, path: str, status: os.stat_result, sources: Sources) -> dict[str, Any]:
     match stat.S_IFMT(status.st_mode):
         case stat.S_IFLNK:
-            return {"target": os.fspath(file.readlink())}
+            return {"target": os.fspath((root / path).readlink())}
         case stat.S_IFCHR | stat.S_IFBLK:
             return {"device": f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"}
-        case stat.S_IFREG if not secret and status.st_mode & stat.S_IROTH:
+        case stat.S_IFREG if path not in sources.secret and status.st_mode & stat.S_IROTH:
             key = f"{status.st_ino} {status.st_size} {status.st_ctime_ns}"
-            if key not in known:
-                known[key] = sha256(file)
-            return {"size": status.st_size, "sha256": known[key]}
+            if key not in sources.known:
+                sources.known[key] = sha256(root / path)
+            return {"size": status.st_size, "sha256": sources.known[key]}
     return {}
