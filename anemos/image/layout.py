@@ -137,9 +137,11 @@ class Carrier:
 
     @property
     def options(self) -> str:
-        """Fourth field of fstab(5)."""
-        private = isinstance(self.what, Part) and self.what.type == "esp"
-        return self.what.options or ("umask=0077" if private else "defaults")
+        """Fourth field of fstab(5). Nothing in a running system waits for an EFI system partition:
+        one that is lost with its disk must not keep a mirrored system from starting.
+        """
+        esp = isinstance(self.what, Part) and self.what.type == "esp"
+        return self.what.options or ("umask=0077,nofail" if esp else "defaults")
 
 
 @dataclass(frozen=True)
