@@ -30,9 +30,14 @@ def test_commands() -> None:
     assert first[7:] == ["--label", "anemos", "--loader", "\\EFI\\BOOT\\BOOTX64.EFI"]
 
 
-def test_machine_without_uefi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_uefi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(firmware, "FIRMWARE", tmp_path / "efi")
+    firmware.register([])
+    assert capsys.readouterr().err == ""
     firmware.register([(Path("/dev/sda"), 1)])
+    assert "UEFI firmware has to find EFI/BOOT by itself" in capsys.readouterr().err
 
 
 @pytest.mark.real("run")

@@ -20,9 +20,12 @@ LOADER = r"\EFI\BOOT\BOOTX64.EFI"
 def register(partitions: Sequence[tuple[Path, int]]) -> None:
     """Put EFI system PARTITIONS (disk, number from 1) first in the boot order, in their order.
 
-    Entries of earlier deployments go. Does nothing on a machine that started by BIOS.
+    Entries of earlier deployments go. A kernel that was started by BIOS knows of no firmware to be
+    told, nor does one that kexec started from a kernel without EFI's runtime services.
     """
     if not FIRMWARE.is_dir():
+        if partitions:
+            log.info("No boot entry can be set: UEFI firmware has to find EFI/BOOT by itself")
         return
     try:
         with mounts.mounted("-t", "efivarfs", "efivarfs", at=FIRMWARE / "efivars"):
