@@ -42,7 +42,13 @@ class Tree:
     home: Path
     memory: Path
 
-    def inv(self, *words: str, stdin: int = subprocess.DEVNULL, **variables: str) -> Done:
+    def inv(
+        self,
+        *words: str,
+        stdin: int = subprocess.DEVNULL,
+        timeout: float = 120,
+        **variables: str,
+    ) -> Done:
         """Run `inv WORDS`. Whatever becomes of it, nobody sees a traceback."""
         done = subprocess.run(
             [sys.executable, "-m", "anemos.workstation.program", *words],
@@ -51,7 +57,7 @@ class Tree:
             stdin=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
             check=False,
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
