@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anemos import log
-from anemos.image import imgbuild
+from anemos.image import disk, imgbuild
 from anemos.log import FAILED, Failure, die
 from anemos.run import run
 from anemos.workstation import images, places, qemu
@@ -58,9 +58,10 @@ class Vm:
     @property
     def drives(self) -> list[Drive]:
         """The disks of the stock system that it was made from."""
-        stock = self.settings.stock
-        disks = imgbuild.load(places.HOSTS / stock).layout.disks
-        return [Drive(d.name, self.directory / f"{stock}-{d.name}.img", d.match) for d in disks]
+        spec = imgbuild.load(places.HOSTS / self.settings.stock)
+        files = disk.names(spec)
+        disks = spec.layout.disks
+        return [Drive(d.name, self.directory / files[d.name], d.match) for d in disks]
 
     def port(self, guest: int) -> int:
         """The port on this machine that leads to port GUEST of the VM."""
