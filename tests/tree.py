@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from anemos.workstation import places
+
+DEMO_S = 3000.0
 ROOT = Path(__file__).parents[1]
 CODE = ["anemos", "tasks.py", "invoke.yaml"]
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz1HwHReFVvD5obVsALAgJRNarH4TRpNePnAS"
@@ -62,6 +65,20 @@ class Tree:
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def demo(self, host: str) -> Done:
+        """Run `inv demo` for HOST, with base images and package layers of the developer's cache."""
+        config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+        done = self.inv(
+            *("demo", "--host", host, "--json"),
+            timeout=DEMO_S,
+            XDG_CACHE_HOME=os.fspath(places.cache().parent),
+            XDG_CONFIG_HOME=config,
+        )
+        consoles = self.home.glob(f".local/state/anemos/*/{host}/vm/console.log")
+        said = "".join(console.read_text(errors="replace")[-3000:] for console in consoles)
+        assert done.status == 0, done.err + said
+        return done
 
     def host(self, name: str, toml: str = TOML, imgbuild: str = IMGBUILD) -> Path:
         """Make hosts/NAME, instead of what was there."""
