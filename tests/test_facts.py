@@ -294,3 +294,19 @@ def test_partitions_and_what_lies_on_them() -> None:
     for broken in ("part=vda|vda3|3|2048\n", "part=vda|vda3|x|1|1\n", "slave=dm-0\n"):
         with pytest.raises(Failure, match="the facts of the server make no sense"):
             facts.parse(captured("virtio") + broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ""),
+        (["0000 00000109", "000A 00000001", "0001 00000001"], "000a"),  # the firmware's setup
+        (["0001 00000000", "0002", "0003 00000009"], "0003"),  # switched off, not there, hidden
+    ],
+)
+def test_entry_that_the_firmware_starts(options: list[str], expected: str) -> None:
+    text = captured("virtio").replace(
+        "efi=no\n", "".join(["efi=yes\n", *(f"option={each} \n" for each in options)])
+    )
+
+    assert facts.parse(text).boot_first == expected

@@ -31,9 +31,9 @@ UP_S = 600
 RENTED = {
     "\ngrub-pc\n": "\nefibootmgr\ngrub-efi-amd64\n",
     "provision() {\n": """provision() {
-    printf '%s\\n' '[Unit]' Before=ssh.service '[Service]' Type=oneshot \\
-        ExecStart=/usr/sbin/grub-install '[Install]' \\
-        WantedBy=multi-user.target >/etc/systemd/system/grub-install.service
+    printf '%s\\n' '[Unit]' Before=ssh.service RequiresMountsFor=/boot/efi '[Service]' \\
+        Type=oneshot ExecStart=/usr/sbin/grub-install '[Install]' WantedBy=multi-user.target \\
+        >/etc/systemd/system/grub-install.service
     systemctl enable grub-install.service
 """,
 }
@@ -218,6 +218,16 @@ def test_new_system(pair: Pair) -> None:
     assert labels.count("anemos") == 3
     assert "debian" in labels
     assert {path: what for path, what in pair.mounts().items() if path in MOUNTED} == MOUNTED
+
+
+def test_entry_for_once(pair: Pair) -> None:
+    """What the firmware starts next is not the old system: there would be no way back."""
+    pair.sh("efibootmgr --quiet --bootnext 0000")
+    done = pair.project.inv("plan", "--host", "pair")
+    pair.sh("efibootmgr --quiet --delete-bootnext")
+
+    assert done.status == 2
+    assert "the firmware starts entry 0000 next, not the old system" in done.err
 
 
 def test_lost_disk(pair: Pair) -> None:

@@ -4,6 +4,13 @@
 
 fact() { printf '%s=%s\n' "$1" "$2"; }
 first() { for file; do [ -r "$file" ] && { cat "$file"; return; }; done 2>/dev/null; }
+# A variable of UEFI's behind its four bytes of attributes, by od(1). No file to seek in.
+variable() {
+    file=/sys/firmware/efi/efivars/$1-8be4df61-93ca-11d2-aa0d-00e098032b8c
+    shift
+    # shellcheck disable=SC2002 # tail would seek in what it opens itself
+    [ ! -r "$file" ] || cat "$file" | tail -c +5 | od -An -v "$@" | tr -s ' \n' ' '
+}
 memory() { sed -n "s/^$1: *\([0-9]*\) kB/\1/p" /proc/meminfo; }
 
 fact user "$(id -u)"
@@ -16,10 +23,13 @@ fact memory_available_kib "$(memory MemAvailable)"
 fact kexec_disabled "$(first /proc/sys/kernel/kexec_load_disabled)"
 fact lockdown "$(first /sys/kernel/security/lockdown)"
 fact efi "$([ -d /sys/firmware/efi ] && echo yes || echo no)"
-# UEFI's boot entries: four bytes of attributes, then 16 bit numbers (UEFI specification, 3.3).
-for variable in BootNext BootCurrent BootOrder; do
-    file=/sys/firmware/efi/efivars/$variable-8be4df61-93ca-11d2-aa0d-00e098032b8c
-    [ ! -r "$file" ] || fact "$variable" "$(tail -c +5 "$file" | od -An -v -tx2 | tr -s ' \n' ' ')"
+# UEFI's boot entries, 16 bit numbers, and what each in the order is for, 32 bits (UEFI specification, 3.1.3, 3.3).
+for name in BootNext BootCurrent; do
+    numbers=$(variable $name -tx2)
+    [ -z "$numbers" ] || fact $name "$numbers"
+done
+for number in $(variable BootOrder -tx2 | tr a-f A-F); do
+    fact option "$number$(variable "Boot$number" -tx4 -N4)"
 done
 for container in /run/.containerenv /.dockerenv /run/host/container-manager /proc/user_beancounters; do
     [ ! -e "$container" ] || fact container "$container"

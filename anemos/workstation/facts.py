@@ -13,6 +13,7 @@ from anemos.workstation.ssh import Remote
 ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
 SCRIPT = places.ROOT / "anemos/server/facts.sh"
 BOOT = "/run/anemos/boot.json"  # in the initramfs
+ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
 STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
 
 
@@ -125,7 +126,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         efi=one["efi"] == "yes",
         boot_next=one.get("BootNext", "").strip(),
         boot_current=one.get("BootCurrent", "").strip(),
-        boot_first=one.get("BootOrder", "").strip()[:4],
+        boot_first=first_option(every("option")),
         container=one.get("container", ""),
         modules=every("module"),
         disks=tuple(
@@ -143,6 +144,16 @@ def interpret(pairs: list[list[str]]) -> Facts:
         parts=tuple(partition(*value.split("|")) for value in every("part")),
         slaves=tuple((value.split("|")[0], value.split("|")[1]) for value in every("slave")),
     )
+
+
+def first_option(options: tuple[str, ...]) -> str:
+    """The entry that the firmware starts, of "NUMBER ATTRIBUTES" in its order: the first active one
+    that is no application, like the firmware's setup (UEFI specification 2.10, 3.1.3).
+    """
+    for number, *attributes in (each.split() for each in options):
+        if attributes and int(attributes[0], 16) & (CATEGORY | ACTIVE) == ACTIVE:
+            return number.lower()
+    return ""
 
 
 def partition(disk: str, name: str, number: str, start: str, size: str) -> Partition:
