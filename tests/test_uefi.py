@@ -1,8 +1,8 @@
 """A server as it is rented out, started by UEFI firmware, becomes one with all kinds of volumes.
 
 The whole chain, as an operator runs it: one disk in use and a blank one become mirrored disks with
-RAID, LVM and LUKS. Then one of them is lost, with the firmware's boot entry; with --all it comes
-back, and the machine is deployed once more over what lies there.
+RAID, LVM and LUKS. Then one of them is lost, with the firmware's boot entry; it comes back, and
+the machine is deployed once more over what lies there.
 """
 
 import json
@@ -22,7 +22,7 @@ from anemos.workstation.ssh import Endpoint, connect
 from tests import tree
 from tests.tree import Tree
 
-pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh")]
+pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh"), pytest.mark.all]
 
 UP_S = 600
 
@@ -250,7 +250,6 @@ def test_lost_disk(pair: Pair) -> None:
     assert found == {path: what for path, what in MOUNTED.items() if path not in lost}
 
 
-@pytest.mark.all
 def test_deployed_again(pair: Pair) -> None:
     """Over all that lies there: the first disk is back with an array's older half."""
     vm.stop(pair.machine)
