@@ -6,7 +6,8 @@
     anemos/stay                                     empty; only where no old system waits
 
 It is put together on the old system (server/staging.py), or on the workstation for a machine that
-is started by hand (workstation/initramfs.py): the same bytes from the same parts.
+is started by hand (workstation/initramfs.py): the same bytes from the same parts. For a one-shot
+boot (server/once.py) layer and payload are not in it, and the host key is ONCE_KEY.
 """
 
 import json
@@ -19,6 +20,7 @@ from anemos import cpio
 from anemos.cpio import Entry
 
 Keys = Mapping[str, bytes | Path]  # names in anemos/ssh: ssh_host_*_key*, authorized_keys
+ONCE_KEY = "ssh_host_once_key"
 
 
 def read_manifest(payload: Path) -> dict[str, Any]:
@@ -51,12 +53,17 @@ def found(archive: BinaryIO, initrd: Path, base: Path, layer: Path | None) -> No
 
 
 def finish(
-    archive: BinaryIO, description: Mapping[str, Any], payload: Path, keys: Keys, *, stay: bool
+    archive: BinaryIO,
+    description: Mapping[str, Any],
+    payload: Path | None,
+    keys: Keys,
+    *,
+    stay: bool,
 ) -> None:
     """Add what belongs to one deployment. STAY: there is no old system to go back to."""
     entries = [
         Entry("anemos/boot.json", json.dumps(description).encode()),
-        Entry("anemos/payload", payload),
+        *([Entry("anemos/payload", payload)] if payload else []),
         Entry("anemos/ssh", None, 0o700),
         *(Entry(f"anemos/ssh/{name}", data) for name, data in keys.items()),
     ]

@@ -17,6 +17,7 @@ from anemos.image import imgbuild, output, reproducible
 from anemos.image.manifest import Sources
 from anemos.initramfs import firmware
 from anemos.run import run
+from anemos.server import once
 from anemos.workstation import vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]
@@ -51,17 +52,39 @@ if [ $way = uefi ]; then
     busybox mount -t efivarfs efivarfs /sys/firmware/efi/efivars
     {"; ".join(map(shlex.join, ENTRY))}
     efibootmgr
+    if [ -e /etc/once ] && ! efibootmgr | busybox grep -q '{once.LABEL}'; then
+        {shlex.join(once.create("vda", "1", "console=ttyS0 panic=-1 quiet"))} |
+            busybox sed -n 's/^Boot\\([^*]*\\).*{once.LABEL}.*/\\1/p' | busybox xargs efibootmgr -n
+        busybox reboot -f
+    fi
 fi
 echo "started by $way: $(busybox cat /proc/cmdline)"
 busybox poweroff -f
 """
+TAKEN = """#!/bin/busybox sh
+/bin/busybox mkdir /dev
+/bin/busybox mount -t devtmpfs dev /dev
+echo "the entry is taken" >/dev/console
+/bin/busybox reboot -f
+"""
 CMDLINE = "console=ttyS0 panic=-1 quiet anemos.word"
 LAYOUTS = {
+    "systemd-boot-once": """
+disk system serial=S image=512M
+part esp  type=esp size=256M fs=vfat mount=/boot/efi
+part root fs=ext4 mount=/
+""",
     "grub": """
 disk system serial=S image=512M
 part esp  type=esp size=32M fs=vfat mount=/boot/efi
 part bios type=bios size=1M
 part boot size=160M fs=btrfs mount=/boot
+part root fs=ext4 mount=/
+""",
+    "grub-once": """
+disk system serial=S image=512M
+part esp  type=esp size=32M fs=vfat mount=/boot/efi
+part bios type=bios size=1M
 part root fs=ext4 mount=/
 """,
     "systemd-boot": """
@@ -111,9 +134,11 @@ def images(system: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     found = {}
     for loader, layout in LAYOUTS.items():
         directory = tmp_path_factory.mktemp(loader)
-        text = f"target=debian\nformat=disk\nbootloader={loader}\ncmdline='{CMDLINE}'\n"
+        name = loader.removesuffix("-once")
+        text = f"target=debian\nformat=disk\nbootloader={name}\ncmdline='{CMDLINE}'\n"
         (directory / "IMGBUILD").write_text(f"{text}layout='{layout}'\n")
         run(["cp", "--archive", system, directory / "root"])
+        arm(directory / "root", loader)
         with reproducible.environment(EPOCH):
             (found[loader],) = output.write(
                 imgbuild.load(directory),
@@ -126,22 +151,56 @@ def images(system: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return found
 
 
+def arm(root: Path, loader: str) -> None:
+    """Put a one-shot boot entry there, whose system says a word and reboots."""
+    directory = "boot/grub" if loader.startswith("grub") else "boot/efi"
+    place = root / directory / once.PLACE
+    place.mkdir(parents=True)
+    shutil.copy(next((root / "boot").glob("vmlinuz-*")), place / "vmlinuz")
+    archive = io.BytesIO()
+    entries = [Entry("bin", None, 0o755), Entry("bin/busybox", root / "bin/busybox", 0o755)]
+    cpio.append(archive, [Entry("init", TAKEN.encode(), 0o755), *entries])
+    (place / "initrd").write_bytes(archive.getvalue())
+    if loader == "systemd-boot-once":
+        (root / "etc/once").touch()  # INIT tells the firmware
+    (place / "env").write_bytes(once.environment("anemos_once=1"))
+    (place.parent / "custom.cfg").write_text(once.block("console=ttyS0 panic=-1 quiet"))
+
+
+@pytest.mark.parametrize(
+    ("loader", "way"), [("grub", "bios"), ("grub", "uefi"), ("systemd-boot", "uefi")]
+)
+def test_once(images: dict[str, Path], tmp_path: Path, loader: str, way: str) -> None:
+    """The entry is taken, and then the system's own, for good. On btrfs, to which GRUB does not
+    write, it is never taken: test_boot. With systemd-boot, it is the firmware's."""
+    said = start(images[f"{loader}-once"], tmp_path, way)
+
+    assert said.count("the entry is taken") == 1
+    assert said.index("the entry is taken") < said.index(f"started by {way}: ")
+
+
 @pytest.mark.parametrize(
     ("loader", "way"), [("grub", "bios"), ("grub", "uefi"), ("systemd-boot", "uefi")]
 )
 def test_boot(images: dict[str, Path], tmp_path: Path, loader: str, way: str) -> None:
-    variables = tmp_path / "variables" if way == "uefi" else None
-    if variables:
-        shutil.copy(vm.OVMF_VARS, variables)
-    drive = f"file={images[loader]},format=raw,if=none,id=disk,snapshot=on"
-    said = run(
-        [*vm.machine(vm.accelerator(), variables), "-m", "512", "-no-reboot", "-serial", "stdio"]
-        + ["-drive", drive, "-device", "virtio-blk-pci,drive=disk"],
-        timeout=BOOT_S,
-    )
+    said = start(images[loader], tmp_path, way, "-no-reboot")
+    assert "the entry is taken" not in said
     assert re.search(rf"^started by {way}: .* ro {CMDLINE}\s*$", said, re.MULTILINE), said
     if way == "uefi":  # the boot entry is the first, and the next deployment knows it again
         (first,) = re.findall(r"^BootOrder: (\w{4}),", said, re.MULTILINE)
         assert re.search(rf"^Boot{first}\* {firmware.LABEL}\s*$", said, re.MULTILINE), said
         listing = said.replace("\r", "")
         assert [first] == [argv[-1] for argv in firmware.commands(listing, [])]
+
+
+def start(image: Path, directory: Path, way: str, *words: str) -> str:
+    """Start a machine from IMAGE, which stays as it is; what its console shows until it is off."""
+    variables = directory / "variables" if way == "uefi" else None
+    if variables:
+        shutil.copy(vm.OVMF_VARS, variables)
+    drive = f"file={image},format=raw,if=none,id=disk,snapshot=on"
+    return run(
+        [*vm.machine(vm.accelerator(), variables), "-m", "512", "-serial", "stdio"]
+        + ["-drive", drive, "-device", "virtio-blk-pci,drive=disk", *words],
+        timeout=BOOT_S,
+    )

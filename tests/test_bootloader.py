@@ -309,6 +309,9 @@ def test_menu() -> None:
         "    linux /boot/vmlinuz-6.1 root=R ro\n"
         "    initrd /boot/initrd.img-6.1\n"
         "}\n"
+        "if [ -f ${config_directory}/custom.cfg ]; then\n"
+        "    source ${config_directory}/custom.cfg\n"
+        "fi\n"
     )
     serial = grub.menu("root=R ro console=ttyS0 quiet", Place("U", ""), kernel)
     assert "    linux /vmlinuz-6.1 root=R ro console=ttyS0 quiet\n" in serial

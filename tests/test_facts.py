@@ -155,6 +155,20 @@ def test_kexec(value: str, expected: bool) -> None:
     assert facts.parse(text).kexec is expected
 
 
+def test_boot_entries() -> None:
+    lines = "entry=grub|/boot/grub|vda2|ext4|100\nentry=firmware|/efi||vfat|0\nsecure_boot=1\n"
+    found = facts.parse(captured("virtio") + lines)
+
+    assert found.entries == (
+        facts.Entry("grub", "/boot/grub", "vda2", "ext4", 102400),
+        facts.Entry("firmware", "/efi", "", "vfat", 0),
+    )
+    assert found.secure_boot
+    for broken in ("entry=grub|/boot/grub|vda2|ext4\n", "entry=grub|/boot/grub|vda2|ext4|\n"):
+        with pytest.raises(Failure, match="the facts of the server make no sense"):
+            facts.parse(captured("virtio") + broken)
+
+
 # The real script.
 
 
@@ -212,6 +226,8 @@ PATHS = {
     "staged": "/run/anemos/base",
     "boot": "/run/anemos/boot.json",
     "stamp": "/etc/anemos/deployment.json",
+    "grub": "/boot/grub2",
+    "cmdline": "cat /proc/cmdline",
 }
 
 
@@ -241,6 +257,35 @@ def test_stamp_and_place(tmp_path: Path) -> None:
     boot.write_text(json.dumps({"deployment": "now"}))
     found = facts.parse(here(**paths))
     assert (found.place, found.deployment) == ("initramfs", "now")
+
+
+READS = """
+if [ -f  ${config_directory}/custom.cfg ]; then
+  source ${config_directory}/custom.cfg
+fi
+"""
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize(
+    ("text", "cmdline", "there"),
+    [
+        (READS, "BOOT_IMAGE=/boot/vmlinuz ro", True),
+        (READS, "root=/dev/vda1", False),
+        ("# source custom.cfg\n", "BOOT_IMAGE=/boot/vmlinuz", False),
+    ],
+)
+def test_where_grub_lies(tmp_path: Path, text: str, cmdline: str, there: bool) -> None:
+    paths = {"grub": str(tmp_path), "cmdline": f"echo {cmdline}"}
+    assert facts.parse(here(**paths)).entries == ()
+    (tmp_path / "grub.cfg").write_text(text)
+
+    found = facts.parse(here(**paths)).entries
+
+    assert [(each.loader, each.directory) for each in found] == [("grub", str(tmp_path))] * there
+    for each in found:
+        assert each.fs == run(["findmnt", "-no", "FSTYPE", "-T", tmp_path]).strip()
+        assert abs(each.free - shutil.disk_usage(tmp_path).free) < each.free / 10
 
 
 # Which system it is.

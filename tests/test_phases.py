@@ -207,12 +207,14 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
         self.answers, self.statuses = list(answers), set[int]()
+        self.keys: list[str] = []
         monkeypatch.setattr(reach, "connect", self.connect)
         monkeypatch.setattr(facts, "identify", self.identify)
 
     @contextmanager
     def connect(self, endpoint: Endpoint, *, status: int) -> Iterator[None]:
         self.statuses.add(status)
+        self.keys.append(endpoint.host_key)
         if isinstance(self.answers[0], Failure) and not isinstance(self.answers[0], CommandFailed):
             raise self.answers.pop(0)
         yield
@@ -245,6 +247,20 @@ def test_await_boot_of_somebody_else(monkeypatch: pytest.MonkeyPatch, kind: type
 
     with pytest.raises(kind, match="not ours"):
         await_boot()
+
+
+def test_await_boot_of_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the one-shot entry is taken or not: both keys are tried in turn."""
+    wrong = WrongHostKey("not ours", status=FAILED)
+    machine = Machine(monkeypatch, wrong, "old", AWAY, wrong, wrong, "again")
+    where = reach.endpoint(HOST)
+
+    seen = reach.await_boot(
+        HOST, where, reach.rebooted_from("old"), 60, "initramfs", other_key="ssh-ed25519 B"
+    )
+
+    assert seen.boot_id == "again"
+    assert machine.keys == ["ssh-ed25519 B", HOST.host_key] * 3
 
 
 def test_await_boot_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +317,14 @@ class Server:
 
     @contextmanager
     def connect(self, endpoint: Endpoint, *, status: int = BAD_INPUT) -> Iterator["Server"]:
+        if endpoint.host_key != HOST.host_key:
+            self.done.append(f"as {endpoint.host_key}")
         yield self
+
+    def put(self, source: bytes | Path, path: str, **_options: object) -> int:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        self.done.append(f"{path}: {data.decode()}")
+        return len(data)
 
     def sh(self, argv: list[str]) -> None:
         self.done.append(" ".join(argv))
@@ -314,13 +337,13 @@ class Server:
         assert name != "jump.sh" or saved["old_boot_id"] == "old"
         if name == "jump.sh" and self.lost:
             raise LOST
-        return ""
+        return '{"ssh_host_rsa_key": "private"}' if "arm" in words else ""
 
 
 def jump(monkeypatch: pytest.MonkeyPatch, seen: Identity, *, hold: bool = False) -> dict[str, Any]:
     State("mx", deployment="d-1", remote_base="/base").save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
-    monkeypatch.setattr(reach, "await_boot", lambda *_: seen)
+    monkeypatch.setattr(reach, "await_boot", lambda *_, **__: seen)
     return phases.kexec(HOST, hold)
 
 
@@ -340,6 +363,38 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     state = load_state(HOST)
     assert state.old_boot_id == "old"
     assert state.last_answer > 0
+
+
+def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets and host keys go to the initramfs alone, which is met under the key of this boot."""
+    server = Server(monkeypatch)
+    (places.memory("mx") / "payload").write_text("payload")
+    entry = ["grub", "/boot/grub", "vda2"]
+    State("mx", "d-1", remote_base="/base", entry=entry, once_key="ssh-ed25519 B").save()
+    monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
+    keys: list[str] = []
+
+    def await_boot(*_: object, other_key: str) -> Identity:
+        keys.append(other_key)
+        return Identity("new", True, "d-1", 2.0)
+
+    monkeypatch.setattr(reach, "await_boot", await_boot)
+    phases.kexec(HOST)
+
+    assert server.done == [
+        "enter.sh /base arm grub /boot/grub vda2 0",
+        "reboot.sh",
+        "await end",
+        "as ssh-ed25519 B",
+        "touch /run/anemos/coming",
+        "/run/anemos/ssh/ssh_host_rsa_key: private",
+        "/run/anemos/payload: payload",
+        "touch /run/anemos/delivered",
+        "sh -c while [ -e /run/anemos/delivered ]; do sleep 0.2; done",
+        "touch /run/anemos/go",
+    ]
+    assert keys == ["ssh-ed25519 B"]
+    assert load_state(HOST).sent == {"payload": 7}
 
 
 def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
 from anemos.workstation import facts, plan
-from anemos.workstation.facts import Facts
+from anemos.workstation.facts import Entry, Facts
 from anemos.workstation.host import Host
 from anemos.workstation.plan import MIB, Sizes
 
@@ -126,17 +126,101 @@ def test_all_problems_at_once() -> None:
         "the login is not root's",
         "the machine is aarch64; the base image is for x86_64",
         "this is a container (/.dockerenv)",
-        "the kernel has no kexec, or it is disabled",
-        "the kernel is locked down",
         "the kernel has no loop",
         "the kernel has no squashfs",
         "this is the initramfs of deployment d, not a running system",
+        "the kernel has no kexec, or it is disabled",
+        "the kernel is locked down",
         "memory",
         "memory",
         "disk 'system'",
         "disk 'data'",
         "this machine was deployed as 'mx', not as 'demo'; with --adopt it becomes 'demo'",
     ]
+
+
+# Where there is no kexec.
+
+GRUB = Entry("grub", "/boot/grub", "vda2", "ext4", 500 * MIB)
+ESP = Entry("firmware", "/boot/efi", "vda1", "vfat", 500 * MIB)
+NO_KEXEC = replace(
+    FACTS,
+    kexec=False,
+    entries=(GRUB,),
+    parts=tuple(facts.Partition("vda", f"vda{n}", n, n * MIB, MIB) for n in (1, 2)),
+)
+ONCE = replace(SIZES, once=True)
+
+
+def test_way_into_the_initramfs() -> None:
+    locked = replace(FACTS, lockdown="none [integrity] confidentiality")
+    ways = {
+        (start, given.kexec): plan.once(replace(HOST, start=start), given)
+        for start in ("auto", "kexec", "once")
+        for given in (FACTS, NO_KEXEC)
+    }
+
+    assert [way for way, once in ways.items() if once] == [
+        ("auto", False),
+        ("once", True),
+        ("once", False),
+    ]
+    assert plan.once(HOST, locked)
+    assert not plan.once(HOST, replace(locked, efi=True))
+
+
+def test_once() -> None:
+    """What lies on the disk needs no memory there."""
+    assert problems(NO_KEXEC, ONCE) == []
+    assert problems(replace(NO_KEXEC, memory_available=61 * MIB), ONCE) == []
+    lines = dict(plan.describe(HOST, spec(), NO_KEXEC, ONCE))
+    assert lines["boot"].startswith("once, by grub (/boot/grub): the kernel has no kexec")
+    wanted = plan.describe(replace(HOST, start="once"), spec(), NO_KEXEC, ONCE)
+    assert dict(wanted)["boot"] == "once, by grub (/boot/grub): as host.toml says"
+    assert ("memory", "60 of 841 MiB before the jump: base 60") in wanted
+
+
+def test_another_entry() -> None:
+    """The firmware starts what GRUB cannot."""
+    both = replace(NO_KEXEC, entries=(GRUB._replace(device="md0"), ESP))
+
+    assert problems(both, ONCE) == []
+    assert plan.entry(both, ONCE) == ESP
+    assert plan.entry(NO_KEXEC, ONCE) == GRUB
+
+
+def lies(**changed: Any) -> dict[str, Any]:
+    return {"entries": (GRUB._replace(**changed),)}
+
+
+NO_ENTRY: list[tuple[dict[str, Any], str]] = [
+    ({"secure_boot": True}, "Secure Boot: the base image's kernel would have to be"),
+    ({"boot_current": "0001", "boot_first": "0003"}, "the firmware starts entry 0003 first, but"),
+    ({"entries": ()}, "no GRUB has started this system whose grub.cfg reads custom.cfg, and"),
+    (lies(device="dm-0"), "/boot/grub lies on dm-0 (ext4), not on a partition with ext2 or"),
+    (lies(device="md0"), "/boot/grub lies on md0 (ext4), not on"),
+    (lies(device="", fs="btrfs"), "/boot/grub lies on no block device (btrfs), not on"),
+    (lies(fs="f2fs"), "/boot/grub lies on vda2 (f2fs), not on"),
+    (lies(free=83 * MIB), "/boot/grub: 84 MiB needed, 83 MiB free"),
+    ({"entries": (ESP._replace(fs="ext4"),)}, "/boot/efi lies on vda1 (ext4), not on a partition"),
+]
+
+
+@pytest.mark.parametrize(("changed", "why"), NO_ENTRY)
+def test_no_way_at_all(changed: dict[str, Any], why: str) -> None:
+    """An entry that GRUB could not use up would start for ever."""
+    kexec, entry = problems(replace(NO_KEXEC, **changed), ONCE)
+
+    assert kexec.startswith("the kernel has no kexec")
+    assert entry.startswith(f"no boot entry for once: {why}")
+
+
+def test_layer_of_the_old_system() -> None:
+    host = replace(HOST, start="once", build_on="server")
+
+    (entry,) = plan.problems(host, spec(), replace(NO_KEXEC, kexec=True), ONCE)
+
+    assert "the package layer would be gone with the old system" in entry
 
 
 @pytest.mark.parametrize(
@@ -219,7 +303,7 @@ def test_sizes() -> None:
 
 
 def test_describe() -> None:
-    assert plan.describe(spec(), FACTS, SIZES) == [
+    assert plan.describe(HOST, spec(), FACTS, SIZES) == [
         ("server", "demo, kernel 6.1.0-28-cloud-amd64"),
         ("ERASE", "vda (serial demo-system, 6.4 GB): / (ext4)"),
         ("keep", "vdb (serial demo-data, 1.1 GB): /home (ext4)"),
@@ -247,7 +331,7 @@ def test_describe_a_server_that_was_deployed_before() -> None:
     keep = "disk archive serial=ZL2AXYZ1\ndisk spare serial=S64GNE0R700124\n"
     sizes = Sizes(base=60 * MIB, layer=0, payload=MIB // 2, base_is_there=True)
 
-    lines = plan.describe(spec(layout=layout, keep=keep), metal, sizes)
+    lines = plan.describe(HOST, spec(layout=layout, keep=keep), metal, sizes)
 
     assert lines[:4] == [
         ("server", "mx, kernel 6.1.0-28-amd64, deployment 20250101T120000Z-a1b2c3"),
@@ -282,7 +366,7 @@ def test_what_is_mounted_from_a_disk(disk: str, node: str, mounted: bool) -> Non
     there = replace(FACTS.disks[0], name=disk)
     seen = replace(FACTS, disks=(there, FACTS.disks[1]), mounts=(f"{node} /here ext4",))
 
-    text = dict(plan.describe(spec(), seen, SIZES))["ERASE"]
+    text = dict(plan.describe(HOST, spec(), seen, SIZES))["ERASE"]
 
     assert text.endswith("/here (ext4)") is mounted
     assert text.endswith(": nothing that is known") is not mounted
@@ -313,7 +397,9 @@ def test_kept_partition() -> None:
         there, keep=HOME, layout=LAYOUT + "part a size=1M\npart b size=1M\npart c size=1M"
     )
     assert line == "layout: disk 'system': at most 4 partitions, with those that are kept"
-    told = [text for what, text in plan.describe(spec(keep=HOME), there, SIZES) if what == "keep"]
+    told = [
+        text for what, text in plan.describe(HOST, spec(keep=HOME), there, SIZES) if what == "keep"
+    ]
     assert told[0] == "partition 3 of vda (serial demo-system, 6.4 GB)"
 
 

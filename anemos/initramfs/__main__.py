@@ -28,6 +28,7 @@ from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Kept
 from anemos.initramfs import (
     boot,
+    delivery,
     events,
     fetch,
     hardware,
@@ -60,6 +61,8 @@ def main() -> None:
         network.up(given.network)
         sshd.start(given.ssh_port)
         set_clock(given.time)
+    if given.once:
+        delivery.receive(given.ssh_port)
     if seconds := boot.held():
         hold(seconds)
     begin(given)

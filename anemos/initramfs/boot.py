@@ -21,6 +21,7 @@ class Boot:
     network: dict[str, Any]
     kept: list[dict[str, Any]] | None  # fingerprints taken in the old system, if there was one
     time: float = 0.0  # the workstation's: seconds since the epoch; 0: not told
+    once: bool = False  # payload, layer and host keys are still to come (delivery.py)
 
     @property
     def stamp(self) -> str:

@@ -40,10 +40,13 @@ def emit(event: str, **fields: str | float) -> None:
         file.write(json.dumps({"time": time.time(), "event": event, **fields}) + "\n")
 
 
-def await_word(deadline_s: float) -> None:
-    """Raises Failure when the operator says no, or nothing: both are a reason to go back."""
+def await_word(deadline_s: float, word: Path | None = None) -> None:
+    """WORD: the file that is it, GO if none is named.
+
+    Raises Failure when the operator says no, or nothing: both are a reason to go back.
+    """
     end = time.monotonic() + deadline_s
-    while not GO.exists():
+    while not (word or GO).exists():
         check_abort()
         if time.monotonic() > end:
             die(f"no word from the operator after {deadline_s:.0f} s", status=FAILED)

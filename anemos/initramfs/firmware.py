@@ -20,8 +20,9 @@ LOADER = r"\EFI\BOOT\BOOTX64.EFI"
 def register(partitions: Sequence[tuple[Path, int]]) -> None:
     """Put EFI system PARTITIONS (disk, number from 1) first in the boot order, in their order.
 
-    Entries of earlier deployments go. A kernel that was started by BIOS knows of no firmware to be
-    told, nor does one that kexec started from a kernel without EFI's runtime services.
+    Entries of earlier deployments go, and the one that may have started this (server/once.py). A
+    kernel that was started by BIOS knows of no firmware to be told, nor does one that kexec started
+    from a kernel without EFI's runtime services.
     """
     if not FIRMWARE.is_dir():
         if partitions:
@@ -38,7 +39,9 @@ def register(partitions: Sequence[tuple[Path, int]]) -> None:
 
 def commands(listing: str, partitions: Sequence[tuple[Path, int]]) -> list[list[str]]:
     """efibootmgr(8)'s argvs; LISTING is what it prints by itself. A new entry becomes the first."""
-    ours = re.findall(rf"^Boot([0-9A-F]{{4}})[* ] {LABEL}(?:\t.*)?$", listing, re.MULTILINE)
+    ours = re.findall(
+        rf"^Boot([0-9A-F]{{4}})[* ] {LABEL}(?: once)?(?:\t.*)?$", listing, re.MULTILINE
+    )
     quiet = ["efibootmgr", "--quiet"]
     stale = [[*quiet, "--delete-bootnum", "--bootnum", number] for number in ours]
     words = ["--label", LABEL, "--loader", LOADER]

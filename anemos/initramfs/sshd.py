@@ -1,11 +1,14 @@
 """SSH in the initramfs: the old system's host keys, its root's authorized keys, nothing else."""
 
+import os
+import signal
 from pathlib import Path
 
-from anemos.initramfs import daemons
+from anemos.initramfs import daemons, hardware
 from anemos.initramfs.boot import HERE
 
 KEYS = HERE / "ssh"
+PID = Path("/run/sshd.pid")
 
 
 def config(port: int, host_keys: list[Path]) -> str:
@@ -20,7 +23,7 @@ def config(port: int, host_keys: list[Path]) -> str:
             "KbdInteractiveAuthentication no",
             "UsePAM no",
             "StrictModes no",
-            "PidFile none",
+            f"PidFile {PID}",
             "",
         ]
     )
@@ -31,3 +34,14 @@ def start(port: int) -> None:
     keys = [key for key in sorted(KEYS.glob("ssh_host_*_key")) if key.is_file()]
     (KEYS / "sshd_config").write_text(config(port, keys))
     daemons.start(["/usr/sbin/sshd", "-f", KEYS / "sshd_config"])
+
+
+def restart(port: int) -> None:
+    """The same with the keys that are there now; sessions go on. Raises Failure.
+
+    PID is there while it listens, and gone when nobody does any more (sshd(8)).
+    """
+    os.kill(int(PID.read_text()), signal.SIGTERM)
+    hardware.wait_for("end of sshd", lambda: not PID.exists())
+    start(port)
+    hardware.wait_for("sshd", PID.exists)

@@ -3,17 +3,23 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 from anemos import log
 from anemos.log import Failure
 from anemos.run import no_core_dumps
-from anemos.server import kexec, layer, staging
+from anemos.server import kexec, layer, once, staging
 
 
 def came_in_by() -> tuple[str, int]:
     """This machine's address and port that the operator came in by (ssh(1), SSH_CONNECTION)."""
     _, _, address, port = os.environ["SSH_CONNECTION"].split()
     return address, int(port)
+
+
+def old(path: str) -> Path:
+    """PATH of the old system, from here."""
+    return staging.HOST / path.lstrip("/")
 
 
 def main(command: str, *words: str) -> None:
@@ -24,8 +30,13 @@ def main(command: str, *words: str) -> None:
         case "bootstrap", [payload]:
             print(json.dumps(layer.make(payload)))
         case "build-initramfs", [base, payload, digest, now]:
-            image = staging.HOST / base.lstrip("/")
-            print(json.dumps(staging.build(image, payload, digest, float(now), *came_in_by())))
+            print(json.dumps(staging.build(old(base), payload, digest, float(now), *came_in_by())))
+        case "build-once", [base, directory, manifest, payload, digest, now]:
+            given = (old(base), json.loads(manifest), payload, digest, float(now))
+            print(json.dumps(once.build(*given, *came_in_by(), old(directory))))
+        case "arm", [loader, directory, device, hold]:
+            line = Path("/proc/cmdline").read_text()
+            print(json.dumps(once.arm(loader, old(directory), device, line, int(hold))))
         case "load", [hold]:
             kexec.load(int(hold))
         case _:

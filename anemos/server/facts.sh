@@ -31,6 +31,8 @@ done
 for number in $(variable BootOrder -tx2 | tr a-f A-F); do
     fact option "$number$(variable "Boot$number" -tx4 -N4)"
 done
+file=/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c
+[ ! -r "$file" ] || fact secure_boot "$(tail -c 1 "$file" | od -An -v -tu1 | tr -d ' \n')"
 for container in /run/.containerenv /.dockerenv /run/host/container-manager /proc/user_beancounters; do
     [ ! -e "$container" ] || fact container "$container"
 done
@@ -39,6 +41,27 @@ for module in loop squashfs; do
         modprobe -n -q "$module" 2>/dev/null; then
         fact module "$module"
     fi
+done
+
+# Where a boot entry for once may be put, best first: what starts it, directory, device below, file system, KiB free.
+# GRUB's, if it has started this system (its kernel's command line begins so) and reads custom.cfg; the firmware's.
+for directory in /boot/grub /boot/grub2 /efi /boot/efi /boot; do
+    loader=
+    case $(cat /proc/cmdline) in BOOT_IMAGE=*)
+        ! grep -qs '^[^#]*source.*custom\.cfg' "$directory/grub.cfg" || loader=grub ;;
+    esac
+    [ ! -d /sys/firmware/efi ] || [ ! -d "$directory/EFI" ] || loader=firmware
+    [ -n "$loader" ] || continue
+    [ -w "$directory" ] || continue
+    df -Pk "$directory" | tail -n 1 | while read -r _ _ _ free _ point; do
+        # Of several mounts there (proc_pid_mountinfo(5)) the last one counts.
+        while read -r _ _ number _ at rest; do
+            [ "$at" != "$point" ] || found="$number ${rest#* - }"
+        done </proc/self/mountinfo
+        type=${found#* }
+        device=$(readlink "/sys/dev/block/${found%% *}")
+        fact entry "$loader|$directory|${device##*/}|${type%% *}|$free"
+    done
 done
 
 # Disks: name, size in sectors of 512 bytes, serial, WWN, model, separated by |.

@@ -11,16 +11,19 @@ CONSOLES = ("console=tty0", "console=ttyS0")
 # too (kernel-parameters.txt).
 SAFETY = ("panic=10", "oops=panic")
 DEADLINE = 900  # seconds, as in initramfs/init
+DELIVERY = 1800  # what the one of a one-shot boot gets more, as in initramfs/delivery.py
 
 
-def cmdline(old: str, hold: int = 0) -> str:
+def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
     """The initramfs's kernel command line: the consoles of the OLD one's, and the way back.
 
-    HOLD: seconds that the operator has to look around (initramfs/boot.py, initramfs/init).
+    HOLD: seconds that the operator has to look around (initramfs/boot.py, initramfs/init). MORE:
+    seconds that are added to the deadline.
     """
     consoles = [word for word in old.split() if word.startswith("console=")]
-    held = [f"anemos.hold={hold}", f"anemos.deadline={hold + DEADLINE}"] if hold else []
-    return " ".join([*(consoles or CONSOLES), *SAFETY, *held])
+    held = [f"anemos.hold={hold}"] if hold else []
+    late = [f"anemos.deadline={hold + more + DEADLINE}"] if hold + more else []
+    return " ".join([*(consoles or CONSOLES), *SAFETY, *held, *late])
 
 
 def load(hold: int) -> None:

@@ -3,12 +3,12 @@
 Everything stays in memory (/run/anemos is a ramfs).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from anemos import archive, disks
-from anemos.archive import Keys
 from anemos.digest import sha256
 from anemos.image.layout import Kept
 from anemos.log import FAILED, die
@@ -31,6 +31,22 @@ def build(
     """
     check(STAGE / "payload", payload)
     manifest = archive.read_manifest(STAGE / "payload")
+    boot = describe(base, manifest, payload, layer, now, address, port)
+    assemble(boot, base)
+    return boot
+
+
+def describe(
+    base: Path,
+    manifest: Mapping[str, Any],
+    payload: str,
+    layer: str,
+    now: float,
+    address: str,
+    port: int,
+) -> dict[str, Any]:
+    """What boot.json says: the deployment, and this system as it is now. Parameters as of `build`;
+    MANIFEST: the payload's."""
     boot = archive.boot(
         manifest,
         base,
@@ -43,7 +59,6 @@ def build(
     )
     if not layer and not boot["network"]["dns"]:
         die("no name server that the initramfs could ask for packages", hint=NO_DNS)
-    assemble(boot, base)
     return boot
 
 
@@ -90,7 +105,7 @@ def foundation(base: Path, layer: str) -> int:
     return length
 
 
-def ssh_keys(host: Path) -> Keys:
+def ssh_keys(host: Path) -> dict[str, Path]:
     """The old system's host keys, and who may log in to it as root.
 
     Raises Failure without them: nobody could log in to the initramfs.

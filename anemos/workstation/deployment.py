@@ -29,7 +29,7 @@ PHASES: dict[str, Phase] = {
 }
 
 
-STAGING = ("upload", "build-initramfs", "kexec")
+STAGING = ("upload", "build-initramfs", "kexec", "in RAM")
 
 
 def deploy(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
@@ -65,7 +65,8 @@ def plan_of(hold: bool) -> dict[str, Phase]:
 
 @contextmanager
 def undone(host: Host, name: str) -> Iterator[None]:
-    """A phase that fails before the jump leaves no payload in the server's memory."""
+    """A phase that fails before the point of no return leaves nothing on the server: no payload in
+    its memory, no boot entry."""
     try:
         yield
     except (Failure, KeyboardInterrupt):

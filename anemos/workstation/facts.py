@@ -25,6 +25,16 @@ class Partition(NamedTuple):
     size: int  # bytes
 
 
+class Entry(NamedTuple):
+    """Where a boot entry that is taken once may be put."""
+
+    loader: str  # "grub" or "firmware"
+    directory: str
+    device: str  # "vda1"; "" when it is no block device
+    fs: str
+    free: int  # bytes
+
+
 @dataclass(frozen=True)
 class Facts:
     user: str
@@ -54,6 +64,8 @@ class Facts:
     stamp: dict[str, Any]  # deployment.json, {} on a foreign system
     parts: tuple[Partition, ...] = ()
     slaves: tuple[tuple[str, str], ...] = ()  # (dm-0, vda3): the first lies on the second
+    secure_boot: bool = False
+    entries: tuple[Entry, ...] = ()  # the best first
 
     @property
     def deployment(self) -> str:
@@ -143,6 +155,8 @@ def interpret(pairs: list[list[str]]) -> Facts:
         stamp=json.loads(one["stamp"] or "{}"),
         parts=tuple(partition(*value.split("|")) for value in every("part")),
         slaves=tuple((value.split("|")[0], value.split("|")[1]) for value in every("slave")),
+        secure_boot=one.get("secure_boot") == "1",
+        entries=tuple(entry(*value.split("|")) for value in every("entry")),
     )
 
 
@@ -158,3 +172,7 @@ def first_option(options: tuple[str, ...]) -> str:
 
 def partition(disk: str, name: str, number: str, start: str, size: str) -> Partition:
     return Partition(disk, name, int(number), int(start) * SECTOR, int(size) * SECTOR)
+
+
+def entry(loader: str, directory: str, device: str, fs: str, free: str) -> Entry:
+    return Entry(loader, directory, device, fs, int(free) * 1024)

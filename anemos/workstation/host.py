@@ -11,6 +11,8 @@ shown is the default, but where parentheses tell that:
                                        # there, while the old system serves, with more memory; or
                                        # "initramfs": after the jump, with the least memory
     ports = [22, 443]                  # that must listen afterwards (`port` alone)
+    start = "auto"                     # into the initramfs: by "kexec", or by a boot entry that is
+                                       # taken "once" (kexec, if the kernel allows it)
     finish = "reboot"                  # into the new system; or "kexec": without its firmware
 
     [timeouts]                         # seconds
@@ -50,6 +52,7 @@ from anemos.workstation.qemu import Network
 BUILD_ON = ("workstation", "server", "initramfs")
 FIRMWARES = ("bios", "uefi")
 SOURCES = ("gpg", "age", "sops", "pass")
+START = ("auto", "kexec", "once")
 FINISH = ("reboot", "kexec")
 INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt")  # not plain values there
 MAX_PORT = 65535
@@ -103,6 +106,7 @@ class Host:
     port: int = 22
     identity: str = ""
     build_on: str = "workstation"
+    start: str = "auto"
     finish: str = "reboot"
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -175,7 +179,7 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
     plain = checked(where, Host, given)
     plain.setdefault("ports", [plain.get("port", 22)])
     host = Host(name, directory, **plain, **tables)
-    for key, allowed in {"build_on": BUILD_ON, "finish": FINISH}.items():
+    for key, allowed in {"build_on": BUILD_ON, "start": START, "finish": FINISH}.items():
         if (value := getattr(host, key)) not in allowed:
             die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
     if host.vm.firmware not in FIRMWARES:

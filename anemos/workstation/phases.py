@@ -6,14 +6,15 @@ What one leaves for the next is a State (state.py).
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from anemos import log
+from anemos import archive, log
 from anemos.digest import sha256
 from anemos.image import bootstrap, definition
 from anemos.image.imgbuild import Imgbuild
@@ -33,7 +34,7 @@ from anemos.workstation import (
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
-from anemos.workstation.ssh import ConnectionLost, Remote, connect
+from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
 from anemos.workstation.state import State, expected_downtime, load_state, payload_file
 
 # What the old system said last, for `export`: it may be gone by then.
@@ -50,7 +51,7 @@ def make_plan(host: Host) -> dict[str, Any]:
         seen = facts.gather(remote, state.base_hash)
     sizes = measure(host, state, seen)
     require(host, spec, seen, sizes, hostkeys.foresee(host))
-    lines = [*plan.describe(spec, seen, sizes), ("downtime", expected_downtime(host))]
+    lines = [*plan.describe(host, spec, seen, sizes), ("downtime", expected_downtime(host))]
     for what, which in lines:
         log.info(f"{what:8} {which}")
     return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
@@ -72,7 +73,8 @@ def cached_layer(host: Host, spec: Imgbuild) -> str:
 
 def measure(host: Host, state: State, seen: Facts) -> Sizes:
     """What is to be sent, as far as it is made."""
-    return Sizes(size(state.base), size(state.layer), size(payload_file(host)), bool(seen.base))
+    sizes = (size(state.base), size(state.layer), size(payload_file(host)))
+    return Sizes(*sizes, bool(seen.base), plan.once(host, seen))
 
 
 def size(file: str | Path) -> int:
@@ -152,16 +154,26 @@ def upload(host: Host) -> dict[str, Any]:
         sizes = measure(host, state, seen)
         require(host, host.imgbuild(), seen, sizes)
         with bad_input():
+            reach.script(remote, "disarm.sh")
             reach.script(remote, "stage.sh", str(sizes.before_jump))
         state.server_layer = ""  # it went with what was staged before
-        state.sent = {"base": 0, "layer": 0, "payload": send(remote, payload_file(host), "payload")}
-        if state.layer:
-            state.sent["layer"] = send(remote, Path(state.layer), "layer")
+        state.sent = {"base": 0, "layer": 0, "payload": 0}
+        where = plan.entry(seen, sizes) if sizes.once else None
+        state.entry = [where.loader, where.directory, where.device] if where else []
+        if not where:
+            send_deployment(host, state, remote)
         state.remote_base = seen.base or f"{reach.STAGE}/{Path(state.base).name}"
         if not seen.base:
             state.sent["base"] = send(remote, Path(state.base), Path(state.base).name)
     state.save()
     return {"host": host.name, "bytes_sent": state.sent}
+
+
+def send_deployment(host: Host, state: State, remote: Remote) -> None:
+    """Payload and package layer: to the old system, or after a one-shot boot to the initramfs."""
+    state.sent["payload"] = send(remote, payload_file(host), "payload")
+    if state.layer:
+        state.sent["layer"] = send(remote, Path(state.layer), "layer")
 
 
 @contextmanager
@@ -183,9 +195,13 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     state = load_state(host, "remote_base", "upload")
     with connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
-        words = [state.remote_base, sha256(payload_file(host)), layer, str(time.time())]
-        answer = json.loads(reach.enter(remote, state.remote_base, "build-initramfs", *words))
-    state.kept = answer["kept"]
+        words = [sha256(payload_file(host)), layer, str(time.time())]
+        command = ["build-initramfs", state.remote_base]
+        if state.entry:
+            manifest = json.dumps(archive.read_manifest(payload_file(host)))
+            command = ["build-once", state.remote_base, state.entry[1], manifest]
+        answer = json.loads(reach.enter(remote, state.remote_base, *command, *words))
+    state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
     captured = {key: answer[key] for key in ("network", "kept")}
     (places.state(host.name) / CAPTURED).write_text(json.dumps(captured))
     state.save()
@@ -222,10 +238,11 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     where = reach.endpoint(host)
     with connect(where) as remote:
         state.old_boot_id = facts.identify(remote).boot_id
-        reach.enter(remote, state.remote_base, "load", str(host.timeouts.hold if hold else 0))
+        keys = load(host, state, remote, str(host.timeouts.hold if hold else 0))
         state.save()
+        jump = ["reboot.sh"] if state.once_key else ["jump.sh", state.remote_base]
         with suppress(ConnectionLost):  # it may be that quick
-            reach.script(remote, "jump.sh", state.remote_base, timeout=host.timeouts.down)
+            reach.script(remote, *jump, timeout=host.timeouts.down)
     state.last_answer = time.time()
     state.save()
     with log.step("Waiting for the old system to end"):
@@ -233,9 +250,14 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     state.save()
     with log.step("Waiting for the initramfs"):
         ready = reach.rebooted_from(state.old_boot_id)
-        seen = reach.await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
+        limit, key = host.timeouts.initramfs, state.once_key
+        seen = reach.await_boot(host, where, ready, limit, "initramfs", other_key=key)
     if not seen.in_initramfs or seen.deployment != state.deployment:
-        die(f"{host.name} rebooted into the old system instead of the initramfs", status=FAILED)
+        hint = "its boot loader or firmware does not take the entry" if key else ""
+        what = "rebooted into the old system instead of the initramfs"
+        die(f"{host.name} {what}", hint=hint, status=FAILED)
+    if state.once_key:
+        deliver(host, state, replace(where, host_key=state.once_key), keys)
     if hold:
         log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
     else:
@@ -243,10 +265,41 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
 
 
+def load(host: Host, state: State, remote: Remote, hold: str) -> dict[str, str]:
+    """Make the next boot the initramfs's. For a one-shot boot: the host keys to `deliver`."""
+    if state.once_key:
+        answer = reach.enter(remote, state.remote_base, "arm", *state.entry, hold)
+        return dict(json.loads(answer))
+    reach.enter(remote, state.remote_base, "load", hold)
+    return {}
+
+
+def deliver(host: Host, state: State, where: Endpoint, keys: Mapping[str, str]) -> None:
+    """After a one-shot boot: send the initramfs what must not lie on the old disk. KEYS: by name,
+    the old system's host keys, under which it answers afterwards."""
+    place = reach.STAGE
+    with connect(where, status=FAILED) as remote:
+        try:
+            remote.sh(["touch", f"{place}/coming"])
+            for name, key in keys.items():
+                remote.put(key.encode(), f"{place}/ssh/{name}", mode=0o600)
+            send_deployment(host, state, remote)
+            remote.sh(["touch", f"{place}/delivered"])
+            taken = f"while [ -e {place}/delivered ]; do sleep 0.2; done"
+            remote.sh(["sh", "-c", taken])
+        except (Failure, KeyboardInterrupt):
+            with suppress(Failure):  # half an hour sooner
+                remote.put(b"not all was delivered\n", f"{place}/abort", mode=0o600)
+            raise
+    state.save()
+
+
 def unstage(host: Host) -> None:
-    """Free the server's memory of what was staged there, unless it is the initramfs by now."""
+    """Free the server's memory and disk of what was staged there, unless it is the initramfs."""
     with suppress(Failure), connect(reach.endpoint(host), status=FAILED) as remote:
-        remote.sh(["sh", "-c", f"test -e {reach.STAGE}/boot.json || umount -l {reach.STAGE}"])
+        remote.sh(["test", "!", "-e", f"{reach.STAGE}/boot.json"])
+        reach.script(remote, "disarm.sh")
+        remote.sh(["umount", "-l", reach.STAGE])
 
 
 def clean() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from anemos.image import bootloader, layout, partitions
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Disk, Entry, Kept, Table
 from anemos.log import Failure
+from anemos.workstation.facts import Entry as BootEntry
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
 
@@ -22,6 +23,10 @@ TOOLS = {
     "luks": ("cryptsetup", "the package cryptsetup (for /: cryptsetup-initramfs) has to be there"),
     "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
 }
+# GRUB writes its environment block in place: no copy on write, no checksums over it.
+PLAIN = {"grub": ("ext2", "ext3", "ext4", "xfs", "vfat"), "firmware": ("vfat",)}
+# For the first initrd and the kernel.
+ENTRY_ROOM = 24 * MIB
 # What the names of their kernel packages begin with.
 KERNELS = {"debian": "linux-image-", "arch": "linux", "alpine": "linux-"}
 
@@ -34,6 +39,7 @@ class Sizes:
     layer: int
     payload: int
     base_is_there: bool
+    once: bool = False  # a one-shot boot entry instead of kexec
 
     @property
     def sent(self) -> int:
@@ -47,9 +53,11 @@ class Sizes:
     def before_jump(self) -> int:
         """Memory on the old system: the parts, joined; and what kexec_file_load(2) reads and keeps.
 
-        The layer's part is gone when the kernel gets its copies.
+        The layer's part is gone when the kernel gets its copies. For a one-shot boot, only the base
+        image is staged.
         """
-        return 3 * self.initramfs + (0 if self.base_is_there else self.base)
+        staged = 0 if self.base_is_there else self.base
+        return staged if self.once else 3 * self.initramfs + staged
 
     @property
     def after_jump(self) -> int:
@@ -61,6 +69,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
     """All preconditions that do not hold, one line each."""
     return [
         *_system(facts),
+        *(_once(host, facts, sizes) if sizes.once else _kexec(facts)),
         *_memory(facts, sizes),
         *_disks(spec, facts),
         *_boot(spec, facts),
@@ -75,14 +84,68 @@ def _system(facts: Facts) -> Iterator[str]:
         yield f"the machine is {facts.machine}; the base image is for x86_64"
     if facts.container:
         yield f"this is a container ({facts.container}): its kernel is not its own"
-    if not facts.kexec:
-        yield "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled"
-    if re.search(r"\[(integrity|confidentiality)\]", facts.lockdown) and not facts.efi:
-        yield f"the kernel is locked down: {facts.lockdown}"
     for module in sorted({"loop", "squashfs"} - set(facts.modules)):
         yield f"the kernel has no {module}"
     if facts.place != "system":
         yield f"this is the initramfs of deployment {facts.deployment}, not a running system"
+
+
+def once(host: Host, facts: Facts) -> bool:
+    """Whether the way into the initramfs is a one-shot boot entry, not kexec."""
+    return host.start == "once" or (host.start == "auto" and any(_kexec(facts)))
+
+
+def _kexec(facts: Facts) -> Iterator[str]:
+    """Why there is no kexec."""
+    if not facts.kexec:
+        yield "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled"
+    if re.search(r"\[(integrity|confidentiality)\]", facts.lockdown) and not facts.efi:
+        yield f"the kernel is locked down: {facts.lockdown}"
+
+
+def entry(facts: Facts, sizes: Sizes) -> BootEntry | None:
+    """Where the boot entry is going to be put, None where it would not work."""
+    return next((each for each in facts.entries if not any(_writes(each, facts, sizes))), None)
+
+
+def _once(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    """Why there is no one-shot boot entry, and no kexec, unless that is not wanted."""
+    if wrong := list(_entry(host, facts, sizes)):
+        yield from _kexec(facts)
+        yield from (f"no boot entry for once: {each}" for each in wrong)
+
+
+def _entry(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    if host.build_on == "server":
+        yield 'build_on = "server": the package layer would be gone with the old system'
+    if facts.secure_boot:
+        yield "Secure Boot: the base image's kernel would have to be trusted"
+    if facts.boot_current != facts.boot_first:
+        yield (
+            f"the firmware starts entry {facts.boot_first} first, but {facts.boot_current} started"
+            " this system: efibootmgr -o"
+        )
+    if not facts.entries:
+        yield (
+            "no GRUB has started this system whose grub.cfg reads custom.cfg, and no EFI system"
+            " partition is mounted"
+        )
+    elif not entry(facts, sizes):
+        for each in facts.entries:
+            yield from _writes(each, facts, sizes)
+
+
+def _writes(where: BootEntry, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    """What keeps GRUB or the firmware from reading it, or GRUB from writing that it was taken."""
+    disks = {disk.name for disk in facts.disks}
+    plain = disks | {part.name for part in facts.parts if part.disk in disks}
+    if where.device not in plain or where.fs not in PLAIN[where.loader]:
+        yield (
+            f"{where.directory} lies on {where.device or 'no block device'} ({where.fs}), not on a"
+            f" partition with {' or '.join(PLAIN[where.loader])}"
+        )
+    if (room := sizes.base + ENTRY_ROOM) > where.free:
+        yield f"{where.directory}: {room // MIB} MiB needed, {where.free // MIB} MiB free"
 
 
 def _memory(facts: Facts, sizes: Sizes) -> Iterator[str]:
@@ -209,7 +272,7 @@ def _identity(host: Host, facts: Facts) -> Iterator[str]:
         )
 
 
-def describe(spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]]:
+def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]]:
     """The plan as (what, which) lines. Only for facts without problems."""
     where = f"{facts.name}, kernel {facts.kernel}"
     return [
@@ -220,13 +283,18 @@ def describe(spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]
         ),
         *(("keep", _kept(k, facts)) for k in spec.keep),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
-        ("boot", _way_back(facts)),
+        ("boot", _way(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(sizes, facts)),
     ]
 
 
-def _way_back(facts: Facts) -> str:
+def _way(host: Host, facts: Facts, sizes: Sizes) -> str:
+    if sizes.once:
+        why = "; ".join(_kexec(facts)) if host.start == "auto" else "as host.toml says"
+        where = entry(facts, sizes)
+        assert where
+        return f"once, by {where.loader} ({where.directory}): {why}"
     if facts.boot_current == facts.boot_first:
         return "kexec"
     return (
@@ -241,10 +309,11 @@ def _arithmetic(sizes: Sizes, facts: Facts) -> list[str]:
         f"{each / MIB:.0f}" for each in (sizes.base, sizes.layer, sizes.payload)
     )
     parts = f"(base {base} + layer {layer} + payload {payload})"
-    staged = "" if sizes.base_is_there else f" + base {base}"
+    staged = [] if sizes.base_is_there else [f"base {base}"]
+    before = " + ".join(staged if sizes.once else [f"3 x {parts}", *staged]) or "nothing"
     return [
         f"{sizes.before_jump // MIB} of {facts.memory_available // MIB} MiB before the jump:"
-        f" 3 x {parts}{staged}",
+        f" {before}",
         f"{sizes.after_jump // MIB} of {facts.memory_total // MIB} MiB after it:"
         f" 2 x {parts} + {WORKING_MEMORY // MIB} to work with",
     ]

@@ -4,6 +4,8 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 from anemos import log
@@ -12,7 +14,15 @@ from anemos.run import CommandFailed
 from anemos.workstation import facts, places, stock, vm
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host
-from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, TimedOut, Unreachable, connect
+from anemos.workstation.ssh import (
+    ConnectionLost,
+    Endpoint,
+    Remote,
+    TimedOut,
+    Unreachable,
+    WrongHostKey,
+    connect,
+)
 from anemos.workstation.state import State
 
 SERVER = places.ROOT / "anemos/server"
@@ -41,7 +51,7 @@ def await_end(host: Host, where: Endpoint, state: State) -> None:
         try:
             with connect(where, status=FAILED) as remote:
                 seen = facts.identify(remote)
-        except GONE:
+        except (*GONE, WrongHostKey):  # after a one-shot boot the initramfs has another key
             return
         if seen.boot_id != state.old_boot_id:
             return
@@ -55,12 +65,23 @@ def rebooted_from(old: str) -> Ready:
 
 
 def await_boot(
-    host: Host, where: Endpoint, ready: Ready, timeout: int, what: str, status: int = FAILED
+    host: Host,
+    where: Endpoint,
+    ready: Ready,
+    timeout: int,
+    what: str,
+    status: int = FAILED,
+    other_key: str = "",
 ) -> Identity:
-    """Wait for a system that READY accepts. Raises Failure (STATUS) at the end."""
+    """Wait for a system that READY accepts; its host key may be OTHER_KEY, too, if there is one.
+
+    Raises Failure (STATUS) at the end, or at once when somebody holds another key.
+    """
     end = time.monotonic() + timeout
+    tries = cycle([replace(where, host_key=other_key), where] if other_key else [where])
+    patient = (*GONE, WrongHostKey) if other_key else GONE
     while time.monotonic() < end:
-        with suppress(*GONE), connect(where, status=FAILED) as remote:
+        with suppress(*patient), connect(next(tries), status=FAILED) as remote:
             seen = facts.identify(remote)
             if ready(seen):
                 return seen

@@ -107,6 +107,7 @@ def abort(host: Host) -> dict[str, Any]:
         )
     if back.in_initramfs or back.deployment == seen.deployment:
         die(f"{host.name} did not go back: ./inv status", status=FAILED)
+    phases.unstage(host)  # the boot entry, if there was one
     return {"host": host.name, "boot_id": back.boot_id, "deployment": back.deployment}
 
 

@@ -21,6 +21,8 @@ class State:
     layer: str = ""  # the same; "" when server or initramfs bootstrap
     server_layer: str = ""  # SHA-256 of the one that the server made
     remote_base: str = ""  # file on the server
+    entry: list[str] = field(default_factory=list)  # loader, directory, device; [] for kexec
+    once_key: str = ""  # the initramfs's host key until it has the old system's; "" for kexec
     old_boot_id: str = ""
     last_answer: float = 0.0  # of the old system: seconds since the epoch
     first_answer: float = 0.0  # of the new system

@@ -36,6 +36,12 @@ SIGNED = {
     "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed": "grubx64.efi",
 }
 REMOVABLE = "grub-efi-amd64 grub2/force_efi_extra_removable boolean true\n"
+# As in grub-mkconfig's: for a boot entry that is taken once (server/once.py).
+CUSTOM = """\
+if [ -f ${config_directory}/custom.cfg ]; then
+    source ${config_directory}/custom.cfg
+fi
+"""
 ROOM = 16 * MIB  # shim, GRUB and, while they are replaced, both again
 
 
@@ -116,6 +122,7 @@ def menu(words: str, boot: Place, kernel: Kernel) -> str:
         + f"    linux {boot.path}/{kernel.file} {words}\n"
         + f"    initrd {boot.path}/{kernel.initrd}\n"
         + "}\n"
+        + CUSTOM
     )
 
 

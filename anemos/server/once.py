@@ -1,0 +1,138 @@
+"""A boot entry of GRUB or UEFI firmware that is taken once: the way where kexec is not allowed.
+
+What lies on the disk is public, but for the private half of a host key that serves this one boot.
+The rest is sent when the initramfs answers (initramfs/delivery.py).
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anemos import archive, files
+from anemos.run import run
+from anemos.server import kexec, staging
+
+PLACE = "anemos"  # in the directory of grub.cfg, or of the EFI system partition
+LABEL = "anemos once"  # disarm.sh and initramfs/firmware.py look for it
+BEGIN, END = "# anemos: begin, for one boot", "# anemos: end"  # disarm.sh looks for them
+ROOM = Path("/tmp")  # noqa: S108 (on a tmpfs of our own, see enter.sh)
+# grub.cfg reads it last, before there is a menu. The entry is taken only when the environment block
+# says, on the disk, that it is used up: GRUB cannot write to every device and file system (its
+# manual, "The GRUB environment block").
+SCRIPT = """\
+set anemos="${{config_directory}}/{place}"
+set anemos_once=0
+if [ -s "$anemos/env" ]; then load_env --file "$anemos/env"; fi
+if [ "$anemos_once" = 1 ]; then
+    set anemos_once=0
+    if save_env --file "$anemos/env" anemos_once; then
+        set anemos_once=1
+        load_env --file "$anemos/env"
+        if [ "$anemos_once" = 0 ]; then
+            if linux "$anemos/vmlinuz" {words}; then
+                if initrd "$anemos/initrd"; then boot; fi
+            fi
+            reboot
+        fi
+    fi
+fi
+"""
+
+
+def build(
+    base: Path,
+    manifest: Mapping[str, Any],
+    payload: str,
+    layer: str,
+    now: float,
+    address: str,
+    port: int,
+    directory: Path,
+) -> dict[str, Any]:
+    """Write kernel and initramfs into PLACE in DIRECTORY. The rest: staging.describe.
+
+    Returns what boot.json says, and as "once_key" the public half of the host key that the
+    initramfs has until it is sent another one. Raises Failure.
+    """
+    boot = staging.describe(base, manifest, payload, layer, now, address, port) | {"once": True}
+    return boot | {"once_key": write(base, boot, directory / PLACE)}
+
+
+def write(base: Path, boot: Mapping[str, Any], place: Path) -> str:
+    """The files; returns the key."""
+    allowed = staging.ssh_keys(staging.HOST)["authorized_keys"]
+    private = make_key(ROOM)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(mode=0o700)
+    shutil.copyfile(kexec.KERNEL, place / "vmlinuz")
+    with (place / "initrd").open("wb") as file:
+        archive.found(file, staging.BASE_INITRD, base, None)
+        keys = {"authorized_keys": allowed, archive.ONCE_KEY: private}
+        archive.finish(file, boot, None, keys, stay=False)
+    return private.with_suffix(".pub").read_text()
+
+
+def make_key(directory: Path) -> Path:
+    key = directory / archive.ONCE_KEY
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "once", "-f", key])
+    return key
+
+
+def arm(loader: str, directory: Path, device: str, old: str, hold: int) -> dict[str, str]:
+    """Have LOADER ("grub", "firmware") take the entry at the next boot. DIRECTORY: on DEVICE. OLD:
+    the running kernel's command line; HOLD: see kexec.cmdline.
+
+    Returns the host keys that the initramfs gets then: texts by their names in anemos/ssh.
+    """
+    words = kexec.cmdline(old, hold, kexec.DELIVERY)
+    if loader == "grub":
+        arm_grub(directory, words)
+    else:
+        arm_firmware(device, words)
+    os.sync()
+    keys = staging.ssh_keys(staging.HOST)
+    return {name: key.read_text() for name, key in keys.items() if name.startswith("ssh_host_")}
+
+
+def arm_grub(directory: Path, words: str) -> None:
+    (directory / PLACE / "env").write_bytes(environment("anemos_once=1"))
+    custom = directory / "custom.cfg"
+    there = without(custom.read_text()) if custom.exists() else ""
+    files.replace(custom, there + block(words))
+
+
+def arm_firmware(device: str, words: str) -> None:
+    """The kernel is an EFI program, which finds its initrd on the partition that it came from
+    (kernel: admin-guide/efi-stub.rst). The firmware removes BootNext before it starts it (UEFI
+    specification 2.10, 3.1.2)."""
+    part = Path("/sys/class/block", device).resolve()
+    made = run(create(part.parent.name, (part / "partition").read_text().strip(), words))
+    number = re.findall(rf"^Boot([0-9A-F]{{4}})[* ] {LABEL}", made, re.MULTILINE)[-1]
+    run(["efibootmgr", "--quiet", "--bootnext", number])
+
+
+def create(disk: str, part: str, words: str) -> list[str]:
+    """The argv of efibootmgr(8), which prints all entries then."""
+    loader, line = rf"\{PLACE}\vmlinuz", rf"initrd=\{PLACE}\initrd {words}"
+    place = ["--disk", f"/dev/{disk}", "--part", part, "--loader", loader, "--unicode", line]
+    return ["efibootmgr", "--create-only", "--label", LABEL, *place]
+
+
+def block(words: str) -> str:
+    """What custom.cfg gets; WORDS: the kernel's command line, quoted for GRUB's shell."""
+    quoted = " ".join(f"'{word}'" for word in words.split() if "'" not in word)
+    return f"{BEGIN}\n{SCRIPT.format(place=PLACE, words=quoted)}{END}\n"
+
+
+def without(custom: str) -> str:
+    """The text of custom.cfg without an older block."""
+    before, begin, rest = custom.partition(f"{BEGIN}\n")
+    return before + rest.partition(f"{END}\n")[2] if begin else custom
+
+
+def environment(line: str) -> bytes:
+    """A file of GRUB's environment block: 1024 bytes, of which the rest are # (its manual)."""
+    return f"# GRUB Environment Block\n{line}\n".encode().ljust(1024, b"#")
