@@ -14,7 +14,13 @@ HOST = Host("mx", Path("hosts/mx"), address="192.0.2.1", host_key="ssh-ed25519 A
 
 @pytest.mark.parametrize(
     ("failing", "unstaged"),
-    [("reveal-secrets", []), ("upload", ["mx"]), ("build-initramfs", ["mx"]), ("verify", [])],
+    [
+        ("reveal-secrets", []),
+        ("upload", ["mx"]),
+        ("build-initramfs", ["mx"]),
+        ("in RAM", ["mx"]),
+        ("verify", []),
+    ],
 )
 def test_failure_leaves_no_secret_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str, unstaged: list[str]
