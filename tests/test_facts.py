@@ -156,7 +156,7 @@ def test_kexec(value: str, expected: bool) -> None:
 
 
 def test_boot_entries() -> None:
-    lines = "entry=grub|/boot/grub|vda2|ext4|100\nentry=firmware|/efi||vfat|0\nsecure_boot=1\n"
+    lines = "entry=grub|/boot/grub|vda2|ext4|100\nentry=firmware|/efi||vfat|0\nsecure_boot= 1 \n"
     found = facts.parse(captured("virtio") + lines)
 
     assert found.entries == (

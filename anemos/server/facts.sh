@@ -31,8 +31,7 @@ done
 for number in $(variable BootOrder -tx2 | tr a-f A-F); do
     fact option "$number$(variable "Boot$number" -tx4 -N4)"
 done
-file=/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c
-[ ! -r "$file" ] || fact secure_boot "$(tail -c 1 "$file" | od -An -v -tu1 | tr -d ' \n')"
+fact secure_boot "$(variable SecureBoot -tu1)"
 for container in /run/.containerenv /.dockerenv /run/host/container-manager /proc/user_beancounters; do
     [ ! -e "$container" ] || fact container "$container"
 done

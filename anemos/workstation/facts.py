@@ -155,7 +155,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         stamp=json.loads(one["stamp"] or "{}"),
         parts=tuple(partition(*value.split("|")) for value in every("part")),
         slaves=tuple((value.split("|")[0], value.split("|")[1]) for value in every("slave")),
-        secure_boot=one.get("secure_boot") == "1",
+        secure_boot=one.get("secure_boot", "").strip() == "1",
         entries=tuple(entry(*value.split("|")) for value in every("entry")),
     )
 
