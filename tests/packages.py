@@ -98,7 +98,8 @@ class Signer:
 
 @contextmanager
 def signer(name: str) -> Iterator[Signer]:
-    with TemporaryDirectory(dir="/tmp", prefix="gpg-") as directory:  # short: gpg-agent's socket
+    # Short: gpg-agent has a socket in it, which it may remove meanwhile.
+    with TemporaryDirectory(dir="/tmp", prefix="gpg-", ignore_cleanup_errors=True) as directory:
         home = Path(directory)
         home.chmod(0o700)
         argv: list[str | Path] = ["gpg", "--homedir", directory, "--batch"]

@@ -30,7 +30,7 @@ def keyring() -> Iterator[Keyring]:
     ring.generate("Alice")
     yield ring
     run(["gpgconf", "--homedir", home, "--kill", "all"])
-    shutil.rmtree(home)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def home() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="anemos-gpg-", dir="/tmp"))
     yield made
     run(["gpgconf", "--homedir", made, "--kill", "all"])
-    shutil.rmtree(made)
+    shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def people() -> Iterator[People]:
     yield People(alice, bob, eve, a, b, e)
     for home in homes:
         run(["gpgconf", "--homedir", home, "--kill", "all"])
-        shutil.rmtree(home)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

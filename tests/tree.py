@@ -122,7 +122,7 @@ def copied(directory: Path) -> Iterator[Tree]:
         yield Tree(directory, home, memory)
     finally:
         subprocess.run(["gpgconf", "--kill", "all"], env=environment(home), check=True)
-        shutil.rmtree(home)
+        shutil.rmtree(home, ignore_errors=True)  # its gpg-agent removes sockets meanwhile
         shutil.rmtree(memory, ignore_errors=True)  # `inv clean` was there before
 
 
