@@ -33,7 +33,8 @@ def main(command: str, *words: str) -> None:
             print(json.dumps(staging.build(old(base), payload, digest, float(now), *came_in_by())))
         case "build-once", [base, directory, manifest, payload, digest, now]:
             given = (old(base), json.loads(manifest), payload, digest, float(now))
-            print(json.dumps(once.build(*given, *came_in_by(), old(directory))))
+            described = staging.describe(*given, *came_in_by())
+            print(json.dumps(once.build(old(base), described, old(directory))))
         case "arm", [loader, directory, device, hold]:
             line = Path("/proc/cmdline").read_text()
             print(json.dumps(once.arm(loader, old(directory), device, line, int(hold))))

@@ -42,22 +42,13 @@ fi
 """
 
 
-def build(
-    base: Path,
-    manifest: Mapping[str, Any],
-    payload: str,
-    layer: str,
-    now: float,
-    address: str,
-    port: int,
-    directory: Path,
-) -> dict[str, Any]:
-    """Write kernel and initramfs into PLACE in DIRECTORY. The rest: staging.describe.
+def build(base: Path, described: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Write kernel and initramfs into PLACE in DIRECTORY. DESCRIBED: see staging.describe.
 
     Returns what boot.json says, and as "once_key" the public half of the host key that the
     initramfs has until it is sent another one. Raises Failure.
     """
-    boot = staging.describe(base, manifest, payload, layer, now, address, port) | {"once": True}
+    boot = {**described, "once": True}
     return boot | {"once_key": write(base, boot, directory / PLACE)}
 
 
