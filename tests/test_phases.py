@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from anemos import log
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed
 from anemos.workstation import facts, hostkeys, phases, places, reach
@@ -337,6 +338,8 @@ class Server:
         assert name != "jump.sh" or saved["old_boot_id"] == "old"
         if name == "jump.sh" and self.lost:
             raise LOST
+        if name == "ended.sh":
+            return "systemd-shutdown[1]: Failed to switch root\n"
         return '{"ssh_host_rsa_key": "private"}' if "arm" in words else ""
 
 
@@ -409,14 +412,17 @@ def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     "seen", [Identity("new", False, "d-1", 2.0), Identity("new", True, "d-0", 2.0)]
 )
 def test_jump_into_something_else(monkeypatch: pytest.MonkeyPatch, seen: Identity) -> None:
-    """It does not get the word to go on."""
+    """It does not get the word to go on, and tells how the old system ended."""
     server = Server(monkeypatch)
+    said: list[str] = []
+    monkeypatch.setattr(log, "info", said.append)
 
     with pytest.raises(Failure, match="mx rebooted into the old system") as caught:
         jump(monkeypatch, seen)
 
     assert caught.value.status == FAILED
-    assert server.done[-1] == "await end"
+    assert server.done[-2:] == ["await end", "ended.sh"]
+    assert said[-1] == "Before the jump: systemd-shutdown[1]: Failed to switch root"
 
 
 @pytest.mark.parametrize(

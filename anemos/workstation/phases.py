@@ -253,6 +253,7 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
         limit, key = host.timeouts.initramfs, state.once_key
         seen = reach.await_boot(host, where, ready, limit, "initramfs", other_key=key)
     if not seen.in_initramfs or seen.deployment != state.deployment:
+        tell_end(where)
         hint = "its boot loader or firmware does not take the entry" if key else ""
         what = "rebooted into the old system instead of the initramfs"
         die(f"{host.name} {what}", hint=hint, status=FAILED)
@@ -263,6 +264,13 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     else:
         reach.give_word(where)
     return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
+
+
+def tell_end(where: Endpoint) -> None:
+    """Log how the boot before this one ended: why a jump led back, if the server knows."""
+    with suppress(Failure), connect(where, status=FAILED) as remote:
+        for line in reach.script(remote, "ended.sh").splitlines():
+            log.info(f"Before the jump: {line}")
 
 
 def load(host: Host, state: State, remote: Remote, hold: str) -> dict[str, str]:
