@@ -278,7 +278,7 @@ TWICE = FACTS.replace("vdb|2097152|demo-data", "vdb|2097152|demo-system")
         (TWICE, GOOD, "disk 'system': 2 disks match serial=demo-system; seen: vda (serial"),
         (
             FACTS,
-            GOOD.replace("demo-data", "demo-system"),
+            GOOD.replace("serial=demo-data", f"size={12582912 * 512}"),
             "disks 'system' and 'data' are the same: vda",
         ),
         (FACTS.replace("|12582912|", "|2048|"), GOOD, "partitions do not fit in 1048576 bytes"),

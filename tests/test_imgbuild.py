@@ -220,6 +220,10 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (laid_out(more="bootloader=lilo"), "bootloader is 'lilo'\n  (one of: grub, systemd-boot)"),
         (laid_out(more="keep='disk d serial=D mount=/'"), "keep: mount '/' stands in the layout"),
         (
+            laid_out(more="keep='disk d serial=S1'"),
+            "serial=S1 is disk 'system' of layout and 'd' of keep",
+        ),
+        (
             laid_out(parts="part root fs=ext4 mount=/", more="bootloader=grub"),
             "bootloader=grub needs a partition of type=bios or esp on disk 'system'",
         ),

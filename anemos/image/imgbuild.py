@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from anemos.image import bootloader, grammar, layout, typos
@@ -207,6 +208,7 @@ def check(where: str, spec: Imgbuild) -> None:
     if spec.format == "custom" and not spec.functions & {"setup", "cleanup"}:
         die(f"{where}: format=custom needs setup() or cleanup()")
     check_mounts(where, spec.layout, spec.keep)
+    check_apart(where, spec.layout, spec.keep)
     check_server_secrets(where, spec.server_secrets, fetched="fetch_secrets" in spec.functions)
     disks = for_image(spec).layout
     if spec.bootloader and disks.disks:
@@ -275,6 +277,15 @@ def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
     for each in kept:
         if each.mount in taken:
             die(f"{where}: keep: mount {each.mount!r} stands in the layout, too")
+
+
+def check_apart(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
+    """No disk is both erased and kept. Sizes alone name no disk; serials and WWNs do."""
+    for erased, each in product(disks.disks, kept):
+        for key in ("serial", "wwn"):
+            if key in each.match and erased.match.get(key) == each.match[key]:
+                words = f"{key}={each.match[key]}"
+                die(f"{where}: {words} is disk {erased.name!r} of layout and {each.name!r} of keep")
 
 
 def check_loader(where: str, loader: str, disks: Layout, cmdline: str) -> None:
