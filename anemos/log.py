@@ -6,7 +6,7 @@ Progress goes to standard error: standard output belongs to results (`--json`).
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 # The exit statuses of every task (README.md).
@@ -36,7 +36,8 @@ def die(message: str, *, hint: str = "", status: int = BAD_INPUT) -> NoReturn:
 
 
 def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # nobody reads any more: no reason to end a deployment
+        print(line, file=sys.stderr, flush=True)
 
 
 # Where lines go. The initramfs puts its own sink here: console and log file.

@@ -3,12 +3,15 @@
 import json
 import os
 import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from anemos.log import BAD_INPUT
+from tests import tree
 from tests.tree import Tree
 
 pytestmark = pytest.mark.real("run")
@@ -90,6 +93,33 @@ def test_misunderstandings_erase_nothing(project: Tree, name: str, words: list[s
 
     assert done.status != 0 or "Usage:" in done.out
     assert project.files() == before
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_lists_the_tasks(project: Tree, word: str) -> None:
+    done = project.inv(word)
+
+    assert (done.status, done.err) == (0, "")
+    assert "--hide=STRING" in done.out
+    assert "Replace the running system of HOST" in done.out
+
+
+def test_reader_that_ends_early(project: Tree) -> None:
+    """As head(1) does: a shell's status, no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "anemos.workstation.program", "--list"],
+        cwd=project.directory,
+        env=tree.environment(project.home),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_unknown_host(project: Tree) -> None:
