@@ -18,8 +18,8 @@ from anemos.workstation import secret_tasks
 from anemos.workstation.command import HELP, command, workstation
 
 
-def load(host: str, adopt: bool = False, build_on: str = "") -> Any:
-    return workstation("host").load(host, adopt=adopt, build_on=build_on)
+def load(host: str, adopt: bool = False, build_on: str = "", server: bool = True) -> Any:
+    return workstation("host").load(host, adopt=adopt, build_on=build_on, server=server)
 
 
 @command
@@ -147,9 +147,9 @@ def test(
 ) -> Any:
     """Install HOST in a local VM, from blank disks, with throw-away secrets, and prove it."""
     return (
-        workstation("local").stop(load(host))
+        workstation("local").stop(load(host, server=False))
         if stop
-        else workstation("local").test(load(host), keep)
+        else workstation("local").test(load(host, server=False), keep)
     )
 
 

@@ -91,7 +91,7 @@ def test_vm(hosts: Path) -> None:
         (MINIMAL + "[vm\n", "(at line 3, column 4)"),
         (b"address = '\xff'\n", f"{WHERE}: 'utf-8' codec can't decode byte 0xff in position 11"),
         # Incomplete.
-        ("", f"{WHERE}: no address"),
+        ("", f"{WHERE}: no address, no host_key"),
         ('address = "mx"\n', f"{WHERE}: no host_key"),
         ('host_key = "ssh-ed25519 AAAA"\n', f"{WHERE}: no address"),
         ('address = ""\nhost_key = "k"\n', f"{WHERE}: no address"),
@@ -209,3 +209,12 @@ def test_options_of_the_command_line(hosts: Path) -> None:
     with pytest.raises(Failure, match="--build-on is 'here'") as caught:
         host.load("mx", build_on="here")
     assert caught.value.status == BAD_INPUT
+
+
+def test_host_without_a_server(hosts: Path) -> None:
+    """It can be tried in a local VM before there is a machine to connect to."""
+    (hosts / "mx/host.toml").write_text("port = 2222\n")
+
+    assert host.load("mx", server=False).port == 2222
+    with pytest.raises(Failure, match="no address, no host_key"):
+        host.load("mx")

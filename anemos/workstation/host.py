@@ -138,11 +138,16 @@ def known() -> list[str]:
     return sorted(entry.parent.name for entry in places.HOSTS.glob("*/host.toml"))
 
 
-def load(name: str, *, adopt: bool = False, build_on: str = "") -> Host:
-    """The host NAME. Raises Failure that names the file for everything that is wrong in it."""
+def load(name: str, *, adopt: bool = False, build_on: str = "", server: bool = True) -> Host:
+    """The host NAME. Raises Failure that names the file for everything that is wrong in it.
+
+    Without SERVER it need not have one yet: no address, no host key.
+    """
     if build_on and build_on not in BUILD_ON:
         die(f"--build-on is {build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
     host = replace(interpret(name, find(name), settings(name)), adopt=adopt)
+    if server:
+        check_server(host)
     return replace(host, build_on=build_on or host.build_on)
 
 
@@ -184,10 +189,6 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
             die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
     if host.vm.firmware not in FIRMWARES:
         die(f"{where}: firmware is {host.vm.firmware!r}", hint=f"one of: {', '.join(FIRMWARES)}")
-    if not host.local and not host.address:
-        die(f"{where}: no address", hint="of the server; or stock in [vm], for a local VM")
-    if not host.local and not host.host_key:
-        die(f"{where}: no host_key", hint=f"./inv adopt --host {name} pins it")
     if host.local and host.address:
         die(f"{where}: address and, in [vm], stock: a local VM or a server?")
     try:
@@ -198,6 +199,18 @@ def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
         if port > MAX_PORT:
             die(f"{where}: {port} is not the number of a port")
     return host
+
+
+def check_server(host: Host) -> None:
+    """All that is missing for a connection, at once."""
+    where = f"hosts/{host.name}/host.toml"
+    hints = {
+        "address": "of the server; or stock in [vm], for a local VM",
+        "host_key": f"./inv adopt --host {host.name} pins it",
+    }
+    missing = [name for name in hints if not getattr(host, name)]
+    if missing and not host.local:
+        die(f"{where}: no {', no '.join(missing)}", hint="; ".join(hints[n] for n in missing))
 
 
 def secret_settings(name: str) -> SecretSettings:

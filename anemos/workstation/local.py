@@ -208,6 +208,8 @@ def stay(trial: Trial) -> None:
     if trial.machine.pid:
         where, known_hosts = reach.endpoint(trial.double), trial.machine.directory / "known_hosts"
         log.info(f"Log in:   {shlex.join(reach.login(where, known_hosts))}")
+        for guest in trial.host.vm.forward:
+            log.info(f"Port {guest}: 127.0.0.1:{trial.machine.port(guest)}")
         log.info(f"End it:   ./inv test --host {trial.host.name} --stop")
 
 
