@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from anemos.image import imgbuild
-from anemos.workstation import local, places
+from anemos.workstation import local, places, stock
 from anemos.workstation.host import Host, VmSettings
 
 pytestmark = pytest.mark.real("run", "gpg")
@@ -54,6 +54,20 @@ def test_everything_is_made_for_the_test(host: Host) -> None:
         assert not places.SECRETS.joinpath("mx").exists()
     finally:
         local.discard(trial)
+
+
+def test_changed_test_secrets(host: Host) -> None:
+    """They are made anew, and only then: other changes of the IMGBUILD leave them alone."""
+
+    def revealed(text: str) -> bytes:
+        (host.directory / "IMGBUILD").write_text(text)
+        return stock.source("mx", "mx@test").reveal("mx", "NAME")
+
+    chance = IMGBUILD.replace("echo value", "openssl rand -hex 8")
+    first = revealed(chance)
+    assert revealed(f"packages=vim\n{chance}") == first
+    assert revealed(chance.replace("hex 8", "hex 9")) != first
+    assert revealed(IMGBUILD) == b"value\n"
 
 
 def test_host_key_among_the_secrets(host: Host) -> None:

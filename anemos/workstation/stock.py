@@ -1,6 +1,8 @@
 """Throw-away material of a host with a [vm]: keys, secrets, and the stock system it starts with."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +25,8 @@ def secrets_of(host: Host) -> Source:
 def source(name: str, of: str) -> Source:
     """The throw-away secrets of the IMGBUILD NAME, for the machine OF.
 
-    Made on first use by the IMGBUILD's test_secrets(), outside of the repository.
+    Made by the IMGBUILD's test_secrets(), outside of the repository, on first use and when that
+    function has changed.
     """
     spec = imgbuild.load(places.HOSTS / name)
 
@@ -33,7 +36,19 @@ def source(name: str, of: str) -> Source:
 
     home = places.state(of)
     root = home / "secrets"
-    return Gpg(secrets.ensure_throwaway(home / "gnupg", root, name, make), root)
+    origin = home / f"secrets-{name}.origin"
+    now = maker(spec.file.read_text())
+    if not origin.exists() or origin.read_text() != now:
+        shutil.rmtree(root / name, ignore_errors=True)
+    keyring = secrets.ensure_throwaway(home / "gnupg", root, name, make)
+    origin.write_text(now)
+    return Gpg(keyring, root)
+
+
+def maker(text: str) -> str:
+    """What the IMGBUILD TEXT says of test_secrets(), to its last line; else all of it. Pure."""
+    found = re.search(r"^test_secrets *\(\).*?^}", text, re.MULTILINE | re.DOTALL)
+    return found[0] if found else text
 
 
 def operator_key(name: str) -> Path:
