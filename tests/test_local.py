@@ -25,7 +25,7 @@ FOREIGN_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz1HwHReFVvD5obVsALAgJ
 SERVER = """\
 imgname=mx
 target=debian
-debian_suite=bookworm
+debian_suite=trixie
 format=disk
 bootloader=grub
 cmdline='console=ttyS0 net.ifnames=0'
