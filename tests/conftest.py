@@ -26,7 +26,9 @@ REAL: dict[str, list[tuple[Any, str]]] = {
 }
 
 # Variables that lead to the developer's keys and files.
-PERSONAL = ["GNUPGHOME", "SSH_AUTH_SOCK", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"]
+PERSONAL = ["GNUPGHOME", "SSH_AUTH_SOCK"] + [
+    f"XDG_{each}_HOME" for each in ("CACHE", "CONFIG", "DATA", "STATE")
+]
 
 
 class Forbidden(BaseException):
