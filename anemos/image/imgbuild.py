@@ -280,8 +280,8 @@ def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
 
 
 def check_apart(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
-    """No disk is both erased and kept. Sizes alone name no disk; serials and WWNs do."""
-    for erased, each in product(disks.disks, kept):
+    """No whole disk is both erased and kept. Sizes alone name no disk; serials and WWNs do."""
+    for erased, each in product(disks.disks, [each for each in kept if not each.disk]):
         for key in ("serial", "wwn"):
             if key in each.match and erased.match.get(key) == each.match[key]:
                 words = f"{key}={each.match[key]}"
