@@ -20,6 +20,7 @@ from anemos.image.layout import Disk, Layout
 from anemos.workstation import (
     blank,
     initramfs,
+    machine,
     phases,
     places,
     plan,
@@ -34,6 +35,7 @@ from anemos.workstation import (
 from anemos.workstation import verify as proof
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
+from anemos.workstation.machine import Machine
 from anemos.workstation.payload import AUTHORIZED
 from anemos.workstation.qemu import Drive
 from anemos.workstation.state import load_state, payload_file
@@ -83,9 +85,9 @@ def prepare(host: Host) -> Trial:
     """Nothing is made yet, and what an earlier test kept is still there."""
     name = f"{host.name}@test"
     forward = [host.port, *host.vm.forward]
-    machine = Vm(name, places.state(name) / "vm", replace(host.vm, stock="", forward=forward))
-    double = replace(host, name=name, vm=machine.settings, address="127.0.0.1", identity="")
-    return Trial(host, machine, double)
+    local = Vm(name, places.state(name) / "vm", replace(host.vm, stock="", forward=forward))
+    double = replace(host, name=name, vm=local.settings, address="127.0.0.1", identity="")
+    return Trial(host, local, double)
 
 
 def test(host: Host, keep: bool = False) -> dict[str, Any]:
@@ -126,9 +128,23 @@ def install(trial: Trial) -> dict[str, Any]:
             trial.start()
     with trial.step("verify"):
         result = proof.verify(trial.double)
+    with trial.step("own tests"):
+        count = machine.check(trial.host.directory, as_machine(trial), log.info)
+        log.info(f"{count} files of tests" if count else "none beside the IMGBUILD")
     gone = ("downtime_s", "bytes_sent")  # there was no server
     result = {key: value for key, value in result.items() if key not in gone}
     return result | {"host": trial.host.name, "phases": trial.seconds}
+
+
+def as_machine(trial: Trial) -> Machine:
+    """The VM as the host's own tests are given it."""
+    where = reach.endpoint(trial.double)
+    ports = {str(guest): trial.machine.port(guest) for guest in trial.machine.settings.forward}
+    return Machine(where.address, login(trial), ports)
+
+
+def login(trial: Trial) -> list[str]:
+    return reach.login(reach.endpoint(trial.double), trial.machine.directory / "known_hosts")
 
 
 def reveal(trial: Trial) -> None:
@@ -206,8 +222,7 @@ def discard(trial: Trial) -> None:
 
 def stay(trial: Trial) -> None:
     if trial.machine.pid:
-        where, known_hosts = reach.endpoint(trial.double), trial.machine.directory / "known_hosts"
-        log.info(f"Log in:   {shlex.join(reach.login(where, known_hosts))}")
+        log.info(f"Log in:   {shlex.join(login(trial))}")
         for guest in trial.host.vm.forward:
             log.info(f"Port {guest}: 127.0.0.1:{trial.machine.port(guest)}")
         log.info(f"End it:   ./inv test --host {trial.host.name} --stop")

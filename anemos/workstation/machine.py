@@ -1,0 +1,73 @@
+"""A host's own tests, hosts/NAME/test_*.py: how they are run, and the machine that they are given.
+
+A test takes the fixture `machine`:
+
+    def test_page(machine):
+        assert machine.run("systemctl", "is-active", "nginx") == "active\\n"
+        socket.create_connection((machine.address, machine.port(443)))
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from anemos import run
+from anemos.log import UNVERIFIED, Failure, Sink, die
+from anemos.run import CommandFailed
+from anemos.workstation import places
+
+VARIABLE = "ANEMOS_MACHINE"  # the machine as JSON; no secret is in it
+WARNINGS = ("journalctl", "--boot", "--priority=warning", "--lines=40", "--no-pager", "--quiet")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """LOGIN: ssh(1)'s argv under the pinned key. PORTS: the machine's -> those that lead there."""
+
+    address: str
+    login: list[str]
+    ports: Mapping[str, int]
+
+    def port(self, number: int) -> int:
+        """The port at ADDRESS that leads to port NUMBER of the machine."""
+        return self.ports.get(str(number), number)
+
+    def run(self, *argv: str) -> str:
+        """Standard output of ARGV on the machine, as root. Raises CommandFailed."""
+        return run.run([*self.login, run.quote(argv)])
+
+
+@pytest.fixture(scope="session")
+def machine() -> Machine:
+    return Machine(**json.loads(os.environ[VARIABLE]))
+
+
+def check(directory: Path, machine: Machine, log: Sink) -> int:
+    """Run the tests in DIRECTORY against MACHINE; how many files of tests there are.
+
+    Raises Failure (UNVERIFIED) when a test fails, or when the files have no test. LOG then gets the
+    machine's warnings, too.
+    """
+    files = sorted(directory.glob("test_*.py"))
+    if not files:
+        return 0
+    env = {VARIABLE: json.dumps(asdict(machine))}
+    try:
+        run.run(argv_of(files), cwd=places.ROOT, env=env, log=log)
+    except CommandFailed:
+        with suppress(Failure):
+            for line in machine.run(*WARNINGS).splitlines():
+                log(f"journal: {line}")
+        die(f"{directory.name}: its own tests fail", status=UNVERIFIED)
+    return len(files)
+
+
+def argv_of(files: Sequence[Path]) -> list[str | Path]:
+    plugins = ["-p", "anemos.workstation.machine", "-p", "no:cacheprovider"]
+    return [sys.executable, "-B", "-m", "pytest", "--quiet", "--no-header", *plugins, *files]

@@ -1,0 +1,54 @@
+"""A host's own tests: a real pytest runs them, and ssh(1) is played by a shell."""
+
+from pathlib import Path
+
+import pytest
+
+from anemos.log import UNVERIFIED, Failure
+from anemos.workstation import machine
+from anemos.workstation.machine import Machine
+
+pytestmark = pytest.mark.real("run")
+
+HERE = Machine("192.0.2.1", ["sh", "-c"], {"443": 40443})
+GOOD = """
+def test_machine(machine):
+    assert (machine.address, machine.port(443), machine.port(25)) == ("192.0.2.1", 40443, 25)
+    assert machine.run("echo", "two words") == "two words\\n"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    directory = tmp_path / "hosts/mx"
+    directory.mkdir(parents=True)
+    (directory / "test_mx.py").write_text(text)
+    return directory
+
+
+def test_tests_that_pass(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    assert machine.check(write(tmp_path, GOOD), HERE, said.append) == 1
+    assert any("1 passed" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (GOOD.replace("two words\\n", "other"), "1 failed"),
+        ("import nothing_like_it\n", "1 error"),
+        ("", "no tests ran"),
+    ],
+)
+def test_tests_that_fail(tmp_path: Path, text: str, reason: str) -> None:
+    said: list[str] = []
+
+    with pytest.raises(Failure, match="mx: its own tests fail") as caught:
+        machine.check(write(tmp_path, text), HERE, said.append)
+
+    assert caught.value.status == UNVERIFIED
+    assert any(reason in line for line in said)
+
+
+def test_host_without_tests(tmp_path: Path) -> None:
+    assert machine.check(tmp_path, HERE, print) == 0
