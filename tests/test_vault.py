@@ -539,6 +539,7 @@ def test_check_tells_everything_at_once(alice: Vault, tmp_path: Path) -> None:
     (alice.root / "mx").symlink_to(tmp_path)
     (alice.root / "mx.key").write_text("x")
     (alice.root / ".gitattributes").write_text("x")
+    (alice.root / "README.md").write_text("x")
     with pytest.raises(Failure) as failure:
         audit.check(alice)
     lines = failure.value.message.splitlines()[1:]

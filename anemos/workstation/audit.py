@@ -16,6 +16,7 @@ from anemos.workstation.secrets import Source
 from anemos.workstation.vault import Vault, is_gpg
 
 Seen = tuple[str, list[str], str, str]  # name, recipients, signature, problem of an Entry
+BESIDE = ("README.md", "recipients", ".sops.yaml")  # the hosts' directories
 OK, UNKNOWN, BAD, NONE = "ok", "unknown", "bad", "none"
 
 
@@ -96,7 +97,7 @@ def strangers(root: Path) -> Iterator[str]:
     """What lies beside the hosts' directories, and is neither `recipients`, Git's nor sops's."""
     for path in sorted(root.iterdir() if root.is_dir() else ()):
         directory = path.is_dir() and not path.name.startswith(".")
-        known = path.name in ("recipients", ".sops.yaml") or path.name.endswith(".sops.json")
+        known = path.name in BESIDE or path.name.endswith(".sops.json")
         if not directory and not known and not path.name.startswith(".git"):
             yield f"{path} is no secret of any host"
 
