@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,7 +95,7 @@ def inv(project: Tree, cache: Path, *words: str) -> tuple[int, dict[str, Any], s
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
@@ -141,6 +143,18 @@ def test_real_server(project: Tree) -> None:
     assert secret.read_bytes() == b"for somebody else"
     assert not list(state(project, "mx@test").iterdir())
     assert not list(project.memory.glob("mx*/*"))
+
+
+@pytest.mark.all
+def test_www(project: Tree) -> None:
+    """The web server of the documentation passes its own tests, as a user runs them."""
+    shutil.copytree(ROOT / "hosts/www", project.directory / "hosts/www")
+
+    status, report, log = inv(project, places.cache(), "test", "--host", "www")
+
+    assert status == 0, log
+    assert report["verified"]
+    assert re.search(r"^ *[0-9]+ passed", log, re.MULTILINE), log
 
 
 def test_failing_provision(project: Tree, small: Path) -> None:
