@@ -27,7 +27,7 @@ FOREIGN_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz1HwHReFVvD5obVsALAgJ
 SERVER = """\
 imgname=mx
 target=debian
-debian_suite=trixie
+debian_suite=bookworm
 format=disk
 bootloader=grub
 cmdline='console=ttyS0 net.ifnames=0'
