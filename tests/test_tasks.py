@@ -104,12 +104,15 @@ def test_help_lists_the_tasks(project: Tree, word: str) -> None:
     assert "Replace the running system of HOST" in done.out
 
 
-def test_reader_that_ends_early(project: Tree) -> None:
-    """As head(1) does: a shell's status, no traceback."""
+@pytest.mark.parametrize(
+    ("words", "status"), [(["--list"], 141), (["plan", "--host", "nope", "--json"], BAD_INPUT)]
+)
+def test_reader_that_ends_early(project: Tree, words: list[str], status: int) -> None:
+    """As head(1) does: no traceback; a shell's status, but a failed task's own is kept."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "anemos.workstation.program", "--list"],
+        [sys.executable, "-m", "anemos.workstation.program", *words],
         cwd=project.directory,
         env=tree.environment(project.home),
         stdout=writing,
@@ -119,7 +122,9 @@ def test_reader_that_ends_early(project: Tree) -> None:
     )
     os.close(writing)
 
-    assert (done.returncode, done.stderr) == (141, "")
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
 
 
 def test_unknown_host(project: Tree) -> None:

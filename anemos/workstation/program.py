@@ -48,15 +48,23 @@ def bad_input() -> Iterator[None]:
 
 
 def main() -> None:
-    """Whoever reads our output may end early, as head(1) does: no traceback, a shell's status."""
+    """Whoever reads our output may end early, as head(1) does: no traceback, a shell's status.
+
+    A task that failed keeps its own status: that tells where the server is.
+    """
+    status: int | str | None = 0
     try:
-        try:
-            Inv(name="inv", binary="inv", version=version("invoke")).run()
-        finally:
-            sys.stdout.flush()
+        Inv(name="inv", binary="inv", version=version("invoke")).run()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(CLOSED)
+        status = CLOSED
+    except SystemExit as end:
+        status = end.code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = status or CLOSED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+    sys.exit(status)
 
 
 if __name__ == "__main__":
