@@ -70,6 +70,12 @@ def test_changed_test_secrets(host: Host) -> None:
     assert revealed(IMGBUILD) == b"value\n"
 
 
+def test_imgbuild_that_is_not_utf_8(host: Host) -> None:
+    (host.directory / "IMGBUILD").write_bytes(b"# gr\xfcn\n" + IMGBUILD.encode())
+
+    assert stock.source("mx", "mx@test").reveal("mx", "NAME") == b"value\n"
+
+
 def test_host_key_among_the_secrets(host: Host) -> None:
     """Then it is the one that answers."""
     make = "mkdir -p etc/ssh; ssh-keygen -q -t ed25519 -N '' -f etc/ssh/ssh_host_ed25519_key"

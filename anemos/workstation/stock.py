@@ -37,7 +37,7 @@ def source(name: str, of: str) -> Source:
     home = places.state(of)
     root = home / "secrets"
     origin = home / f"secrets-{name}.origin"
-    now = maker(spec.file.read_text())
+    now = maker(spec.file.read_text(errors="replace"))
     if not origin.exists() or origin.read_text() != now:
         shutil.rmtree(root / name, ignore_errors=True)
     keyring = secrets.ensure_throwaway(home / "gnupg", root, name, make)
