@@ -15,7 +15,7 @@ from anemos.image.layout import LABELS, MIB, Disk, Kept
 from anemos.run import run
 from anemos.workstation.qemu import Drive
 
-KEPT_SIZE = 64 * MIB
+KEPT_SIZE = 256 * MIB
 PART_SIZE = 32 * MIB
 MARKER = "anemos-test"  # a file on every kept disk
 
