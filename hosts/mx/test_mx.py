@@ -1,0 +1,639 @@
+"""The mail server as other servers and its users see it.
+
+Its users have the password of test_secrets().
+"""
+
+import base64
+import hashlib
+import http.client
+import imaplib
+import re
+import smtplib
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from email.message import EmailMessage
+from functools import partial
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+)
+from cryptography.x509 import load_der_x509_certificate
+
+from anemos.workstation.machine import Machine
+
+HOST = "mx.example.org"
+CERTIFICATE = f"/srv/acme/certs/{HOST}/fullchain.pem"
+PASSWORD = "throw-away"  # noqa: S105
+ALICE, BOB, CAROL = "alice@example.org", "bob@example.net", "carol@example.net"
+NEWS = "news@example.org"
+STRANGER = "someone@example.com"
+MARKED = "YJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+REJECTED = MARKED.replace("YJS", "XJS")
+PORTS = {22, 25, 80, 443, 465, 587, 993, 4190}
+PATIENCE = 120  # seconds: there is no DNS, and every look-up of the filter has to time out
+WORDS = "The committee has approved the budget of the library and thanks all its readers."
+
+
+@pytest.fixture(scope="module")
+def tls(machine: Machine) -> ssl.SSLContext:
+    """Trusts nothing but the certificate on the kept disk."""
+    return ssl.create_default_context(cadata=machine.run("cat", CERTIFICATE))
+
+
+class Client:
+    """The mail clients of this module: they check the certificate against the server's name."""
+
+    def __init__(self, machine: Machine, tls: ssl.SSLContext) -> None:
+        self.machine, self.tls = machine, tls
+
+    def connect(self, port: int) -> socket.socket:
+        return socket.create_connection((self.machine.address, self.machine.port(port)), 60)
+
+    def secure(
+        self, port: int, name: str = HOST, tls: ssl.SSLContext | None = None
+    ) -> ssl.SSLSocket:
+        return (tls or self.tls).wrap_socket(self.connect(port), server_hostname=name)
+
+    @contextmanager
+    def smtp(self, port: int = 25, *, starttls: bool = True) -> Iterator[smtplib.SMTP]:
+        """As another mail server, or on 587 as a user who has not logged in."""
+        client = smtplib.SMTP(local_hostname="client.example.com", timeout=PATIENCE)
+        client.connect(self.machine.address, self.machine.port(port))
+        client._host = HOST  # type: ignore[attr-defined]
+        client.ehlo()
+        if starttls:
+            client.starttls(context=self.tls)
+            client.ehlo()
+        with client:
+            yield client
+
+    @contextmanager
+    def submission(self, user: str, port: int = 587) -> Iterator[smtplib.SMTP]:
+        if port == 587:
+            with self.smtp(port) as client:
+                client.login(user, PASSWORD)
+                yield client
+            return
+        implicit = smtplib.SMTP(local_hostname="client.example.com", timeout=PATIENCE)
+        implicit.sock = self.secure(port)
+        implicit.file = implicit.sock.makefile("rb")
+        assert implicit.getreply()[0] == 220
+        with implicit:
+            implicit.ehlo()
+            implicit.login(user, PASSWORD)
+            yield implicit
+
+    @contextmanager
+    def imap(self, user: str, password: str = PASSWORD) -> Iterator[imaplib.IMAP4]:
+        outer = self
+
+        class Imap(imaplib.IMAP4):
+            def open(self, host: str = "", port: int = 0, timeout: float | None = None) -> None:
+                self.sock = outer.secure(993)
+                self.sock.settimeout(PATIENCE)
+                # imaplib reads the answers from it (its attribute has another name since 3.14)
+                self.file = self._file = self.sock.makefile("rb")
+
+        client = Imap()
+        client.login(user, password)
+        try:
+            yield client
+        finally:
+            client.logout()
+
+    def deliver(self, recipient: str, text: str = WORDS, sender: str = STRANGER) -> str:
+        """Send a message from outside, wait until the server has taken it; its subject."""
+        message = letter(sender, recipient, text)
+        with self.smtp() as client:
+            client.send_message(message, sender, [recipient])
+        return str(message["Subject"])
+
+    def wait_for(self, user: str, subject: str, folder: str = "INBOX") -> bytes:
+        """The message as it lies in the mailbox."""
+        with self.imap(user) as client:
+            return wait(lambda: find(client, subject, folder))
+
+
+@pytest.fixture(scope="module")
+def client(machine: Machine, tls: ssl.SSLContext) -> Client:
+    return Client(machine, tls)
+
+
+def letter(sender: str, recipient: str, text: str = WORDS) -> EmailMessage:
+    message = EmailMessage()
+    message["From"], message["To"] = f"A Person <{sender}>", recipient
+    message["Subject"] = f"Budget {uuid.uuid4().hex}"
+    message["Date"] = time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime())
+    message["Message-ID"] = f"<{uuid.uuid4().hex}@{sender.partition('@')[2]}>"
+    message.set_content(f"{text}\n")
+    return message
+
+
+def wait(condition: Callable[[], bytes | None]) -> bytes:
+    end = time.monotonic() + PATIENCE
+    while (found := condition()) is None:
+        assert time.monotonic() < end, "the message did not arrive"
+        time.sleep(1)
+    return found
+
+
+def find(client: imaplib.IMAP4, subject: str, folder: str = "INBOX") -> bytes | None:
+    assert client.select(folder)[0] == "OK"
+    numbers = client.search(None, "SUBJECT", f'"{subject}"')[1][0].split()
+    if not numbers:
+        return None
+    assert len(numbers) == 1, "it arrived more than once"
+    part = client.fetch(numbers[0].decode(), "(BODY.PEEK[])")[1][0]
+    assert isinstance(part, tuple)
+    return part[1]
+
+
+# Delivery
+
+
+@pytest.mark.parametrize(
+    ("recipient", "user"),
+    [
+        (ALICE, ALICE),
+        (BOB, BOB),
+        ("ALICE@Example.ORG", ALICE),
+        ("alice+tag@example.org", ALICE),
+        ("postmaster@example.org", ALICE),
+        ("abuse@example.org", ALICE),
+        ("postmaster@example.net", BOB),
+        ("abuse@example.net", BOB),
+        ("anything-else@example.net", BOB),
+        (CAROL, CAROL),
+        (f"postmaster@{HOST}", ALICE),
+    ],
+)
+def test_delivery(client: Client, recipient: str, user: str) -> None:
+    subject = client.deliver(recipient)
+    assert subject.encode() in client.wait_for(user, subject)
+
+
+def test_alias_of_two_users(client: Client) -> None:
+    subject = client.deliver("team@example.org")
+    client.wait_for(ALICE, subject)
+    client.wait_for(BOB, subject)
+
+
+def test_large_message(client: Client) -> None:
+    line = "x" * 75 + "\n"
+    subject = client.deliver(ALICE, line * (10_000_000 // len(line)))
+    assert len(client.wait_for(ALICE, subject)) > 10_000_000
+    with client.imap(ALICE) as imap:
+        imap.select("INBOX")
+        for number in imap.search(None, "LARGER", "1000000")[1][0].split():
+            imap.store(number.decode(), "+FLAGS", r"(\Deleted)")
+        imap.expunge()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "recipient",
+    ["nobody@example.org", NEWS, f"alice@{HOST}", "someone@example.com", "a%b@example.org"],
+)
+def test_refused_recipient(client: Client, recipient: str) -> None:
+    """Unknown users, an account that may only send, and relaying."""
+    with client.smtp() as smtp:
+        smtp.mail(STRANGER)
+        code, text = smtp.rcpt(recipient)
+    assert 550 <= code <= 554, text
+
+
+@pytest.mark.parametrize("port", [465, 587])
+def test_wrong_password(client: Client, port: int) -> None:
+    with client.submission(ALICE, port):
+        pass
+    with client.smtp(587) as smtp, pytest.raises(smtplib.SMTPAuthenticationError):
+        smtp.login(ALICE, "wrong")
+
+
+def test_wrong_password_for_reading(client: Client) -> None:
+    with (
+        pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"),
+        client.imap(ALICE, "wrong"),
+    ):
+        pass
+
+
+def test_account_that_only_sends_has_no_mailbox(client: Client) -> None:
+    with pytest.raises(imaplib.IMAP4.error), client.imap(NEWS) as imap:
+        imap.select("INBOX")
+
+
+def test_verify_command(client: Client) -> None:
+    with client.smtp() as smtp:
+        assert smtp.verify(ALICE)[0] == 502
+
+
+@pytest.mark.parametrize("port", [25, 587])
+def test_no_login_without_tls(client: Client, port: int) -> None:
+    with client.smtp(port, starttls=False) as smtp:
+        assert not smtp.has_extn("auth")
+        code, _ = smtp.docmd(
+            "AUTH PLAIN", base64.b64encode(f"\0{ALICE}\0{PASSWORD}".encode()).decode()
+        )
+    assert code >= 500
+
+
+def test_no_login_for_other_servers(client: Client) -> None:
+    with client.smtp(25) as smtp:
+        assert not smtp.has_extn("auth")
+
+
+def test_submission_needs_a_login(client: Client) -> None:
+    with client.smtp(587) as smtp:
+        smtp.mail(ALICE)
+        assert smtp.rcpt(BOB)[0] >= 500
+
+
+@pytest.mark.parametrize(
+    ("user", "sender"),
+    [(ALICE, BOB), (ALICE, STRANGER), (NEWS, ALICE), (CAROL, "invented@example.net")],
+)
+def test_forged_sender(client: Client, user: str, sender: str) -> None:
+    with client.submission(user) as smtp:
+        smtp.mail(sender)
+        code, text = smtp.rcpt(BOB)
+    assert code == 553, text
+
+
+@pytest.mark.parametrize(
+    ("user", "sender"), [(ALICE, "team@example.org"), (BOB, "team@example.org"), (NEWS, NEWS)]
+)
+def test_own_sender(client: Client, user: str, sender: str) -> None:
+    with client.submission(user) as smtp:
+        smtp.mail(sender)
+        assert smtp.rcpt(BOB)[0] == 250
+        smtp.rset()
+
+
+# Submission
+
+
+@pytest.fixture(scope="module")
+def submitted(client: Client) -> bytes:
+    """What Bob gets when Alice writes."""
+    message = letter(ALICE, BOB)
+    with client.submission(ALICE, 465) as smtp:
+        smtp.send_message(message)
+    return client.wait_for(BOB, str(message["Subject"]))
+
+
+def test_client_address_is_hidden(submitted: bytes, client: Client) -> None:
+    header = submitted.partition(b"\r\n\r\n")[0]
+    assert b"client.example.com" not in header
+    with client.submission(ALICE) as smtp:
+        address = smtp.sock.getsockname()[0] if smtp.sock else ""
+    assert b"Received: from" not in header or address.encode() not in header
+
+
+@pytest.mark.parametrize(("user", "recipient"), [(ALICE, BOB), (BOB, ALICE), (NEWS, BOB)])
+def test_dkim(machine: Machine, client: Client, user: str, recipient: str) -> None:
+    message = letter(user, recipient)
+    with client.submission(user) as smtp:
+        smtp.send_message(message)
+    raw = client.wait_for(recipient, str(message["Subject"]))
+    check_dkim(raw, user.partition("@")[2], zone(machine))
+
+
+def check_dkim(raw: bytes, domain: str, records: dict[tuple[str, str], list[str]]) -> None:
+    """RFC 6376, with relaxed canonicalization of header and body, as Rspamd signs."""
+    header, _, body = raw.partition(b"\r\n\r\n")
+    fields = re.split(rb"\r\n(?![ \t])", header)
+    named = [(field.partition(b":")[0].lower().strip(), field) for field in fields]
+    signature = next(field for name, field in named if name == b"dkim-signature")
+    value = re.sub(rb"\s+", b"", signature.partition(b":")[2]).decode()
+    tags = dict(part.split("=", 1) for part in value.split(";") if part)
+    assert (tags["d"], tags["c"]) == (domain, "relaxed/relaxed")
+
+    lines = [re.sub(rb"[ \t]+", b" ", line).rstrip(b" ") for line in body.split(b"\r\n")]
+    whole = b"\r\n".join(lines).rstrip(b"\r\n") + b"\r\n"
+    assert tags["bh"] == base64.b64encode(hashlib.sha256(whole).digest()).decode()
+
+    left = list(named)
+    signed = b""
+    for name in tags["h"].lower().split(":"):
+        for at in reversed(range(len(left))):
+            if left[at][0] == name.encode():
+                signed += relaxed(left.pop(at)[1]) + b"\r\n"
+                break
+    signed += relaxed(re.sub(rb"(\bb=)[^;]+", rb"\1", signature))
+    record = records["TXT", f"{tags['s']}._domainkey.{domain}."][0]
+    key = load_der_public_key(base64.b64decode(record.partition("p=")[2]))
+    assert isinstance(key, RSAPublicKey)
+    key.verify(base64.b64decode(tags["b"]), signed, PKCS1v15(), SHA256())
+
+
+def relaxed(field: bytes) -> bytes:
+    name, _, value = field.partition(b":")
+    return name.lower().strip() + b":" + re.sub(rb"\s+", b" ", value).strip()
+
+
+# The filter
+
+
+def test_marked_spam_lands_in_junk(client: Client) -> None:
+    subject = client.deliver(ALICE, MARKED)
+    assert b"X-Spam: Yes" in client.wait_for(ALICE, subject, "Junk")
+
+
+def test_worst_spam_is_rejected(client: Client) -> None:
+    with pytest.raises(smtplib.SMTPDataError) as caught:
+        client.deliver(ALICE, REJECTED)
+    assert caught.value.smtp_code == 554
+
+
+def learnt(machine: Machine, kind: str) -> int:
+    said = machine.run("rspamc", "--connect=127.0.0.1:11334", "stat")
+    return int(re.findall(rf"BAYES_{kind}.*learned: (\d+)", said)[0])
+
+
+def has_learnt(machine: Machine, kind: str, before: int) -> bytes | None:
+    return b"" if learnt(machine, kind) > before else None
+
+
+def test_moved_mail_is_learnt(machine: Machine, client: Client) -> None:
+    """To Junk and back. The text is a new one: what was learnt is not learnt again."""
+    text = " ".join(uuid.uuid4().hex[:8] for _ in range(60))
+    subject = client.deliver(ALICE, text)
+    client.wait_for(ALICE, subject)
+    for kind, source, target in (("SPAM", "INBOX", "Junk"), ("HAM", "Junk", "INBOX")):
+        before = learnt(machine, kind)
+        with client.imap(ALICE) as imap:
+            imap.select(source)
+            number = imap.uid("SEARCH", "SUBJECT", f'"{subject}"')[1][0].decode()
+            assert imap.uid("MOVE", number, target)[0] == "OK"
+        wait(partial(has_learnt, machine, kind, before))
+
+
+# Mailboxes
+
+
+def test_standard_folders(client: Client) -> None:
+    with client.imap(ALICE) as imap:
+        said = b"\n".join(each for each in imap.list()[1] if isinstance(each, bytes))
+    for name in (b"Drafts", b"Sent", b"Trash", b"Junk"):
+        assert rb"\%b" % name in said
+
+
+def test_idle(client: Client) -> None:
+    """A client that waits hears of a new message without asking."""
+    with client.imap(BOB) as imap:
+        imap.select("INBOX")
+        imap.send(b"idle1 IDLE\r\n")
+        assert imap.readline().startswith(b"+")
+        client.deliver(BOB)
+        while b"EXISTS" not in imap.readline():
+            pass
+        imap.send(b"DONE\r\n")
+        while b"idle1 OK" not in imap.readline():
+            pass
+
+
+def test_twenty_logins_at_once(client: Client) -> None:
+    def login(_: int) -> str:
+        with client.imap(ALICE) as imap:
+            return imap.select("INBOX")[0]
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(login, range(20))) == ["OK"] * 20
+
+
+def test_quota(client: Client) -> None:
+    """Who is over quota gets no more; the sender hears of it at once."""
+    block = "x" * 75 + "\n"
+    message = letter(STRANGER, CAROL, block * 110_000).as_bytes().replace(b"\n", b"\r\n")
+    with client.imap(CAROL) as imap:
+        assert imap.getquotaroot("INBOX")[0] == "OK"
+        answers = [imap.append("INBOX", "", "", message)[0] for _ in range(3)]
+        assert answers == ["OK", "OK", "NO"]
+        with client.smtp() as smtp:
+            smtp.ehlo()
+            smtp.mail(STRANGER, [f"SIZE={len(message)}"])
+            code, text = smtp.rcpt(CAROL)
+        assert code == 552, text
+        imap.select("INBOX")
+        imap.store("1:*", "+FLAGS", r"(\Deleted)")
+        imap.expunge()
+
+
+class Sieve:
+    """Enough of ManageSieve (RFC 5804) to install a script."""
+
+    def __init__(self, client: Client) -> None:
+        self.file = (sock := client.connect(4190)).makefile("rb")
+        self.greeting = self.answer()
+        sock.sendall(b"STARTTLS\r\n")
+        self.answer()
+        self.sock = client.tls.wrap_socket(sock, server_hostname=HOST)
+        self.file = self.sock.makefile("rb")
+        self.secure = self.answer()
+
+    def answer(self) -> bytes:
+        said = b""
+        while not said.splitlines()[-1:] or said.splitlines()[-1][:2] not in (b"OK", b"NO", b"BY"):
+            line = self.file.readline()
+            assert line, said
+            said += line
+        return said
+
+    def ask(self, text: str) -> bytes:
+        self.sock.sendall(text.encode() + b"\r\n")
+        return self.answer().splitlines()[-1]
+
+
+def test_sieve(client: Client) -> None:
+    sieve = Sieve(client)
+    assert b"PLAIN" not in sieve.greeting
+    assert b"PLAIN" in sieve.secure
+    login = base64.b64encode(f"\0{BOB}\0{PASSWORD}".encode()).decode()
+    assert sieve.ask(f'AUTHENTICATE "PLAIN" "{login}"').startswith(b"OK")
+    script = 'require ["fileinto", "mailbox"];\r\nif header :contains "X-Topic" "sieve" '
+    script += '{ fileinto :create "Topic"; }\r\n'
+    assert sieve.ask('PUTSCRIPT "bad" {6+}\r\nnot it').startswith(b"NO")
+    assert sieve.ask(f'PUTSCRIPT "test" {{{len(script)}+}}\r\n{script}').startswith(b"OK")
+    assert sieve.ask('SETACTIVE "test"').startswith(b"OK")
+    message = letter(STRANGER, BOB)
+    message["X-Topic"] = "sieve"
+    with client.smtp() as smtp:
+        smtp.send_message(message)
+    with client.imap(BOB) as imap:
+        wait(lambda: b"" if imap.select("Topic")[0] == "OK" else None)
+        wait(lambda: find(imap, str(message["Subject"]), "Topic"))
+    assert sieve.ask('SETACTIVE ""').startswith(b"OK")
+    assert sieve.ask('DELETESCRIPT "test"').startswith(b"OK")
+
+
+# TLS
+
+
+@pytest.mark.parametrize("port", [465, 993, 443])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls(machine: Machine, client: Client, port: int, version: ssl.TLSVersion) -> None:
+    tls = ssl.create_default_context(cadata=machine.run("cat", CERTIFICATE))
+    tls.minimum_version = tls.maximum_version = version
+    with client.secure(port, tls=tls) as sock:
+        assert sock.version() == version.name.replace("_", ".")
+
+
+@pytest.mark.parametrize("port", [465, 993, 443])
+def test_old_tls(machine: Machine, client: Client, port: int) -> None:
+    tls = ssl.create_default_context(cadata=machine.run("cat", CERTIFICATE))
+    tls.set_ciphers("ALL:@SECLEVEL=0")  # or this side would refuse
+    tls.minimum_version = tls.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol[ _]version"):
+        client.secure(port, tls=tls)
+
+
+# Web
+
+
+def get(client: Client, name: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPSConnection(name)
+    connection.sock = client.secure(443, name)
+    connection.request("GET", path, headers={"Host": name})
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+@pytest.mark.parametrize("domain", ["example.org", "example.net"])
+def test_mta_sts(client: Client, domain: str) -> None:
+    status, text = get(client, f"mta-sts.{domain}", "/.well-known/mta-sts.txt")
+    assert status == 200
+    assert text.splitlines()[:3] == ["version: STSv1", "mode: enforce", f"mx: {HOST}"]
+
+
+@pytest.mark.parametrize("domain", ["example.org", "example.net"])
+def test_autoconfig(client: Client, domain: str) -> None:
+    status, text = get(client, f"autoconfig.{domain}", "/mail/config-v1.1.xml")
+    assert status == 200
+    assert f"<domain>{domain}</domain>" in text
+    assert f"<hostname>{HOST}</hostname>" in text
+
+
+# DNS
+
+
+def zone(machine: Machine) -> dict[tuple[str, str], list[str]]:
+    """/root/dns.zone: type and name -> what the records say."""
+    records: dict[tuple[str, str], list[str]] = {}
+    for line in machine.run("cat", "/root/dns.zone").splitlines():
+        if line.startswith(";"):
+            continue
+        name, kind, value = re.fullmatch(r"(\S+\.) IN ([A-Z]+) (.+)", line).groups()  # type: ignore[union-attr]
+        if kind == "TXT":
+            strings = re.findall(r'"([^"]*)"', value)
+            assert all(len(each) < 256 for each in strings)
+            value = "".join(strings)
+        records.setdefault((kind, name), []).append(value)
+    return records
+
+
+@pytest.mark.parametrize("domain", ["example.org", "example.net"])
+def test_records_of_a_domain(machine: Machine, domain: str) -> None:
+    records = zone(machine)
+    assert records["MX", f"{domain}."] == [f"10 {HOST}."]
+    assert records["TXT", f"{domain}."] == ["v=spf1 mx -all"]
+    assert records["TXT", f"_dmarc.{domain}."][0].startswith("v=DMARC1; p=quarantine")
+    assert records["TXT", f"_mta-sts.{domain}."][0].startswith("v=STSv1; id=")
+    assert records["TXT", f"_smtp._tls.{domain}."][0].startswith("v=TLSRPTv1; rua=")
+    assert records["CAA", f"{domain}."] == ['0 issue "letsencrypt.org"']
+    for name in ("mta-sts", "autoconfig"):
+        assert records["CNAME", f"{name}.{domain}."] == [f"{HOST}."]
+
+
+def test_records_of_the_server(machine: Machine) -> None:
+    records = zone(machine)
+    here = machine.run("ip", "-brief", "address", "show", "dev", "eth0")
+    assert records["A", f"{HOST}."][0] in here
+    assert records["AAAA", f"{HOST}."][0] in here
+    assert records["TXT", f"{HOST}."] == ["v=spf1 a -all"]
+
+
+@pytest.mark.parametrize("port", [25, 465, 587, 993])
+def test_tlsa(machine: Machine, client: Client, port: int) -> None:
+    """The record is of the key that the server shows."""
+    if port in (25, 587):
+        with client.smtp(port) as smtp:
+            assert isinstance(smtp.sock, ssl.SSLSocket)
+            shown = smtp.sock.getpeercert(binary_form=True)
+    else:
+        with client.secure(port) as sock:
+            shown = sock.getpeercert(binary_form=True)
+    key = load_der_x509_certificate(shown or b"").public_key()
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    expected = f"3 1 1 {hashlib.sha256(spki).hexdigest()}"
+    assert zone(machine)["TLSA", f"_{port}._tcp.{HOST}."] == [expected]
+
+
+# The machine
+
+
+def test_what_listens(machine: Machine) -> None:
+    """Nothing beyond loopback but what the firewall opens."""
+    lines = machine.run(
+        "ss", "--no-header", "--listening", "--numeric", "--tcp", "--udp"
+    ).splitlines()
+    at = {line.split()[4].rpartition(":") for line in lines}
+    outside = {
+        int(port)
+        for where, _, port in at
+        if where.strip("[]").partition("%")[0] not in ("127.0.0.1", "::1")
+    }
+    assert outside == PORTS
+
+
+def test_firewall(machine: Machine) -> None:
+    rules = machine.run("nft", "list", "chain", "inet", "filter", "input")
+    assert "policy drop" in rules
+    (opened,) = [line for line in rules.splitlines() if "dport" in line]
+    assert {int(port) for port in re.findall(r"\d+", opened)} == PORTS
+
+
+def test_no_password_opens_the_server(machine: Machine) -> None:
+    assert "passwordauthentication no" in machine.run("sshd", "-T").splitlines()
+    shadow = machine.run("cut", "-d:", "-f2", "/etc/shadow").split()
+    assert all(each[:1] in ("*", "!") for each in shadow)
+
+
+@pytest.mark.parametrize(
+    ("path", "owner"),
+    [
+        ("/srv/mail", "vmail:2000"),
+        ("/srv/postfix/active", "postfix:2001"),
+        ("/srv/redis", "redis:2002"),
+        ("/srv/rspamd", "_rspamd:2003"),
+    ],
+)
+def test_owners_on_the_kept_disk(machine: Machine, path: str, owner: str) -> None:
+    assert machine.run("stat", "-c", "%U:%u", path).strip() == owner
+
+
+def test_state_is_on_the_kept_disk(machine: Machine) -> None:
+    assert machine.run("postconf", "-h", "queue_directory") == "/srv/postfix\n"
+    machine.run("sh", "-c", "test -e /srv/redis/appendonlydir && test -e /srv/rspamd/rspamd.rrd")
+
+
+def test_resolver_validates(machine: Machine) -> None:
+    assert "validator" in machine.run("unbound-checkconf", "-o", "module-config")
+    assert machine.run("sh", "-c", "grep -c ^nameserver /etc/resolv.conf") == "1\n"
+
+
+def test_no_unit_failed(machine: Machine) -> None:
+    assert machine.run("systemctl", "--failed", "--quiet", "--no-legend") == ""
