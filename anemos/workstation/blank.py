@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ def kept_disk(wanted: Kept, directory: Path) -> tuple[Drive, list[Print]]:
     size = int(wanted.match.get("size", KEPT_SIZE))
     image = make(directory / f"kept-{wanted.name}.img", wanted.match, size)
     if wanted.part:
-        partition(image, "gpt", [wanted.part])
+        partition(image, "gpt", [wanted.part], size)
     else:
         make_fs(image.file)
     return finished(f"kept-{wanted.name}", image, wanted.match, [taken(wanted, image)])
@@ -78,11 +77,11 @@ def make(file: Path, match: Mapping[str, str], size: int) -> Image:
     return Image(file.name, match.get("serial", ""), match.get("wwn", ""), size, file)
 
 
-def partition(image: Image, table: str, numbers: Sequence[int]) -> None:
+def partition(image: Image, table: str, numbers: Sequence[int], largest: int = PART_SIZE) -> None:
     """Write a TABLE with small partitions at the end, and a file system into each."""
     if not numbers:
         return
-    length = min(PART_SIZE, image.size // MIB * MIB - 2 * MIB)
+    length = min(largest, image.size // MIB * MIB - 2 * MIB)
     starts = [image.size // MIB * MIB - MIB - length * n for n in range(1, len(numbers) + 1)]
     lines = [f"label: {LABELS[table]}"] + [
         f"{image.part(number)} : start={start // 1024}KiB, size={length // 1024}KiB, type=linux"
@@ -93,9 +92,8 @@ def partition(image: Image, table: str, numbers: Sequence[int]) -> None:
         image.part(number).touch(0o600)
         os.truncate(image.part(number), length)
         make_fs(image.part(number))
-        with image.file.open("r+b") as whole, image.part(number).open("rb") as part:
-            whole.seek(start)
-            shutil.copyfileobj(part, whole, MIB)
+        options = [f"if={image.part(number)}", f"of={image.file}", f"seek={start // MIB}"]
+        run(["dd", "status=none", "bs=1M", "conv=notrunc,sparse", *options])
 
 
 def make_fs(file: Path) -> None:
