@@ -353,6 +353,25 @@ def await_text(terminal: int, text: bytes) -> None:
         seen += os.read(terminal, 1000)
 
 
+def test_scratch_that_others_remove_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that ends removes its own sockets, after the directory was listed."""
+    directory = tmp_path / "gnupg"
+    directory.mkdir()
+    for name in ("S.gpg-agent", "S.gpg-agent.ssh", "pubring.kbx"):
+        (directory / name).touch()
+    unlink = os.unlink
+
+    def raced(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "S.gpg-agent.ssh" and (directory / path).exists():
+            unlink(path, dir_fd=dir_fd)
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", raced)
+    scratch.remove(directory)
+    assert not directory.exists()
+    scratch.remove(directory)
+
+
 def test_editor_has_the_terminal(alice: Vault, use: Callable[[str], None]) -> None:
     use('echo "what now?"; read -r answer; test -t 0; test -t 1; test -t 2; echo "$answer" >"$1"')
     with on_terminal(program(alice, "edit")) as (pid, terminal):

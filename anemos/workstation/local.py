@@ -217,7 +217,7 @@ def discard(trial: Trial) -> None:
     """Remove what a test has made."""
     vm.stop(trial.machine)
     for each in (trial.home, trial.memory):
-        shutil.rmtree(each)
+        scratch.remove(each)
 
 
 def stay(trial: Trial) -> None:

@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from types import FrameType
 from typing import NoReturn
@@ -69,8 +69,10 @@ def write_private(top: Path, name: str, data: bytes) -> None:
 
 
 def remove(directory: Path) -> None:
-    if os.path.lexists(directory):
-        shutil.rmtree(directory)
+    """Remove DIRECTORY, although gpg-agent may remove its sockets from it at the same time."""
+    while os.path.lexists(directory):
+        with suppress(FileNotFoundError):  # before Python 3.13: a file in it is gone already
+            shutil.rmtree(directory)
 
 
 def require_memory(path: Path) -> None:
