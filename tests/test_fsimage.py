@@ -1,6 +1,7 @@
 """File systems in image files, checked by their own fsck and read back through the kernel."""
 
 import os
+import re
 import shutil
 import stat
 import time
@@ -130,6 +131,22 @@ def test_all_that_a_tree_has(
         assert (point / "sparse").stat().st_blocks * 512 < MIB
 
 
+def test_inodes_in_use(tmp_path: Path) -> None:
+    """In several groups of inodes: what debugfs counts is what dumpe2fs lists, where it can."""
+    source = tmp_path / "source"
+    for directory in range(40):
+        (source / f"{directory}").mkdir(parents=True)
+        for name in range(100):
+            (source / f"{directory}/{name}").touch()
+    file = alone(image(tmp_path, "ext4", 64 * MIB, source))
+    free = re.findall(r"(?m)^  Free inodes: (\d+)-(\d+)$", run(["dumpe2fs", file]))
+    unused = {inode for first, last in free for inode in range(int(first), int(last) + 1)}
+    found = fsimage.used_inodes(run(["debugfs", "-R", "stats", file]))
+    assert len(found) > 4040
+    assert not unused & set(found)
+    assert len(unused) + len(found) + fsimage.FIRST_INODE - 1 == 16384
+
+
 def shuffled(source: Path, copy: Path) -> Path:
     """SOURCE again, its files made in another order, at another time."""
     time.sleep(1.1)
@@ -219,9 +236,11 @@ def test_swap(tmp_path: Path) -> None:
     assert 'TYPE="swap"' in found
 
 
-@pytest.mark.parametrize("fs", ["minix", "nosuch"])
-def test_other_types(tmp_path: Path, fs: str) -> None:
-    """One that no kernel here can mount, and one that nobody can make."""
+@pytest.mark.parametrize("fs", ["odd", "nosuch"])
+def test_other_types(tmp_path: Path, fs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that no kernel can mount, and one that nobody can make."""
+    (tmp_path / "mkfs.odd").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", os.fspath(tmp_path), prepend=":")
     source = tmp_path / "source"
     source.mkdir()
     with pytest.raises(Failure) as caught:

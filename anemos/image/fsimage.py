@@ -64,9 +64,10 @@ def make_ext(fs: str, place: Place, uuid: str, epoch: int, source: Path | None) 
     now = {"E2FSPROGS_FAKE_TIME": str(max(epoch, 1))}  # 0 would be the clock's
     run([*argv, place.file.name, f"{place.size // 1024}k"], cwd=place.file.parent, env=now)
     if source:
-        # By name, not by path, in which a question mark would have a meaning (debugfs(8)).
+        # By name, not by path, in which a question mark would have a meaning (debugfs(8)). Newer
+        # dumpe2fs(8) knows no offset.
         where = f"{place.file.name}?offset={place.start}"
-        found = run(["dumpe2fs", where], cwd=place.file.parent)
+        found = run(["debugfs", "-R", "stats", where], cwd=place.file.parent)
         with NamedTemporaryFile("w", dir=place.file.parent) as script:
             script.write(settled(source.stat(), used_inodes(found), epoch))
             script.flush()
@@ -76,17 +77,17 @@ def make_ext(fs: str, place: Place, uuid: str, epoch: int, source: Path | None) 
             run(["sh", "-c", quiet, "sh", name, where], cwd=place.file.parent, env=now)
 
 
-def used_inodes(dump: str) -> list[int]:
-    """The inodes in use, but for the reserved ones, from what dumpe2fs(8) says."""
-    count = re.search(r"(?m)^Inode count: +(\d+)$", dump)
-    assert count, dump
-    used: list[int] = []
-    start = FIRST_INODE
-    for ranges in re.findall(r"(?m)^  Free inodes: (.*)$", dump):
-        for first, last in re.findall(r"(\d+)(?:-(\d+))?", ranges):
-            used += range(start, int(first))
-            start = int(last or first) + 1
-    return [*used, *range(start, int(count[1]) + 1)]
+def used_inodes(stats: str) -> list[int]:
+    """The inodes in use, but for the reserved ones, from what `stats` of debugfs(8) says.
+
+    mkfs takes the first free one of a group, and gives none back: the free ones stand at its end.
+    """
+    count = re.search(r"(?m)^Inode count: +(\d+)$", stats)
+    free = [int(number) for number in re.findall(r" (\d+) free inodes?,", stats)]
+    assert count and free, stats
+    size = int(count[1]) // len(free)  # of each group
+    used = (range(n * size + 1, (n + 1) * size + 1 - number) for n, number in enumerate(free))
+    return [inode for group in used for inode in group if inode >= FIRST_INODE]
 
 
 def settled(top: os.stat_result, inodes: list[int], epoch: int) -> str:
