@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gnupg
@@ -11,7 +12,7 @@ import pytest
 
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
-from anemos.workstation.gpg import THROWAWAY_KEY, Keyring
+from anemos.workstation.gpg import THROWAWAY_KEY, Keyring, check_result
 
 pytestmark = pytest.mark.real("run", "gpg")
 
@@ -176,6 +177,25 @@ def test_refused_ciphertext(people: People, case: str) -> None:
     assert message in str(failure.value)
     assert failure.value.code == BAD_INPUT
     assert "not\ufffdtext" not in str(failure.value)
+
+
+# What GnuPG 2.4.7 says, beside what 2.2 does.
+NEWER = """\
+[GNUPG:] ENC_TO 4A73D8479B93DF67 18 0
+[GNUPG:] NO_SECKEY 4A73D8479B93DF67
+[GNUPG:] ERROR pkdecrypt_failed {}
+[GNUPG:] DECRYPTION_FAILED
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(33554449, "whose secret part is not here"), (16777226, "is damaged, or its key is locked")],
+)
+def test_errors_of_newer_gpg(code: int, message: str) -> None:
+    result = SimpleNamespace(stderr=NEWER.format(code), ok=False)
+    with pytest.raises(Failure, match=message):
+        check_result(result, NAME, [])
 
 
 def test_signer_must_be_a_recipient(people: People) -> None:

@@ -30,6 +30,7 @@ UNREADABLE = {
     "NO_SECKEY": ("is encrypted to keys whose secret part is not here", "gpg --list-secret-keys"),
     "ENC_TO": (DAMAGED, ""),
 }
+NO_SECRET_KEY = 17  # gpg-error.h: GPG_ERR_NO_SECKEY, in the lower 16 bits
 ANYBODY = "whoever knows a passphrase"  # beside fingerprints in `recipients`
 NOT_CIPHERTEXT = ("is not encrypted, or only the beginning of an encrypted file", "")
 
@@ -153,8 +154,11 @@ class Keyring:
 
 def check_result(result: Any, name: str, signers: list[str]) -> None:
     """Die unless RESULT was decrypted, whole, and is validly signed by one of SIGNERS."""
-    status = [line.split() for line in result.stderr.splitlines()]
-    seen = {words[1] for words in status if words[:1] == ["[GNUPG:]"]}
+    lines = [line.split() for line in result.stderr.splitlines()]
+    status = [
+        words[1:] for words in lines if words[:1] == ["[GNUPG:]"] and not key_of_others(words)
+    ]
+    seen = {words[0] for words in status}
     if not result.ok:
         what, hint = next((UNREADABLE[key] for key in UNREADABLE if key in seen), NOT_CIPHERTEXT)
         die(f"{name} {what}", hint=hint)
@@ -162,10 +166,15 @@ def check_result(result: Any, name: str, signers: list[str]) -> None:
         what = next((UNTRUSTED[key] for key in UNTRUSTED if key in seen), "is not signed")
         die(f"{name} {what}")
     # Of several signatures gpg tells no more than one by one which of them says what.
-    if [words[1] for words in status if words[:1] == ["[GNUPG:]"]].count("NEWSIG") != 1:
+    if [words[0] for words in status].count("NEWSIG") != 1:
         die(f"{name} has several signatures")
     if result.pubkey_fingerprint not in signers:  # of the primary key, even if a subkey signed
         die(f"{name} is signed by {result.pubkey_fingerprint}, which is not a recipient")
+
+
+def key_of_others(words: list[str]) -> bool:
+    """Tell whether a status line says no more than NO_SECKEY, as an ERROR: GnuPG 2.4 does both."""
+    return words[1:3] == ["ERROR", "pkdecrypt_failed"] and int(words[3]) & 0xFFFF == NO_SECRET_KEY
 
 
 def check_label(result: Any, name: str, label: str) -> None:
