@@ -134,23 +134,27 @@ def demo(
     c: Context, host: str = "demo", fresh: bool = False, stop: bool = False, json: bool = False
 ) -> Any:
     """Deploy HOST to a stock server in a local VM, and prove it."""
-    return (
-        workstation("deployment").stop(load(host))
-        if stop
-        else workstation("deployment").demo(load(host), fresh)
-    )
+    deployment = workstation("deployment")
+    if stop:
+        return deployment.stop(load(host))
+    return deployment.demo(load(host), fresh)
 
 
 @command
 def test(
-    c: Context, host: str = "", keep: bool = False, stop: bool = False, json: bool = False
+    c: Context,
+    host: str = "",
+    keep: bool = False,
+    reuse: bool = False,
+    redeploy: bool = False,
+    stop: bool = False,
+    json: bool = False,
 ) -> Any:
     """Install HOST in a local VM, from blank disks, with throw-away secrets, and prove it."""
-    return (
-        workstation("local").stop(load(host, server=False))
-        if stop
-        else workstation("local").test(load(host, server=False), keep)
-    )
+    local = workstation("local")
+    if stop:
+        return local.stop(load(host, server=False))
+    return local.test(load(host, server=False), local.Options(keep, reuse, redeploy))
 
 
 @command

@@ -1,5 +1,6 @@
 """A host's own tests: a real pytest runs them, and ssh(1) is played by a shell."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from anemos.workstation.machine import Machine
 
 pytestmark = pytest.mark.real("run")
 
-HERE = Machine("192.0.2.1", ["sh", "-c"], {"443": 40443})
+HERE = Machine("192.0.2.1", ["sh", "-c"], {"443": 40443}, "notes.json")
 GOOD = """
 def test_machine(machine):
     assert (machine.address, machine.port(443), machine.port(25)) == ("192.0.2.1", 40443, 25)
@@ -52,3 +53,17 @@ def test_tests_that_fail(tmp_path: Path, text: str, reason: str) -> None:
 
 def test_host_without_tests(tmp_path: Path) -> None:
     assert machine.check(tmp_path, HERE, print) == 0
+
+
+def test_notes_last(tmp_path: Path) -> None:
+    """The tests of the second deployment see what those of the first wrote down."""
+    file = tmp_path / "notes.json"
+    test = "def test_notes(notes):\n    assert notes.setdefault('seen', '{0}') == 'first'\n"
+    here = replace(HERE, notes=str(file))
+    first, second = (write(tmp_path / each, test.format(each)) for each in ("first", "second"))
+    assert machine.check(first, here, print) == 1
+    assert machine.check(second, here, print) == 1
+
+    file.unlink()
+    with pytest.raises(Failure, match="its own tests fail"):
+        machine.check(second, here, print)

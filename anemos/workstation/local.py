@@ -17,8 +17,10 @@ from typing import Any
 from anemos import log
 from anemos.image.bootloader.places import disks_below
 from anemos.image.layout import Disk, Layout
+from anemos.log import UNVERIFIED, die
 from anemos.workstation import (
     blank,
+    deployment,
     initramfs,
     machine,
     phases,
@@ -38,10 +40,20 @@ from anemos.workstation.initramfs import Parts
 from anemos.workstation.machine import Machine
 from anemos.workstation.payload import AUTHORIZED
 from anemos.workstation.qemu import Drive
+from anemos.workstation.ssh import connect
 from anemos.workstation.state import load_state, payload_file
 from anemos.workstation.vm import Vm
 
 EXIT_S = 120.0  # from the last event to the reboot
+# Written to each kept file system of the VM: 1 MiB of chance, with an owner of its own.
+MARKER = ".anemos-redeploy"
+MARK = """set -e
+for file; do
+    head -c 1048576 /dev/urandom >"$file"; chown 12345:54321 "$file"; chmod 0604 "$file"
+done
+sync
+"""
+MARKS = 'for file; do stat -c "%a %u %g %Y %n" "$file" && sha256sum "$file" || exit; done'
 HOST_KEY = "ssh_host_ed25519_key"
 
 
@@ -90,21 +102,35 @@ def prepare(host: Host) -> Trial:
     return Trial(host, local, double)
 
 
-def test(host: Host, keep: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Options:
+    """KEEP: the VM stays. REUSE: deploy to the one that stayed. REDEPLOY: deploy once more."""
+
+    keep: bool = False
+    reuse: bool = False
+    redeploy: bool = False
+
+
+def test(host: Host, options: Options) -> dict[str, Any]:
     """Install HOST in a VM of its own and verify it; the report.
 
-    Without KEEP the VM is gone afterwards. Raises Failure with the exit statuses of log.py.
+    Raises Failure with the exit statuses of log.py.
     """
     phases.refuse(host, list(plan.bootable(host.imgbuild())))
     trial = prepare(host)
-    discard(trial)
+    if options.reuse:
+        require_running(trial)
+    else:
+        discard(trial)
     with scratch.ending():
         try:
-            result = install(trial)
+            result = redeploy(trial) if options.reuse else install(trial)
+            if options.redeploy:
+                result = redeploy(trial)
         finally:
             phases.forget(trial.double)
             shutil.rmtree(trial.memory / "boot", ignore_errors=True)
-            if keep:
+            if options.keep or options.reuse:
                 stay(trial)
             else:
                 discard(trial)
@@ -126,21 +152,66 @@ def install(trial: Trial) -> dict[str, Any]:
         if trial.host.finish == "reboot":  # kexec never leaves the machine
             vm.await_exit(trial.machine, EXIT_S)
             trial.start()
+    result = prove(trial)
+    gone = ("downtime_s", "bytes_sent")  # there was no server
+    return {key: value for key, value in result.items() if key not in gone}
+
+
+def require_running(trial: Trial) -> None:
+    """Die unless an earlier test left its VM; the double answers where that does."""
+    if not trial.machine.pid:
+        name = trial.host.name
+        die(f"no VM of {name} is left from a test", hint=f"./inv test --host {name} --keep")
+    trial.double = replace(trial.double, port=trial.machine.port(trial.host.port))
+
+
+def redeploy(trial: Trial) -> dict[str, Any]:
+    """Deploy to the VM as to the server, over SSH and with kexec; what was kept is still there."""
+    with trial.step("secrets"):
+        reveal(trial)
+    before = mark(trial)
+    for name, phase in deployment.PHASES.items():
+        if name not in ("reveal-secrets", "verify"):  # these are the test's own
+            with trial.step(name):
+                phase(trial.double)
+    result = prove(trial)
+    if (after := marks(trial)) != before:
+        die(f"kept files changed: {before!r} became {after!r}", status=UNVERIFIED)
+    return result
+
+
+def prove(trial: Trial) -> dict[str, Any]:
+    """Verify the new system, have the host's own tests look at it; the report."""
     with trial.step("verify"):
         result = proof.verify(trial.double)
     with trial.step("own tests"):
         count = machine.check(trial.host.directory, as_machine(trial), log.info)
         log.info(f"{count} files of tests" if count else "none beside the IMGBUILD")
-    gone = ("downtime_s", "bytes_sent")  # there was no server
-    result = {key: value for key, value in result.items() if key not in gone}
     return result | {"host": trial.host.name, "phases": trial.seconds}
+
+
+def mark(trial: Trial) -> str:
+    """Write a file to each kept file system of the VM; their digests."""
+    with connect(reach.endpoint(trial.double)) as remote:
+        remote.sh(["sh", "-c", MARK, "sh", *kept_paths(trial)])
+    return marks(trial)
+
+
+def marks(trial: Trial) -> str:
+    """Modes, owners and SHA-256 of the files that `mark` has written, as text."""
+    with connect(reach.endpoint(trial.double), status=UNVERIFIED) as remote:
+        return remote.sh(["sh", "-c", MARKS, "sh", *kept_paths(trial)])
+
+
+def kept_paths(trial: Trial) -> list[str]:
+    return [f"{each.mount}/{MARKER}" for each in trial.host.imgbuild().keep if each.mount]
 
 
 def as_machine(trial: Trial) -> Machine:
     """The VM as the host's own tests are given it."""
     where = reach.endpoint(trial.double)
     ports = {str(guest): trial.machine.port(guest) for guest in trial.machine.settings.forward}
-    return Machine(where.address, login(trial), ports)
+    return Machine(where.address, login(trial), ports, os.fspath(trial.home / "notes.json"))
 
 
 def login(trial: Trial) -> list[str]:
@@ -155,7 +226,8 @@ def reveal(trial: Trial) -> None:
     let_in(trial, operator.with_suffix(".pub").read_text())
     keys = initramfs.host_keys(trial.revealed)
     if not keys:
-        stock.make_key(trial.home / HOST_KEY, "throw-away")
+        if not (trial.home / HOST_KEY).exists():
+            stock.make_key(trial.home / HOST_KEY, "throw-away")
         keys = {each: trial.home / each for each in (HOST_KEY, f"{HOST_KEY}.pub")}
     public = initramfs.public_key(next(iter(keys.values())))
     trial.double = replace(trial.double, host_key=public, identity=os.fspath(operator))

@@ -5,12 +5,18 @@ A test takes the fixture `machine`:
     def test_page(machine):
         assert machine.run("systemctl", "is-active", "nginx") == "active\\n"
         socket.create_connection((machine.address, machine.port(443)))
+
+And `notes`, which last from one deployment of the machine to the next:
+
+    def test_certificate_stays(machine, notes):
+        now = machine.run("sha256sum", "/srv/acme/certs/example.org/cert.pem")
+        assert notes.setdefault("certificate", now) == now
 """
 
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,11 +34,15 @@ WARNINGS = ("journalctl", "--boot", "--priority=warning", "--lines=40", "--no-pa
 
 @dataclass(frozen=True)
 class Machine:
-    """LOGIN: ssh(1)'s argv under the pinned key. PORTS: the machine's -> those that lead there."""
+    """LOGIN: ssh(1)'s argv under the pinned key. PORTS: the machine's -> those that lead there.
+
+    NOTES: the JSON file of what the tests wrote down.
+    """
 
     address: str
     login: list[str]
     ports: Mapping[str, int]
+    notes: str
 
     def port(self, number: int) -> int:
         """The port at ADDRESS that leads to port NUMBER of the machine."""
@@ -46,6 +56,15 @@ class Machine:
 @pytest.fixture(scope="session")
 def machine() -> Machine:
     return Machine(**json.loads(os.environ[VARIABLE]))
+
+
+@pytest.fixture
+def notes(machine: Machine) -> Iterator[dict[str, str]]:
+    """What the tests of an earlier deployment of MACHINE wrote down, to be added to."""
+    file = Path(machine.notes)
+    found = json.loads(file.read_text()) if file.exists() else {}
+    yield found
+    file.write_text(json.dumps(found))
 
 
 def check(directory: Path, machine: Machine, log: Sink) -> int:

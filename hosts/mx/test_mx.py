@@ -675,3 +675,33 @@ def test_resolver_validates(machine: Machine) -> None:
 
 def test_no_unit_failed(machine: Machine) -> None:
     assert machine.run("systemctl", "--failed", "--quiet", "--no-legend") == ""
+
+
+# What lasts from one deployment to the next: `inv test --redeploy` runs these twice
+
+
+def test_mail_stays(client: Client, notes: dict[str, str]) -> None:
+    """Byte for byte; clients need not read the mailbox anew (RFC 9051, 2.3.1.1)."""
+    if "subject" not in notes:
+        notes["subject"] = client.deliver(CAROL)
+    subject = notes["subject"]
+    digest = hashlib.sha256(client.wait_for(CAROL, subject)).hexdigest()
+    assert notes.setdefault("message", digest) == digest
+    with client.imap(CAROL) as imap:
+        imap.select("INBOX")
+        validity = str(imap.response("UIDVALIDITY")[1][0])
+    assert notes.setdefault("validity", validity) == validity
+
+
+def test_names_and_certificates_stay(machine: Machine, notes: dict[str, str]) -> None:
+    """DNS needs no change: selectors, keys and TLSA records are the same."""
+    zone = machine.run("cat", "/root/dns.zone")
+    assert notes.setdefault("zone", zone) == zone
+    account = machine.run("sh", "-c", "find /srv/acme -type f | sort | xargs sha256sum")
+    assert notes.setdefault("account", account) == account
+
+
+@pytest.mark.parametrize("kind", ["SPAM", "HAM"])
+def test_what_was_learnt_stays(machine: Machine, notes: dict[str, str], kind: str) -> None:
+    known = learnt(machine, kind)
+    assert known >= int(notes.setdefault(f"learnt {kind}", str(known))) > 0

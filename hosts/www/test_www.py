@@ -235,3 +235,9 @@ def test_publishing(machine: Machine, user: str) -> None:
 def test_owner_gets_no_shell(machine: Machine, user: str) -> None:
     with pytest.raises(CommandFailed, match="sftp connections only"):
         run([*machine.login[:-1], f"{user}@{machine.address}", "id"])
+
+
+def test_certificates_stay(machine: Machine, notes: dict[str, str]) -> None:
+    """`inv test --redeploy` runs this twice: a deployment orders no certificate."""
+    found = machine.run("sh", "-c", "find /srv/acme -type f | sort | xargs sha256sum")
+    assert notes.setdefault("certificates", found) == found
