@@ -131,13 +131,18 @@ def build(
 
 @command
 def demo(
-    c: Context, host: str = "demo", fresh: bool = False, stop: bool = False, json: bool = False
+    c: Context,
+    host: str = "demo",
+    fresh: bool = False,
+    start: bool = False,
+    stop: bool = False,
+    json: bool = False,
 ) -> Any:
     """Deploy HOST to a stock server in a local VM, and prove it."""
     deployment = workstation("deployment")
     if stop:
         return deployment.stop(load(host))
-    return deployment.demo(load(host), fresh)
+    return deployment.start(load(host), fresh) if start else deployment.demo(load(host), fresh)
 
 
 @command

@@ -102,9 +102,17 @@ def go(host: Host, yes: str = "") -> dict[str, Any]:
 
 
 def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
-    """Start the VM of HOST, with a stock system when it is new, and deploy HOST to it.
+    """Start the VM of HOST, and deploy HOST to it."""
+    start(host, fresh)
+    result = deploy(host)
+    goodbye(host, vm.of(host))
+    return result
 
-    FRESH: whatever is on the VM's disks, they are made anew.
+
+def start(host: Host, fresh: bool = False) -> dict[str, Any]:
+    """Start the VM of HOST, with a stock system when it is new.
+
+    FRESH: what is on the VM's disks is made anew.
     """
     machine = vm.of(host)
     if fresh:
@@ -113,9 +121,7 @@ def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
     vm.start(machine, machine.drives)
     with log.step("Waiting for the server"):
         reach.await_boot(host, reach.endpoint(host), lambda seen: True, host.timeouts.up, "server")
-    result = deploy(host)
-    goodbye(host, machine)
-    return result
+    return {"host": host.name}
 
 
 def stop(host: Host) -> dict[str, Any]:
