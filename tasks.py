@@ -203,8 +203,8 @@ def check(c: Context, expression: str = "", all: bool = False) -> None:
     """Run the project's own tests."""
     only = [*(["-k", expression] if expression else []), *(["--all"] if all else [])]
     # One worker for the VM, which takes its time, one for all the rest.
-    parallel = ["-n", "2", "--dist", "loadfile"]
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *parallel, *only])
+    options = ["-n", "2", "--dist", "loadfile", "--durations", "10"]
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *options, *only])
 
 
 ns = Collection.from_module(sys.modules[__name__])
