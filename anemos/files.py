@@ -1,7 +1,12 @@
-"""Files that others read while they are written."""
+"""Files that others read while they are written, and that a power cut must not leave half."""
 
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 def replace(file: Path, text: str, mode: int = 0o666) -> None:
@@ -9,4 +14,44 @@ def replace(file: Path, text: str, mode: int = 0o666) -> None:
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
     fresh.touch(mode)
     fresh.write_text(text)
+    settle(fresh, file)
+
+
+def settle(fresh: Path, file: Path) -> None:
+    """Rename FRESH to FILE. After a power cut there is the old one, or all of the new one.
+
+    A rename may reach the disk before the data does, and both after we have gone on (fsync(2)).
+    """
+    sync(fresh)
     fresh.rename(file)
+    sync(file.parent)
+
+
+def sync(path: Path) -> None:
+    """Have what PATH holds, a file or a directory, on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def scratch(top: Path, prefix: str) -> Iterator[Path]:
+    """A directory in TOP, gone at the end. Those of PREFIX that a killed process left go now."""
+    for abandoned in top.glob(f"{prefix}*"):
+        with suppress(OSError), locked(abandoned):
+            shutil.rmtree(abandoned)
+    with TemporaryDirectory(prefix=prefix, dir=top) as name, locked(Path(name)) as held:
+        yield held
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[Path]:
+    """Hold DIRECTORY for as long as we live. Raises OSError when somebody else does."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield directory
+    finally:
+        os.close(fd)

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from anemos.digest import sha256
 from anemos.image import bootstrap, imgbuild
+from anemos.image.bootstrap import cache
+from anemos.image.imgbuild import Imgbuild
 from anemos.run import run
 from tests import tiny
 
@@ -19,8 +22,16 @@ def describe(host: Path, text: str, head: str = "imgname=mx\ntarget=debian\n") -
     tree = host.parent / "layer"
     if not tree.exists():
         tiny.make(tree)
-    layer = bootstrap.layer_file(imgbuild.load(host), host / "out")
-    run(["tar", "--create", "--zstd", "--file", layer, "--directory", tree, "."])
+    store(tree, imgbuild.load(host), host / "out")
+
+
+def store(tree: Path, spec: Imgbuild, directory: Path) -> Path:
+    """Put TREE into the cache DIRECTORY, as the package layer of SPEC."""
+    layer = bootstrap.layer_file(spec, directory)
+    options = ["--zstd", "--xattrs", "--xattrs-include=*"]
+    run(["tar", "--create", *options, "--file", layer, "--directory", tree, "."])
+    cache.remember(layer, spec, None, sha256(layer))
+    return layer
 
 
 def command(*options: str) -> list[str]:

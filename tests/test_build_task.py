@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import bootstrap, imgbuild
+from anemos.image import imgbuild
 from anemos.run import run
-from tests import tiny, tree
+from tests import imaging, tiny, tree
 from tests.tree import Tree
 
 pytestmark = [pytest.mark.real("run", "gpg"), pytest.mark.root]
@@ -45,8 +45,7 @@ def project(tmp_path: Path) -> Iterator[Tree]:
         (copy.directory / "secrets/web/OTHER.gpg").write_bytes(b"of the real one")
         cache = copy.home / ".cache/anemos"
         cache.mkdir(parents=True)
-        layer = bootstrap.layer_file(imgbuild.load(host), cache)
-        run(["tar", "-c", "--zstd", "-f", layer, "-C", tiny.make(tmp_path / "layer"), "."])
+        imaging.store(tiny.make(tmp_path / "layer"), imgbuild.load(host), cache)
         yield copy
         for keyring in copy.home.glob(".local/state/anemos/*/*/gnupg"):
             run(["gpgconf", "--homedir", keyring, "--kill", "all"])

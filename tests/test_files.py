@@ -6,6 +6,14 @@ from pathlib import Path
 from anemos import files
 
 
+def test_scratch(tmp_path: Path) -> None:
+    """What a killed process has left goes; what is in use stays."""
+    (tmp_path / "x-left/deep").mkdir(parents=True)
+    with files.scratch(tmp_path, "x-") as first, files.scratch(tmp_path, "x-") as second:
+        assert set(tmp_path.iterdir()) == {first, second}
+    assert not list(tmp_path.iterdir())
+
+
 def test_replace(tmp_path: Path) -> None:
     """Who has the old one open keeps it; nothing else is left."""
     file = tmp_path / "state.json"

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from anemos.image import bootstrap, imgbuild
-from anemos.run import run
+from anemos.image import imgbuild
 from anemos.workstation import images, initramfs, places, vm
 from anemos.workstation.gpg import Keyring
 from anemos.workstation.ssh import Endpoint, connect
-from tests import lab, tiny, tree
+from tests import imaging, lab, tiny, tree
 from tests.tree import ROOT, Tree
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh", "gpg")]
@@ -116,8 +115,7 @@ def small(project: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (cache / "accelerator").write_text(vm.accelerator())
     root = tiny.make(cache / "root")
     spec = imgbuild.load(project.host("small", imgbuild=SMALL))
-    layer = bootstrap.layer_file(spec, cache)
-    run(["tar", "--create", "--zstd", "--file", layer, "-C", root, "."])
+    imaging.store(root, spec, cache)
     return cache
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import bootstrap, build, imgbuild, reproducible, tree, unpacked
+from anemos.image import build, imgbuild, reproducible, tree, unpacked
 from anemos.image.bootstrap import cache
 from anemos.log import Failure
 from anemos.run import run
-from tests import tiny
+from tests import imaging, tiny
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
 
@@ -81,9 +81,7 @@ def describe(host: Path, form: str, more: str = "") -> None:
     os.setxattr(root / "usr/bin/cat", "user.colour", b"green")
     for path, _ in list(tree.walk(root)):
         os.utime(root / path, (EPOCH, EPOCH - len(path)), follow_symlinks=False)
-    layer = bootstrap.layer_file(imgbuild.load(host), host / "cache")
-    options = ["--xattrs", "--xattrs-include=*"]
-    run(["tar", "--create", "--zstd", *options, "--file", layer, "--directory", root, "."])
+    imaging.store(root, imgbuild.load(host), host / "cache")
 
 
 STATUS = """\
@@ -213,9 +211,8 @@ def test_changed_layer(host: Path) -> None:
     stale.mkdir()
     (stale / "state.json").write_text("{}")
     describe(host, "dir", "# changed\n")
-    layer = next((host / "cache").glob("*.zst"))
     run(["rm", "-r", host.parent / "layer/usr/bin/soft"])
-    run(["tar", "-c", "--zstd", "-f", layer, "-C", host.parent / "layer", "."])
+    imaging.store(host.parent / "layer", imgbuild.load(host), host / "cache")
     (made,) = image(host)
     assert not (made / "usr/bin/soft").exists()
     assert not stale.exists()
@@ -254,6 +251,42 @@ def test_without_overlay(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.read_bytes() == made.read_bytes()
 
 
+def bootstrapped(host: Path) -> Path:
+    """A directory for PATH with a mmdebstrap that makes what is in the cache."""
+    (layer,) = (host / "cache").glob("*.zst")
+    programs = host / "bin"
+    programs.mkdir()
+    run(["zstd", "-q", "-d", layer, "-o", host / "layer.tar"])
+    (programs / "mmdebstrap").write_text(MMDEBSTRAP.format(layer=host / "layer.tar"))
+    (programs / "mmdebstrap").chmod(0o755)
+    return programs
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "forgotten"])
+def test_damaged_layer(host: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """It is made anew; what a build that was killed has left in the cache goes."""
+    describe(host, "dir")
+    monkeypatch.setenv("PATH", os.fspath(bootstrapped(host)), prepend=":")
+    spec = imgbuild.load(host)
+    layer = build.layer(spec, cache=host / "cache")  # its key has the program's digest, too
+    good = layer.read_bytes()
+    assert cache.damaged(layer) == ""
+    match damage:
+        case "empty":
+            layer.write_bytes(b"")
+        case "cut":
+            layer.write_bytes(good[:-1])
+        case "changed":
+            layer.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        case "forgotten":
+            cache.note(layer).unlink()
+    (host / "cache/.layer-x").mkdir()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", f"{EPOCH}")
+    assert build.layer(spec, cache=host / "cache").read_bytes() == good
+    assert cache.damaged(layer) == ""
+    assert not list((host / "cache").glob(".*"))
+
+
 MMDEBSTRAP = """#!/bin/sh
 # Stands for mmdebstrap: the output is the argument that is a .tar.
 for output; do case $output in *.tar) break; esac; done
@@ -273,12 +306,7 @@ cp {layer} "$output"
 def test_check(host: Path, noise: str, message: str) -> None:
     """--check tells what two builds differ in."""
     describe(host, "dir", f"provision() {{ {noise or ':'}; }}\n")
-    (layer,) = (host / "cache").glob("*.zst")
-    programs = host / "bin"
-    programs.mkdir()
-    run(["zstd", "-q", "-d", layer, "-o", host / "layer.tar"])
-    (programs / "mmdebstrap").write_text(MMDEBSTRAP.format(layer=host / "layer.tar"))
-    (programs / "mmdebstrap").chmod(0o755)
+    programs = bootstrapped(host)
     argv = [sys.executable, "-m", "anemos.image", "--check", "--output", "out"]
     argv += ["--values", "values.json", "--secrets", "secrets"]
     env = {"PYTHONPATH": os.fspath(ROOT), "PATH": f"{programs}:{os.environ['PATH']}"}

@@ -1,14 +1,11 @@
 """Puts the parts together: package layer, definition layer, output."""
 
-import fcntl
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from anemos import log
+from anemos import files, log
 from anemos.image import bootstrap, custom, definition, output, reproducible, unpacked
 from anemos.image.imgbuild import Imgbuild, for_image
 from anemos.image.manifest import Sources
@@ -71,23 +68,6 @@ def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
 def workspace() -> Iterator[Path]:
     """A scratch directory: in the memory that isolation.py took, else on disk."""
     top = MEMORY if MEMORY.is_mount() else DISK
-    for abandoned in top.glob(f"anemos-{os.geteuid()}-*"):
-        with suppress(OSError), locked(abandoned):
-            shutil.rmtree(abandoned)
-    with (
-        TemporaryDirectory(prefix=f"anemos-{os.geteuid()}-", dir=top) as name,
-        locked(Path(name)) as scratch,
-    ):
-        os.chmod(name, 0o755)  # noqa: S103, PTH101 (an unprivileged apt has to pass)
-        yield scratch
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[Path]:
-    """Hold DIRECTORY for as long as we live. Raises OSError when somebody else does."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield directory
-    finally:
-        os.close(fd)
+    with files.scratch(top, f"anemos-{os.geteuid()}-") as held:
+        held.chmod(0o755)  # an unprivileged apt has to pass
+        yield held

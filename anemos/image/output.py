@@ -6,8 +6,8 @@ from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from anemos import files
 from anemos.image import disk, fsimage, manifest, reproducible
 from anemos.image.imgbuild import COMPRESSORS, Imgbuild
 from anemos.image.manifest import Sources
@@ -71,9 +71,9 @@ def write(
     is replaced when the new one is complete.
     """
     check(imgbuild, out)
-    with TemporaryDirectory(prefix=".anemos-", dir=out) as name, ThreadPoolExecutor() as pool:
+    with files.scratch(out, ".anemos-") as place, ThreadPoolExecutor() as pool:
         output = OUTPUTS[imgbuild.format]
-        job = Job(imgbuild, root, Path(name), seed, epoch)
+        job = Job(imgbuild, root, place, seed, epoch)
         reproducible.forget(root, kept)
         output.prepare(job)
         reproducible.clamp(root, changed or root, epoch)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anemos import log
+from anemos import files, log
 from anemos.log import die
 from anemos.workstation import host, ssh
 
@@ -54,6 +54,4 @@ def agree(name: str, shown: str, fingerprint: str) -> None:
 
 def pin(file: Path, key: str) -> None:
     """Put host_key first in FILE: before any table (TOML 1.0)."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.write_text(f'host_key = "{key}"\n{file.read_text()}')
-    fresh.rename(file)
+    files.replace(file, f'host_key = "{key}"\n{file.read_text()}')

@@ -12,7 +12,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from anemos import log
+from anemos import files, log
 from anemos.digest import sha256
 from anemos.image import bootstrap
 from anemos.image.imgbuild import Imgbuild
@@ -31,7 +31,7 @@ OPERATOR_ONLY = ("workstation", "base", "__pycache__")
 def base() -> Path:
     """The base image: base-<SHA-256>.squashfs. Built when anything that goes into it changed."""
     with sources() as (tree, link):
-        if not link.exists():
+        if not sound(link):
             with log.step("Building the base image"):
                 build_base(tree, link)
             prune(link.parent)
@@ -43,7 +43,20 @@ def base() -> Path:
 def cached_base() -> str:
     """The base image, when it is built, or ""."""
     with sources() as (_, link):
-        return str(link.resolve()) if link.exists() else ""
+        return str(link.resolve()) if sound(link) else ""
+
+
+def sound(link: Path) -> bool:
+    """Tell whether LINK leads to a base image with the SHA-256 that its name says."""
+    image = link.resolve()
+    if image.is_file() and image.name != file_name(image):
+        log.info(f"{image.name} is damaged")
+        return False
+    return image.is_file()
+
+
+def file_name(image: Path) -> str:
+    return f"base-{sha256(image)}.squashfs"
 
 
 @contextmanager
@@ -75,14 +88,14 @@ def key(directories: Sequence[Path]) -> str:
 
 def build_base(tree: Path, link: Path) -> None:
     cache = places.cache()
-    with TemporaryDirectory(prefix=".base-", dir=cache) as out:
+    with files.scratch(cache, ".base-") as out:
         (built,) = image(BASE, ["--output", out, "--cache", cache, BASE / "files", tree])
-        final = cache / f"base-{sha256(built)}.squashfs"
-        built.rename(final)
+        final = cache / file_name(built)
+        files.settle(built, final)
     fresh = link.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(final.name)
-    fresh.rename(link)
+    files.settle(fresh, link)
     log.info(f"Base image: {final.stat().st_size / 2**20:.1f} MiB")
 
 

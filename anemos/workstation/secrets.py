@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NoReturn, Protocol
 
+from anemos import files
 from anemos.log import FAILED, die
 from anemos.workstation import scratch
 from anemos.workstation.gpg import Keyring
@@ -181,9 +182,7 @@ def ensure_throwaway(home: Path, root: Path, host: str, make: Callable[[Path], N
     keyring = Keyring(home)
     recipients = root / "recipients"
     if not recipients.exists():
-        fresh = root / ".recipients.new"
-        fresh.write_text(keyring.generate(f"throw-away secrets of {host}") + "\n")
-        fresh.rename(recipients)
+        files.replace(recipients, keyring.generate(f"throw-away secrets of {host}") + "\n")
     if not (root / host).exists():
         encrypt_tree(keyring, root, host, make)
     return keyring

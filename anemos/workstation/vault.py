@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from anemos import log
+from anemos import files, log
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import editor, host, places, secrets
 from anemos.workstation.gpg import Keyring
@@ -74,7 +74,7 @@ class Vault(Gpg):
         try:
             fresh.write_bytes(ciphertext)
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.rename(path)
+            files.settle(fresh, path)
         except OSError as error:
             die(f"cannot write {path}: {error.strerror}", status=FAILED)
         finally:

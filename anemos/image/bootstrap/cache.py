@@ -1,22 +1,24 @@
 """Package layers in a directory: found again by all that they depend on.
 
     layer-KEY.tar.zst   the layer; KEY stands for its inputs
-    layer-KEY.json      {"images": [names], "inputs": {...}, "mirror": {URL: state} or null}
+    layer-KEY.json      {"images": [names], "inputs": {...}, "mirror": {URL: state} or null,
+                         "sha256": of the layer}
 
 The mirror's state is what the HTTP headers Last-Modified and Content-Length say of its index
 files: some of them have many megabytes, so they are not fetched. Of a mirror that cannot be
 asked, the layer's age stands for it.
 """
 
+import hashlib
 import json
 import time
 from email.utils import parsedate_to_datetime
-from hashlib import sha256
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 from anemos import files, log
+from anemos.digest import sha256
 from anemos.image import reproducible
 from anemos.image.bootstrap import fetching, targets
 from anemos.image.bootstrap.common import digests
@@ -46,7 +48,7 @@ def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
 def key(imgbuild: Imgbuild) -> str:
     """A name for the package layer: 16 hexadecimal digits, a digest of its inputs."""
     text = json.dumps(inputs(imgbuild), sort_keys=True)
-    return sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def layer_file(imgbuild: Imgbuild, cache: Path) -> Path:
@@ -74,25 +76,28 @@ def state(url: str) -> str:
 def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> Path:
     """The package layer as a .tar.zst in the directory CACHE.
 
-    Made when there is none, or the mirror has changed since; when that cannot be told, when it is
-    older than MAX_AGE_S. SCRATCH is a directory with room for the layer.
+    Made when there is none, it is damaged, or the mirror has changed since; when that cannot be
+    told, when it is older than MAX_AGE_S. SCRATCH is a directory with room for the layer.
     """
     layer = layer_file(imgbuild, cache)
     now = mirror_state(imgbuild)
-    reason = missing(imgbuild, cache) if not layer.exists() else stale(layer, now, max_age_s)
+    if layer.exists():
+        reason = damaged(layer) or stale(layer, now, max_age_s)
+    else:
+        reason = missing(imgbuild, cache)
     if not reason:
         log.info(f"Package layer: {layer.name} from the cache")
-        remember(layer, imgbuild, recorded(layer).get("mirror"))
+        remember(layer, imgbuild, recorded(layer)["mirror"], recorded(layer)["sha256"])
         return layer
     log.info(f"Package layer: to be made ({reason})")
     with reproducible.environment(reproducible.given() or date(now) or int(time.time())):
         targets.bootstrap(imgbuild, scratch / "layer.tar")
-    partial = layer.with_suffix(f".{scratch.name}")  # builds may run at the same time
-    with log.step("Compressing the package layer"):
+    with log.step("Compressing the package layer"), files.scratch(cache, ".layer-") as room:
         # Level 12 makes it 5 % smaller, and takes a quarter of the time of the bootstrap.
-        run(["zstd", "-q", "-6", "-T0", "--rm", "-f", scratch / "layer.tar", "-o", partial])
-    partial.rename(layer)
-    remember(layer, imgbuild, now)
+        run(["zstd", "-q", "-6", "-T0", "--rm", scratch / "layer.tar", "-o", room / "layer"])
+        digest = sha256(room / "layer")
+        files.settle(room / "layer", layer)
+    remember(layer, imgbuild, now, digest)
     prune(cache)
     return layer
 
@@ -122,11 +127,16 @@ def recorded(layer: Path) -> dict[str, Any]:
         return {}
 
 
-def remember(layer: Path, imgbuild: Imgbuild, mirror: Mirror) -> None:
+def remember(layer: Path, imgbuild: Imgbuild, mirror: Mirror, digest: str) -> None:
     images = sorted({*recorded(layer).get("images", []), imgbuild.name})
-    known = {"images": images, "inputs": inputs(imgbuild), "mirror": mirror}
+    known = {"images": images, "inputs": inputs(imgbuild), "mirror": mirror, "sha256": digest}
     if known != recorded(layer):
         files.replace(note(layer), json.dumps(known, indent=1))
+
+
+def damaged(layer: Path) -> str:
+    """Why LAYER is not what was written, or "": a power cut, a full or a bad disk."""
+    return "" if recorded(layer).get("sha256") == sha256(layer) else "the cached one is damaged"
 
 
 def stale(layer: Path, now: Mirror, max_age_s: float) -> str:
