@@ -8,7 +8,7 @@ import pytest
 from anemos import kexec
 from anemos.initramfs import boot
 from anemos.log import FAILED, Failure
-from anemos.run import CommandFailed
+from anemos.run import CommandFailed, run
 from anemos.server import kexec as server
 from anemos.server import staging
 
@@ -24,6 +24,8 @@ SAFE = "panic=10 oops=panic"
         ),
         ("root=/dev/vda1 quiet\n", f"console=tty0 console=ttyS0 {SAFE}"),
         ("", f"console=tty0 console=ttyS0 {SAFE}"),
+        # The driver of hvc0 may be a module: a machine without any console would end its PID 1.
+        ("console=hvc0", f"console=tty0 console=hvc0 {SAFE}"),
         # The last console is /dev/console: the order stays.
         ("console=ttyS0 console=tty0", f"console=ttyS0 console=tty0 {SAFE}"),
         ("netconsole=x xconsole=y panic=0 init=/bin/sh", f"console=tty0 console=ttyS0 {SAFE}"),
@@ -37,7 +39,7 @@ def test_hold() -> None:
     """init's deadline comes after the brain's."""
     line = server.cmdline("console=ttyS1", 3600)
 
-    assert line == f"console=ttyS1 {SAFE} anemos.hold=3600 anemos.deadline=4500"
+    assert line == f"console=tty0 console=ttyS1 {SAFE} anemos.hold=3600 anemos.deadline=4500"
     assert f"DEADLINE={server.DEADLINE} " in (Path(boot.__file__).parent / "init").read_text()
 
 
@@ -114,3 +116,41 @@ def test_the_kernel_has_the_last_word(tmp_path: Path, monkeypatch: pytest.Monkey
         load(kernel, monkeypatch)
 
     assert caught.value.status == FAILED
+
+
+@pytest.mark.real("run")
+def test_no_console() -> None:
+    """PID 1 lives on where the console cannot be opened, and whatever it says harms nobody."""
+    init = (Path(boot.__file__).parent / "init").read_text()
+    (line,) = [line for line in init.splitlines() if "exec </dev/console" in line]
+    script = line.replace("/dev/console", "/dev/none/such") + "; echo word; exit 7"
+
+    with pytest.raises(CommandFailed) as caught:
+        run(["sh", "-c", script])
+
+    assert caught.value.returncode == 7
+    assert "word" not in caught.value.output
+
+
+@pytest.mark.real("run")
+def test_environment_of_the_login(tmp_path: Path) -> None:
+    """Nothing of it comes into the base image, but where the operator came from."""
+    for name, script in {
+        "unshare": 'shift; exec "$@"',
+        "mount": "",
+        "mkdir": "",
+        "modprobe": "",
+        "chroot": "env >&2; exit 7",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    given = {"PYTHONHOME": "/x", "LD_LIBRARY_PATH": "/x", "SSH_CONNECTION": "a 1 b 22"}
+
+    with pytest.raises(CommandFailed) as caught:
+        run(["sh", "anemos/server/enter.sh", "base", "load"], env=given | {"PATH": path})
+
+    words = dict(line.partition("=")[::2] for line in caught.value.output.splitlines())
+    assert words.pop("PATH").startswith(path)
+    assert words.keys() - {"PWD", "SHLVL", "_"} == {"HOME", "SSH_CONNECTION"}
+    assert words["SSH_CONNECTION"] == "a 1 b 22"

@@ -149,6 +149,16 @@ def test_ssh(tmp_path: Path) -> None:
     assert (tmp_path / "known_hosts").read_text() == "[192.0.2.1]:2222 ssh-ed25519 AAAA\n"
 
 
+def test_ssh_has_the_policy_of_our_own_client(tmp_path: Path) -> None:
+    """With an identity it alone is offered: an agent may hold more keys than sshd looks at."""
+    for identity, only in ((Path("/id"), "yes"), (None, "no")):
+        where = Endpoint("192.0.2.1", 22, "ssh-ed25519 AAAA", identity)
+        argv = reach.login(where, tmp_path / "known_hosts")
+
+        assert f"IdentitiesOnly={only}" in argv
+        assert "PreferredAuthentications=publickey" in argv
+
+
 # In the initramfs
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from anemos.log import BAD_INPUT, FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed, run
-from anemos.workstation import ssh
+from anemos.workstation import reach, ssh
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
@@ -498,3 +498,26 @@ def test_stalled_put(server: sshd.Server, remote: Remote, tmp_path: Path) -> Non
 
     with pytest.raises(Failure, match="no end after"):
         remote.put(BLOB, str(tmp_path / "file"), mode=0o600, timeout=0.5)
+
+
+@pytest.mark.root
+def test_operators_own_client_on_port_22(tmp_path: Path) -> None:
+    """What `rescue` becomes on a real server; the agent holds more keys than sshd looks at."""
+    others = [tmp_path / f"other{number}" for number in range(7)]
+    for other in others:
+        sshd.make_key(other)
+
+    def scene() -> str:
+        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        run(["ip", "link", "set", "lo", "up"])
+        with sshd.scratch() as directory:
+            there = sshd.prepare(directory)
+            there.endpoint = replace(there.endpoint, port=22)
+            with sshd.serving(there):
+                log_in(there.endpoint)
+                argv = reach.login(there.endpoint, tmp_path / "known_hosts")
+                agent = ["ssh-agent", "sh", "-c", 'ssh-add -q "$0"? && exec "$@"']
+                return run([*agent, tmp_path / "other", *argv, "echo", "in"])
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(scene).result() == "in\n"

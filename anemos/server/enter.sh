@@ -16,5 +16,7 @@ exec unshare -m sh -c '
     for directory in proc sys dev run; do
         mount -o rbind "/$directory" "$root/$directory"
     done
-    exec chroot "$root" python3 -B -m anemos.server "$@"
+    # No variable of the login comes along: PYTHONHOME, LD_PRELOAD.
+    exec env -i PATH="$PATH:/usr/sbin:/usr/bin:/sbin:/bin" HOME=/root SSH_CONNECTION="$SSH_CONNECTION" \
+        chroot "$root" python3 -B -m anemos.server "$@"
 ' sh "$@"

@@ -21,6 +21,8 @@ def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
     seconds that are added to the deadline.
     """
     consoles = [word for word in old.split() if word.startswith("console=")]
+    if consoles and CONSOLES[0] not in consoles:  # the last is /dev/console, if its driver is there
+        consoles.insert(0, CONSOLES[0])
     held = [f"anemos.hold={hold}"] if hold else []
     late = [f"anemos.deadline={hold + more + DEADLINE}"] if hold + more else []
     return " ".join([*(consoles or CONSOLES), *SAFETY, *held, *late])

@@ -111,9 +111,14 @@ def give_word(where: Endpoint) -> None:
 
 
 def login(where: Endpoint, known_hosts: Path) -> list[str]:
-    """ssh(1) that knows nothing but the pinned key, which is written to KNOWN_HOSTS."""
-    known_hosts.write_text(f"[{where.address}]:{where.port} {where.host_key}\n")
+    """ssh(1) that knows nothing but the pinned key, which is written to KNOWN_HOSTS.
+
+    It logs in as ssh.Remote does: by the identity alone, if there is one, never by a password.
+    """
+    known_hosts.write_text(f"{where.known_as} {where.host_key}\n")
     options = {
+        "IdentitiesOnly": "yes" if where.identity else "no",
+        "PreferredAuthentications": "publickey",
         "UserKnownHostsFile": known_hosts,
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes",

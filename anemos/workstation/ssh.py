@@ -93,6 +93,11 @@ class Endpoint:
     identity: Path | None  # private key file; None: the agent's keys and the default ones
     user: str = "root"  # another one only in tests, by those who are not root
 
+    @property
+    def known_as(self) -> str:
+        """Its name in known_hosts, to every client (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
+        return self.address if self.port == 22 else f"[{self.address}]:{self.port}"
+
     def __str__(self) -> str:
         address = f"[{self.address}]" if ":" in self.address else self.address
         return f"{self.user}@{address}:{self.port}"
@@ -120,10 +125,9 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
             },
         )
         self._set(endpoint=endpoint)  # a plain assignment would go into the configuration
-        name = self.host if self.port == 22 else f"[{self.host}]:{self.port}"
         key = pinned_key(endpoint)
         self.client.set_missing_host_key_policy(RejectPolicy())
-        self.client.get_host_keys().add(name, key.get_name(), key)
+        self.client.get_host_keys().add(endpoint.known_as, key.get_name(), key)
 
     def derive_shorthand(self, host_string: str) -> dict[str, str | None]:
         """Take no address apart: user and port come from the endpoint alone."""
