@@ -1,9 +1,7 @@
 """The workflow, one task a step: `./inv TASK --host NAME`.
 
 Every task may be run alone; `deploy` runs them all. With --json one JSON document goes to standard
-output. Exit statuses: 0 done; 1 failed, the server runs the old system; 2 bad input or unmet
-precondition; 3 failed after the point of no return; 4 deployed, but verification failed; 130, 143
-ended by Ctrl-C, SIGTERM.
+output, whatever the end. Exit statuses: README.md.
 """
 
 import os

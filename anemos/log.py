@@ -35,9 +35,18 @@ def die(message: str, *, hint: str = "", status: int = BAD_INPUT) -> NoReturn:
     raise Failure(message, hint=hint, status=status)
 
 
-def to_stderr(line: str) -> None:
-    with suppress(BrokenPipeError):  # nobody reads any more: no reason to end a deployment
-        print(line, file=sys.stderr, flush=True)
+def printable(text: str) -> str:
+    """TEXT, which may be somebody else's, without what would move a terminal's cursor, colour it or
+    turn its letters round: such characters stand there as Python writes them, `\\x1b`."""
+    return "".join(c if c.isprintable() or c in "\n\t\xa0" else ascii(c)[1:-1] for c in text)
+
+
+def to_stderr(text: str) -> None:
+    """Raises nothing: that nobody reads any more (a pipe, a terminal that is gone, a file that was
+    closed) is no reason to end a deployment, and must not stand in a failure's place."""
+    if sys.stderr is not None:  # it was closed from the start: print() would take standard output
+        with suppress(OSError, ValueError):
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 # Where lines go. The initramfs puts its own sink here: console and log file.
@@ -45,7 +54,7 @@ sink: Sink = to_stderr
 
 
 def info(line: str) -> None:
-    sink("  " * _depth + line)
+    sink("  " * _depth + printable(line.rstrip("\r")))
 
 
 @contextmanager

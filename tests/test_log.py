@@ -1,5 +1,8 @@
 """anemos.log: progress and failures."""
 
+import errno
+import io
+import os
 import re
 import sys
 
@@ -45,6 +48,48 @@ def test_failed_step_stands_in_parentheses(lines: list[str], error: type[BaseExc
 def test_progress_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     info("progress")
     assert capfd.readouterr() == ("", "progress\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Änderung\t✓\n[red]x[/red]", "Änderung\t✓\n[red]x[/red]"),
+        ("\x1b]0;mine\x07\x9b2J", "\\x1b]0;mine\\x07\\x9b2J"),
+        ("a\rb\x00\u202ec\udc80", "a\\rb\\x00\\u202ec\\udc80"),
+    ],
+)
+def test_what_others_say_gives_a_terminal_no_orders(
+    capfd: pytest.CaptureFixture[str], text: str, shown: str
+) -> None:
+    log.to_stderr(text)
+    info(f"{text}\r")
+
+    assert capfd.readouterr().err == f"{shown}\n" * 2
+
+
+class Dead(io.StringIO):
+    """A terminal that is gone."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, Dead(), closed()])
+def test_nobody_reads_any_more(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stream: io.StringIO | None
+) -> None:
+    """What failed is told, not that nobody reads of it; standard output has no lines of ours."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(Failure, match="the reason"), step("outer"):
+        die("the reason")
+
+    assert capfd.readouterr().out == ""
 
 
 def test_die() -> None:

@@ -94,6 +94,18 @@ def test_report_tells_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in said.err
 
 
+def test_report_shows_what_others_say_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither rich's markup nor a terminal's orders."""
+    odd = [Check("[b]mine", True, "ok [/srv/www] [red]x \x1b[2J\x9b")]
+    result = verify.conclude(replace(HOST, name="[/x]"), STATE, FACTS, odd)
+
+    report.show(result | {"phases": []}, "[/x] is deployed and verified")
+
+    said = capsys.readouterr().err
+    for words in ("[/x] is deployed", "[b]mine", "ok: ok [/srv/www] [red]x \\x1b[2J\\x9b"):
+        assert words in said
+
+
 def test_conclude_names_what_fails() -> None:
     checks = [Check("units", False, "degraded"), *GOOD, Check("verify()", False, "no")]
 

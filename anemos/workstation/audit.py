@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from anemos import log
 from anemos.image import template, tree
 from anemos.log import Failure, die
-from anemos.workstation import host, places, secrets, sources
+from anemos.workstation import host, places, report, secrets, sources
 from anemos.workstation.secrets import Source
 from anemos.workstation.vault import Vault, is_gpg
 
@@ -47,9 +46,9 @@ def show(vault: Vault, only: str = "") -> dict[str, Any]:
     for each in found:
         used = "yes" if each.used else "no"
         whom = "\n".join(each.recipients) or f"({each.source})"
-        table.add_row(each.host, each.name, each.kind, whom, each.signature, used)
-    # No markup: names may have brackets.
-    Console(stderr=True, highlight=False, markup=False).print(table)
+        row = (each.host, each.name, each.kind, whom, each.signature, used)
+        table.add_row(*map(report.plain, row))
+    report.to_stderr(table)
     for each in found:
         if each.problem:
             log.info(each.problem)

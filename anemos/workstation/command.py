@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -11,8 +12,8 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from anemos import log
-from anemos.log import Failure
 from anemos.run import no_core_dumps
+from anemos.workstation import outcome, scratch
 
 HELP = {
     "host": "directory below hosts/",
@@ -45,12 +46,11 @@ HELP = {
     "former": "fingerprint of who was a recipient until now: its signatures count",
 }
 Body = Callable[..., Any]
-# As a shell tells it, and as scratch.end does of other signals. invoke would end with 1.
-INTERRUPTED = Failure("interrupted", hint="./inv status tells what runs there", status=130)
 
 
 def command(body: Body) -> Any:
-    """A task. Its result is printed when --json asks for it, its Failure as one message.
+    """A task. Its result is printed when --json asks for it, whatever else it ends with as one
+    message. A signal is such an end, too.
 
     It is called like BODY, without the underscore that keeps `list_` apart from Python's own.
     Every parameter has a default and no short flag: invoke takes `--help` for the value of a
@@ -61,12 +61,15 @@ def command(body: Body) -> Any:
     def run(c: Context, **options: Any) -> None:
         no_core_dumps()
         try:
-            show(body(c, **options), options["json"])
-        except (Failure, KeyboardInterrupt) as end:
-            failure = end if isinstance(end, Failure) else INTERRUPTED
+            with scratch.ending():
+                result = body(c, **options)
+        except BaseException as end:
+            failure = outcome.explained(end)
             log.to_stderr(f"error: {failure}")
-            show({"error": failure.message, "status": failure.status}, options["json"])
+            with suppress(OSError):  # nobody reads it: no reason for another status
+                show({"error": failure.message, "status": failure.status}, options["json"])
             raise failure from None
+        show(result, options["json"])
 
     names = set(inspect.signature(body).parameters)
     words = {k: v for k, v in HELP.items() if k in names}
@@ -75,7 +78,7 @@ def command(body: Body) -> Any:
 
 def show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result), flush=True)
 
 
 def workstation(module: str) -> Any:

@@ -59,5 +59,8 @@ def _base(variable: str, default: str) -> Path:
 
 
 def _private(directory: Path) -> Path:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        die(f"{directory}: {error.strerror}", hint="HOME and XDG_*_HOME say where it lies")
     return directory

@@ -3,13 +3,15 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from typing import TextIO
 
 from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
 from anemos.log import BAD_INPUT
+from anemos.workstation import command
 
 CLOSED = 128 + 13  # SIGPIPE
 HINT = "./inv --list tells the tasks, ./inv --help TASK its options"
@@ -44,6 +46,8 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except ParseError as error:
+        with suppress(OSError):
+            command.show({"error": str(error), "status": BAD_INPUT}, "--json" in sys.argv)
         raise Exit(f"error: {error}\n  ({HINT})", code=BAD_INPUT) from None
 
 
@@ -52,19 +56,37 @@ def main() -> None:
 
     A task that failed keeps its own status: that tells where the server is.
     """
+    open_streams()
     status: int | str | None = 0
     try:
         Inv(name="inv", binary="inv", version=version("invoke")).run()
-    except BrokenPipeError:
+    except OSError:  # the tasks' own are failures
         status = CLOSED
     except SystemExit as end:
         status = end.code
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    if not flushed(sys.stdout):
         status = status or CLOSED
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+    flushed(sys.stderr)
     sys.exit(status)
+
+
+def flushed(stream: TextIO) -> bool:
+    """Python flushes once more at its end, and would end with a status of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
+def open_streams() -> None:
+    """A standard stream that is closed becomes /dev/null: the next file that is opened, a secret
+    perhaps, would get its number, and what is written there."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+            setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115, PTH123
 
 
 if __name__ == "__main__":

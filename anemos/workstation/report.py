@@ -5,6 +5,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from anemos import log
 
 MIB = 2**20
 
@@ -14,12 +17,25 @@ def show(report: dict[str, Any], title: str) -> None:
 
     A local VM has neither downtime nor bytes that were sent.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("what")
     table.add_column("evidence", overflow="fold")
-    for what, evidence in [*_summary(report), *_phases(report), *_checks(report)]:
-        table.add_row(what, evidence)
-    Console(stderr=True, highlight=False).print(table)
+    for row in [*_summary(report), *_phases(report), *_checks(report)]:
+        table.add_row(*map(plain, row))
+    to_stderr(table)
+
+
+def plain(data: str) -> Text:
+    """A cell: what others say is neither markup nor a terminal's orders."""
+    return Text(log.printable(data))
+
+
+def to_stderr(table: Table) -> None:
+    """Raises nothing, as everything that is said on the way to a result."""
+    console = Console(stderr=True, highlight=False, color_system=None)
+    with console.capture() as drawn:
+        console.print(table)
+    log.to_stderr(drawn.get().rstrip("\n"))
 
 
 def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -42,8 +42,12 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Let the first signal raise, and ignore all that follow: what is in clear is removed first."""
-    before = {number: signal.signal(number, end) for number in SIGNALS}
+    """Let the first signal raise, and ignore all that follow: what is in clear is removed first.
+
+    One that is ignored stays so: that is what nohup(1) is for.
+    """
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heard}
     try:
         yield
     finally:
