@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 # The exit statuses of every task (README.md).
-FAILED = 1  # the server runs the old system, unchanged
+FAILED = 1  # the server runs the old system, unchanged, or goes back to it
 BAD_INPUT = 2  # bad input or unmet precondition; nothing was started
-IN_INITRAMFS = 3  # failed after the point of no return; the machine waits in the initramfs
-UNVERIFIED = 4  # deployed, but verification failed
+IN_INITRAMFS = 3  # failed after the word to erase: the machine waits, installs, or is silent
+UNVERIFIED = 4  # deployed, but verification failed, or was cut short
 
 Sink = Callable[[str], None]
 _depth = 0

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from anemos import log
-from anemos.log import BAD_INPUT, FAILED, Failure
+from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
 from anemos.workstation import facts, hostkeys, phases, places, reach
 from anemos.workstation.facts import Identity
@@ -27,7 +27,7 @@ from anemos.workstation.ssh import (
     Unreachable,
     WrongHostKey,
 )
-from anemos.workstation.state import State, expected_downtime, load_state, remember_downtime
+from anemos.workstation.state import WORD, State, expected_downtime, load_state, remember_downtime
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -68,12 +68,13 @@ def test_downtime() -> None:
     assert expected_downtime(HOST) == "7 s, as the last time"
 
 
-def test_state_is_ours_alone(tmp_path: Path) -> None:
+def test_state_is_ours_alone() -> None:
+    """It outlives the workstation's memory."""
     State("mx").save()
 
-    (file,) = tmp_path.rglob("state.json")
+    (file,) = Path.home().rglob("state.json")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert file.parent == places.memory("mx")
+    assert file.parent == places.state("mx")
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -83,19 +84,27 @@ def test_hosts_have_states_of_their_own() -> None:
     assert load_state(replace(HOST, name="other")) == State("other")
 
 
-@pytest.mark.parametrize("text", ['{"host": "mx", "colour": 1}', "{}", "[]", "{", "\0"])
-def test_state_of_another_version(text: str) -> None:
-    (places.memory("mx") / "state.json").write_text(text)
+def test_state_of_another_version() -> None:
+    """An update of Anemos in the middle of a deployment loses nothing that both versions know."""
+    text = '{"host": "mx", "deployment": "d-1", "colour": 1}'
+    (places.state("mx") / "state.json").write_text(text)
 
-    with pytest.raises(Failure, match="not of this version of Anemos") as caught:
+    assert load_state(HOST) == State("mx", deployment="d-1")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "\0"])
+def test_state_that_is_damaged(text: str) -> None:
+    (places.state("mx") / "state.json").write_text(text)
+
+    with pytest.raises(Failure, match=r"state\.json: cannot be read") as caught:
         load_state(HOST)
-    assert (caught.value.status, caught.value.hint) == (BAD_INPUT, "./inv clean removes it")
+    assert caught.value.status == BAD_INPUT
 
 
 def test_state_that_was_not_written_whole() -> None:
     """It is replaced, never rewritten."""
     State("mx", deployment="old").save()
-    (places.memory("mx") / "state.new").write_text('{"host": "m')
+    (places.state("mx") / "state.new").write_text('{"host": "m')
 
     assert load_state(HOST).deployment == "old"
     State("mx", deployment="new").save()
@@ -129,8 +138,8 @@ def test_forget() -> None:
 
     phases.forget(HOST)
 
-    assert [each.name for each in places.memory("mx").iterdir()] == ["state.json"]
-    assert list(places.memory("other").iterdir())
+    assert not list(places.memory("mx").iterdir())
+    assert load_state(HOST) == State("mx")
 
 
 def test_deployment_ids() -> None:
@@ -244,8 +253,13 @@ def test_await_boot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", [WrongHostKey, LoginRefused])
 def test_await_boot_of_somebody_else(monkeypatch: pytest.MonkeyPatch, kind: type[Failure]) -> None:
-    Machine(monkeypatch, AWAY, kind("not ours", status=FAILED))
+    """A system that comes up may refuse at first; then it is said long before the last deadline."""
+    refusal = kind("not ours", status=FAILED)
+    Machine(monkeypatch, AWAY, refusal, "old", refusal, "new")
+    assert await_boot().boot_id == "new"
 
+    monkeypatch.setattr(reach, "REFUSED_S", 0)
+    Machine(monkeypatch, AWAY, refusal)
     with pytest.raises(kind, match="not ours"):
         await_boot()
 
@@ -275,6 +289,7 @@ def test_await_boot_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
         await_boot(host)
 
     assert caught.value.status == FAILED
+    assert caught.value.hint == "the last try: no answer"
 
 
 @pytest.mark.parametrize("end", [AWAY, LOST, KILLED, "new"])
@@ -334,7 +349,7 @@ class Server:
 
     def script(self, remote: "Server", name: str, *words: str, **_options: object) -> str:
         self.done.append(" ".join([name, *words]))
-        saved = json.loads((places.memory("mx") / "state.json").read_text())
+        saved = json.loads((places.state("mx") / "state.json").read_text())
         assert name != "jump.sh" or saved["old_boot_id"] == "old"
         if name == "jump.sh" and self.lost:
             raise LOST
@@ -398,6 +413,47 @@ def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert keys == ["ssh-ed25519 B"]
     assert load_state(HOST).sent == {"payload": 7}
+
+
+@pytest.mark.parametrize("answer", [LOST, TimedOut("no end after 60 s", status=FAILED)])
+def test_word_without_an_answer(monkeypatch: pytest.MonkeyPatch, answer: Failure) -> None:
+    """It may have arrived: that is remembered before it is sent."""
+    reached: list[str] = []
+
+    class Silent(Server):
+        def sh(self, argv: list[str]) -> None:
+            reached.append(load_state(HOST).reached)
+            raise answer
+
+    Silent(monkeypatch)
+    reach.give_word(reach.endpoint(HOST), State("mx", deployment="d-1"))
+
+    assert reached == [WORD]
+
+
+def test_jump_from_the_initramfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no old system that could still be there."""
+    Server(monkeypatch)
+    State("mx", deployment="d-1", remote_base="/base", reached=WORD).save()
+    monkeypatch.setattr(facts, "identify", lambda remote: Identity("b", True, "d-1", 1.0))
+
+    with pytest.raises(Failure, match="mx is in the initramfs already") as caught:
+        phases.kexec(HOST)
+
+    assert caught.value.status == IN_INITRAMFS
+
+
+def test_payload_that_is_gone() -> None:
+    """Memory was cleaned, the cache pruned, the workstation restarted: the state knows nothing."""
+    (places.memory("mx") / "payload").touch()
+    State("mx", deployment="d-1", base="/cache/base-1.squashfs").save()
+
+    with pytest.raises(Failure, match=r"base-1\.squashfs is not there any more") as caught:
+        phases.upload(HOST)
+    assert (caught.value.status, caught.value.hint) == (BAD_INPUT, "./inv pack --host mx")
+    phases.clean()
+    with pytest.raises(Failure, match="payload is not there any more"):
+        phases.upload(HOST)
 
 
 def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -16,10 +17,12 @@ from anemos.image.layout import Mounted
 from anemos.initramfs import __main__ as brain
 from anemos.initramfs import boot, events, hardware, install, progress
 from anemos.initramfs.progress import Request
-from anemos.log import FAILED, Failure
+from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.workstation import payload, places, reach, recovery, status
 from anemos.workstation.host import Host
+from anemos.workstation.outcome import Witnessed
 from anemos.workstation.ssh import Endpoint, Unreachable
+from anemos.workstation.state import DONE, PASSED, WORD, State
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)
 BOOT = json.dumps({"deployment": "d-1", "host": "mx", "ssh_port": 22})
@@ -109,16 +112,58 @@ def test_unreachable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "deployed d-0 at 20" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("reached", "shown"),
+    [("", "left for"), (WORD, "told to install"), (PASSED, "installing"), (DONE, "deployed")],
+)
+def test_unreachable_since_this_deployment(reached: str, shown: str) -> None:
+    """What was once seen of an earlier deployment is not what is known of this one."""
+    status.remember(HOST, status.parse(said(stamp=STAMP)))
+    before = status.last_known(HOST)
+    State("mx", deployment="d-1", old_boot_id="b", reached=reached).save()
+    later = before["time"] + 10
+    os.utime(places.state("mx") / "state.json", (later, later))
+
+    seen = status.last_known(HOST)
+    assert before["deployment"] == "d-0"
+    assert (seen["deployment"], seen["state"][: len(shown)]) == ("d-1", shown)
+
+
+def test_machine_that_does_not_wait() -> None:
+    """The machine itself says what it does: so does the status."""
+    refusals = {said(stamp=STAMP): BAD_INPUT, said(**IN_RAM): BAD_INPUT}
+    refusals[said(**IN_RAM, passed="yes", event=event("point-of-no-return"))] = IN_INITRAMFS
+    for text, code in refusals.items():
+        seen = status.parse(text)
+        with pytest.raises(Witnessed) as caught:
+            recovery.refuse(seen, f"mx does not wait: {seen.state}")
+        assert caught.value.status == code
+
+
+@pytest.mark.parametrize("reached", [WORD, PASSED])
+def test_resuming_in_vain(monkeypatch: pytest.MonkeyPatch, reached: str) -> None:
+    State("mx", deployment="d-1", reached=reached).save()
+
+    def refuse(endpoint: Endpoint) -> None:
+        raise Unreachable("no route")
+
+    monkeypatch.setattr(recovery, "connect", refuse)
+    for task in (recovery.resume, recovery.abort):
+        with pytest.raises(Failure, match="no route") as caught:
+            task(HOST)
+        assert caught.value.status == IN_INITRAMFS
+
+
 def test_another_workstation(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever did not start the deployment learns from the machine what `verify` needs."""
     stamp = {"deployment": "d-1", "base": "abc", "kept": [{"name": "data"}]}
     seen = replace(status.parse(said(**IN_RAM)), stamp=stamp)
 
-    state = recovery.known(HOST, seen)
+    state = status.known(HOST, seen)
 
     assert (state.deployment, state.base_hash, state.old_boot_id) == ("d-1", "abc", "b-1")
     assert state.kept == [{"name": "data"}]
-    assert recovery.known(HOST, seen) == state
+    assert status.known(HOST, seen) == state
 
 
 @pytest.mark.parametrize(
@@ -126,7 +171,7 @@ def test_another_workstation(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_held_machine_has_nothing_to_repeat(state: str, words: dict[str, Any]) -> None:
     with pytest.raises(Failure, match="nothing has failed yet"):
-        recovery.go_on(HOST, **{"repack": False, "step": "", **words})
+        recovery.go_on(HOST, State("mx"), **{"repack": False, "step": "", **words})
 
 
 def test_unknown_step() -> None:

@@ -244,7 +244,6 @@ def test_confirmed_but_nothing_is_prepared(project: Tree, words: list[str]) -> N
         ("pack", "reveal-secrets"),
         ("upload", "pack"),
         ("build-initramfs", "upload"),
-        ("watch", "pack"),
         ("verify", "kexec"),
         ("go", "export"),
     ],

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -11,9 +11,9 @@ from anemos.log import FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed, run
 from anemos.workstation import facts, places, reach, report, verify
 from anemos.workstation.facts import Identity
-from anemos.workstation.host import Host
-from anemos.workstation.ssh import Endpoint, pinned_key
-from anemos.workstation.state import State
+from anemos.workstation.host import Host, Timeouts
+from anemos.workstation.ssh import ConnectionLost, Endpoint, TimedOut, pinned_key
+from anemos.workstation.state import DONE, WORD, State
 from anemos.workstation.verify import Check
 from tests.tree import HOST_KEY
 
@@ -146,6 +146,8 @@ NO = CommandFailed(["test"], 1, "")
             Check("units", False, "degraded; nginx.service loaded failed failed x"),
         ),
         ({"test": NO}, Check("units", True, "no systemd")),
+        ({"test": "", "sh": ""}, Check("units", False, "systemd says nothing")),
+        ({"test": "", "sh": "running\nx failed\n"}, Check("units", False, "running; x failed")),
     ],
 )
 def test_units(answers: dict[str, Any], expected: Check) -> None:
@@ -268,3 +270,58 @@ def test_too_early(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     with pytest.raises(Failure, match="mx: not ready for this phase"):
         verify.verify(HOST)
+
+
+# What is said when nothing can be proven
+
+
+@pytest.mark.parametrize(("reached", "status"), [("", FAILED), (WORD, 3), (DONE, UNVERIFIED)])
+def test_no_answer(monkeypatch: pytest.MonkeyPatch, reached: str, status: int) -> None:
+    replace(STATE, reached=reached).save()
+    host = replace(HOST, timeouts=Timeouts(up=0))
+
+    with pytest.raises(Failure, match="no answer from the new system") as caught:
+        verify.verify(host)
+
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ConnectionLost("facts.sh: the connection was lost", status=FAILED),
+        TimedOut("facts.sh: no end after 60 s", status=FAILED),
+        Failure("the facts of the server make no sense", status=FAILED),
+        OSError(28, "No space left on device"),
+        KeyError("end"),
+    ],
+    ids=repr,
+)
+def test_trouble_after_the_first_answer(
+    monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    """The new system is there: nobody may read that the old one is."""
+
+    def connect(where: Endpoint, *, status: int) -> NoReturn:
+        raise trouble
+
+    STATE.save()
+    up = Identity("new", False, STATE.deployment, 1.0)
+    monkeypatch.setattr(reach, "await_boot", lambda *_: up)
+    monkeypatch.setattr(verify, "connect", connect)
+
+    with pytest.raises(Failure) as caught:
+        verify.verify(HOST)
+
+    assert caught.value.status == UNVERIFIED
+    assert "./inv verify --host mx" in caught.value.hint
+
+
+def test_another_system_than_the_one_that_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace(STATE, reached=DONE).save()
+    monkeypatch.setattr(reach, "await_boot", lambda *_: Identity("new", False, "d-0", 1.0))
+
+    with pytest.raises(Failure, match="a system answers that is not the new one") as caught:
+        verify.verify(HOST)
+
+    assert caught.value.status == UNVERIFIED

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from anemos.log import FAILED, IN_INITRAMFS, Failure
+from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, places, reach, watch
+from anemos.workstation import facts, places, reach, status, watch
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Unreachable, WrongHostKey
-from anemos.workstation.state import State
+from anemos.workstation.state import DONE, PASSED, WORD, State, load_state
+from anemos.workstation.status import Status
 
 WAITS = "it waits in the initramfs: ./inv rescue --host mx, then ./inv resume"
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)
@@ -25,18 +26,18 @@ def event(name: str, **fields: str) -> str:
 
 
 LOG = event("log", line="Hardware and network ...")
-PASSED = event("point-of-no-return")
-DONE = event("done")
+POINT = event("point-of-no-return")
+ENDED = event("done")
 BAD = event("failed", message="disk 'system': no disks match serial=X")
 
 
 def heard(*lines: str) -> watch.Watch:
-    watching = watch.Watch(HOST, lambda: True)
+    watching = watch.Watch(HOST, State("mx", deployment="d-1"), lambda: True)
     for line in lines:
         try:
             watching.hear(line)
         except watch.Ended:
-            assert line in (DONE, BAD)
+            assert line in (ENDED, BAD)
     return watching
 
 
@@ -44,27 +45,31 @@ def test_log_lines_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     watching = heard(LOG, event("log", line="  two ä"))
 
     assert capsys.readouterr().err == "| Hardware and network ...\n|   two ä\n"
-    assert (watching.seen, watching.passed, watching.status) == (2, False, FAILED)
+    assert (watching.seen, watching.passed) == (2, False)
 
 
-@pytest.mark.parametrize("last", [DONE, BAD])
+@pytest.mark.parametrize("last", [ENDED, BAD])
 def test_last_event(last: str) -> None:
     with pytest.raises(watch.Ended):
-        watch.Watch(HOST, lambda: True).hear(last)
+        heard().hear(last)
 
 
 def test_point_of_no_return() -> None:
-    assert heard(LOG).status == FAILED
-    assert heard(LOG, PASSED, LOG).status == IN_INITRAMFS
+    """It is remembered at once: whatever comes then may end this task."""
+    assert not heard(LOG).passed
+    assert heard(LOG, POINT, LOG).passed
+    assert load_state(HOST).reached == PASSED
 
 
-@pytest.mark.parametrize("junk", [DONE[:-1], '{"ti', "", "tail: /run/anemos/events: no file"])
+@pytest.mark.parametrize(
+    "junk", [ENDED[:-1], '{"ti', "", "tail: /run/anemos/events: no file", "1", "[]", "null"]
+)
 def test_line_that_is_cut_off(junk: str) -> None:
     """A lost connection cuts the last line: it is not counted, so it is asked for again."""
     watching = heard(LOG, junk)
 
     assert (watching.seen, watching.last["event"]) == (1, "log")
-    assert heard(LOG, junk, PASSED, DONE).seen == 3
+    assert heard(LOG, junk, POINT, ENDED).seen == 3
 
 
 # The whole way, with a machine that is only told
@@ -77,6 +82,7 @@ class Machine:
         self.answers = list(answers)
         self.asked: list[list[str]] = []
         self.result: dict[str, Any] = {}
+        self.passed = False
 
     @contextmanager
     def connect(self, endpoint: Endpoint, *, status: int) -> Iterator["Machine"]:
@@ -85,11 +91,17 @@ class Machine:
             raise self.now
         yield self
 
-    def identify(self, remote: object) -> Identity:
+    def ask(self, remote: object) -> Status:
         if isinstance(self.now, ConnectionLost):
             raise self.now
-        deployment = self.now if isinstance(self.now, str) else "d-1"
-        return Identity("boot", not isinstance(self.now, str), deployment, 1.0)
+        stamp = {"base": "abc", "kept": None}
+        if isinstance(self.now, str):
+            return Status(status.DEPLOYED if self.now else status.SYSTEM, self.now, stamp=stamp)
+        return Status(status.GOING, "d-1", "boot", passed=self.passed, stamp=stamp)
+
+    def identify(self, remote: object) -> Identity:
+        seen = self.ask(remote)
+        return Identity("boot", seen.in_initramfs, seen.deployment, 1.0)
 
     def sh(self, argv: list[str], *, timeout: float, log: Callable[[str], None]) -> str:
         self.asked.append(argv)
@@ -107,19 +119,26 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     State("mx", deployment="d-1").save()
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *answers: Any, host: Host = HOST) -> Machine:
+def talk(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> Machine:
     machine = Machine(*answers)
     for module in (watch, reach):
         monkeypatch.setattr(module, "connect", machine.connect)
     monkeypatch.setattr(facts, "identify", machine.identify)
+    monkeypatch.setattr(status, "ask", machine.ask)
+    return machine
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *answers: Any, host: Host = HOST) -> Machine:
+    machine = talk(monkeypatch, *answers)
     machine.result = watch.watch(host)
     return machine
 
 
 def test_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = run(monkeypatch, [LOG, PASSED, DONE])
+    machine = run(monkeypatch, [LOG, POINT, ENDED])
 
     assert machine.result == {"host": "mx", "events": 3}
+    assert load_state(HOST).reached == DONE
 
 
 def test_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +146,13 @@ def test_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     away = Unreachable("no route", status=FAILED)
     killed = CommandFailed(["tail"], -15, "")
 
-    machine = run(monkeypatch, away, [LOG, LOG[:9]], lost, [PASSED, killed], away, [LOG, DONE])
+    machine = run(monkeypatch, away, [LOG, LOG[:9]], lost, [POINT, killed], away, [LOG, ENDED])
 
-    assert [argv[2] for argv in machine.asked] == ["+1", "+2", "+3"]
+    assert [argv[4] for argv in machine.asked] == ["+1", "+2", "+3"]
 
 
 def test_new_system_is_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, [LOG, PASSED], Unreachable("rebooting", status=FAILED), "d-1")
+    run(monkeypatch, [LOG, POINT], Unreachable("rebooting", status=FAILED), "d-1")
     run(monkeypatch, "d-1")
 
 
@@ -173,7 +192,7 @@ def test_failed_where_no_old_system_waits(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_failed_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Failure, match=r"^mx: disk 'system': no disks") as caught:
-        run(monkeypatch, [LOG, PASSED, LOG, BAD])
+        run(monkeypatch, [LOG, POINT, LOG, BAD])
 
     assert caught.value.status == IN_INITRAMFS
     assert (
@@ -181,7 +200,7 @@ def test_failed_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-@pytest.mark.parametrize(("before", "status"), [([LOG], FAILED), ([LOG, PASSED], IN_INITRAMFS)])
+@pytest.mark.parametrize(("before", "status"), [([LOG], FAILED), ([LOG, POINT], IN_INITRAMFS)])
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -208,14 +227,12 @@ def test_end_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
         run(monkeypatch, host=host)
 
     assert caught.value.status == FAILED
+    assert caught.value.hint == "it may still go on: ./inv watch --host mx"
 
 
 def test_machine_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """A local VM that has ended answers no more."""
-    machine = Machine([LOG, PASSED], Unreachable("off", status=FAILED))
-    for module in (watch, reach):
-        monkeypatch.setattr(module, "connect", machine.connect)
-    monkeypatch.setattr(facts, "identify", machine.identify)
+    machine = talk(monkeypatch, [LOG, POINT], Unreachable("off", status=FAILED))
 
     with pytest.raises(Failure, match="mx: the machine is off") as caught:
         watch.watch(HOST, lambda: len(machine.answers) > 0)
@@ -223,10 +240,101 @@ def test_machine_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.status == IN_INITRAMFS
 
 
-def test_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Unreachable("no route", status=FAILED), "no route; and no deployment is known here"),
+        ("", "mx is not being installed"),
+        ("d-0", "mx is not being installed"),
+    ],
+)
+def test_nothing_to_watch(monkeypatch: pytest.MonkeyPatch, answer: Any, message: str) -> None:
     State("mx").save()
 
-    with pytest.raises(Failure, match="mx: not ready for this phase") as caught:
-        run(monkeypatch)
+    with pytest.raises(Failure, match=message) as caught:
+        run(monkeypatch, answer)
 
-    assert caught.value.hint == "./inv pack --host mx"
+    assert caught.value.status == BAD_INPUT
+
+
+def test_from_another_workstation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine itself tells which deployment it is, and what `verify` needs."""
+    State("mx").save()
+
+    run(monkeypatch, [LOG, POINT], "d-1")
+
+    state = load_state(HOST)
+    assert (state.deployment, state.old_boot_id, state.kept) == ("d-1", "boot", [])
+
+
+# What may be said once the word was given
+
+
+LOST = ConnectionLost("the connection was lost", status=FAILED)
+
+
+@pytest.mark.parametrize(
+    ("reached", "least"), [("", FAILED), (WORD, 3), (PASSED, 3), (DONE, UNVERIFIED)]
+)
+def test_end_of_patience_after_the_word(
+    monkeypatch: pytest.MonkeyPatch, reached: str, least: int
+) -> None:
+    State("mx", deployment="d-1", reached=reached).save()
+    host = Host("mx", HOST.directory, "192.0.2.1", "key", timeouts=Timeouts(install=0))
+
+    with pytest.raises(Failure, match="no end of the installation in sight") as caught:
+        run(monkeypatch, host=host)
+
+    assert caught.value.status == least
+    assert ("the word to erase was given" in caught.value.hint) is (least == IN_INITRAMFS)
+    assert "./inv watch --host mx" in caught.value.hint
+
+
+def test_fault_of_ours_after_the_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    State("mx", deployment="d-1", reached=WORD).save()
+    talk(monkeypatch, [LOG])
+    monkeypatch.setattr(status, "ask", lambda _: [].pop())
+
+    with pytest.raises(Failure, match="IndexError: pop from empty list") as caught:
+        watch.watch(HOST)
+
+    assert caught.value.status == IN_INITRAMFS
+
+
+def test_the_old_system_itself_is_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word was given, but the initramfs went back before the point of no return."""
+    State("mx", deployment="d-1", reached=WORD).save()
+
+    with pytest.raises(Failure, match="mx runs the old system") as caught:
+        run(monkeypatch, [LOG], "d-0")
+
+    assert caught.value.status == FAILED
+
+
+def test_another_system_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rescue system, say: the old one is erased."""
+    with pytest.raises(Failure, match="a system answers that is not the new one") as caught:
+        run(monkeypatch, [LOG, POINT], "d-0")
+
+    assert caught.value.status == IN_INITRAMFS
+
+
+def test_point_that_was_passed_unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed, the initramfs fails before it says the first word: the machine knows."""
+    machine = talk(monkeypatch, [BAD])
+    machine.passed = True
+
+    with pytest.raises(Failure, match="no disks match") as caught:
+        watch.watch(HOST)
+
+    assert caught.value.status == IN_INITRAMFS
+
+
+def test_silence_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "QUIET_S", 0)
+
+    run(monkeypatch, [LOG], Unreachable("no route", status=FAILED), [LOST], [ENDED])
+
+    assert "still waiting: no route" in capsys.readouterr().err

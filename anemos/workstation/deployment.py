@@ -11,7 +11,7 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import phases, reach, report, stock, verify, vm, watch
+from anemos.workstation import outcome, phases, reach, report, stock, verify, vm, watch
 from anemos.workstation.host import Host
 from anemos.workstation.state import load_state
 
@@ -98,7 +98,8 @@ def go(host: Host, yes: str = "") -> dict[str, Any]:
     """The word for an initramfs that was started by hand (see export)."""
     state = load_state(host, "stays", "export")
     confirm(host, yes)
-    return {"host": host.name, "boot_id": reach.go(host, state).boot_id}
+    with outcome.following(host):
+        return {"host": host.name, "boot_id": reach.go(host, state).boot_id}
 
 
 def demo(host: Host, fresh: bool = False) -> dict[str, Any]:

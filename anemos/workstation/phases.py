@@ -4,6 +4,7 @@ What one leaves for the next is a State (state.py).
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from anemos import archive, log
+from anemos import archive, files, log
 from anemos.digest import sha256
 from anemos.image import bootstrap, definition
 from anemos.image.imgbuild import Imgbuild
@@ -23,6 +24,7 @@ from anemos.workstation import (
     facts,
     hostkeys,
     images,
+    outcome,
     payload,
     places,
     plan,
@@ -148,7 +150,7 @@ def builtin_values(host: Host, state: State) -> dict[str, str]:
 
 def upload(host: Host) -> dict[str, Any]:
     """Send what the server lacks, into its memory."""
-    state = load_state(host, "deployment", "pack")
+    state = packed(host, "deployment", "pack")
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
         sizes = measure(host, state, seen)
@@ -167,6 +169,15 @@ def upload(host: Host) -> dict[str, Any]:
             state.sent["base"] = send(remote, Path(state.base), Path(state.base).name)
     state.save()
     return {"host": host.name, "bytes_sent": state.sent}
+
+
+def packed(host: Host, needs: str = "", hint: str = "") -> State:
+    """As load_state; what was packed must still be there: it may have been removed, or pruned."""
+    state = load_state(host, needs, hint)
+    for file in filter(None, (os.fspath(payload_file(host)), state.base, state.layer)):
+        if not Path(file).exists():
+            die(f"{file} is not there any more", hint=f"./inv pack --host {host.name}")
+    return state
 
 
 def send_deployment(host: Host, state: State, remote: Remote) -> None:
@@ -192,7 +203,7 @@ def send(remote: Remote, file: Path, name: str) -> int:
 
 def build_initramfs(host: Host) -> dict[str, Any]:
     """Have the server put its initramfs together."""
-    state = load_state(host, "remote_base", "upload")
+    state = packed(host, "remote_base", "upload")
     with connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
         words = [sha256(payload_file(host)), layer, str(time.time())]
@@ -203,7 +214,7 @@ def build_initramfs(host: Host) -> dict[str, Any]:
         answer = json.loads(reach.enter(remote, state.remote_base, *command, *words))
     state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
     captured = {key: answer[key] for key in ("network", "kept")}
-    (places.state(host.name) / CAPTURED).write_text(json.dumps(captured))
+    files.replace(places.state(host.name) / CAPTURED, json.dumps(captured))
     state.save()
     return {"host": host.name, "network": answer["network"], "kept": state.kept}
 
@@ -235,9 +246,19 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     With HOLD it gets no word, and waits for `resume` or `abort`.
     """
     state = load_state(host, "remote_base", "upload")
+    if state.once_key:  # all is sent after the jump
+        packed(host)
+    with outcome.following(host):
+        return jump(host, state, hold)
+
+
+def jump(host: Host, state: State, hold: bool) -> dict[str, Any]:
     where = reach.endpoint(host)
     with connect(where) as remote:
-        state.old_boot_id = facts.identify(remote).boot_id
+        seen = facts.identify(remote)
+        if seen.in_initramfs:
+            die(f"{host.name} is in the initramfs already", hint="./inv status")
+        state.old_boot_id, state.reached = seen.boot_id, ""
         keys = load(host, state, remote, str(host.timeouts.hold if hold else 0))
         state.save()
         jump = ["reboot.sh"] if state.once_key else ["jump.sh", state.remote_base]
@@ -262,7 +283,7 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     if hold:
         log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
     else:
-        reach.give_word(where)
+        reach.give_word(where, state)
     return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
 
 

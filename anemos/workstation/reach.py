@@ -17,17 +17,19 @@ from anemos.workstation.host import Host
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
+    LoginRefused,
     Remote,
     TimedOut,
     Unreachable,
     WrongHostKey,
     connect,
 )
-from anemos.workstation.state import State
+from anemos.workstation.state import WORD, State
 
 SERVER = places.ROOT / "anemos/server"
 STAGE = "/run/anemos"
 POLL_S = 0.5
+REFUSED_S = 60.0  # a system that comes up may not know all of its keys and users yet
 # What a system on its way down or up may answer with; a command may be killed with everything else.
 GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed)
 Ready = Callable[[Identity], bool]
@@ -70,23 +72,35 @@ def await_boot(
     ready: Ready,
     timeout: int,
     what: str,
-    status: int = FAILED,
     other_key: str = "",
 ) -> Identity:
     """Wait for a system that READY accepts; its host key may be OTHER_KEY, too, if there is one.
 
-    Raises Failure (STATUS) at the end, or at once when somebody holds another key.
+    Raises Failure at the end, or after a minute when somebody refuses us, or holds another key.
     """
-    end = time.monotonic() + timeout
+    start = time.monotonic()
+    refused: list[float] = []  # since when
     tries = cycle([replace(where, host_key=other_key), where] if other_key else [where])
-    patient = (*GONE, WrongHostKey) if other_key else GONE
-    while time.monotonic() < end:
-        with suppress(*patient), connect(next(tries), status=FAILED) as remote:
-            seen = facts.identify(remote)
+    why = "another system answers"
+    while time.monotonic() < start + timeout:
+        try:
+            with connect(next(tries), status=FAILED) as remote:
+                seen = facts.identify(remote)
             if ready(seen):
                 return seen
+        except GONE as failure:
+            why = failure.message
+        except (WrongHostKey, LoginRefused) as failure:
+            refused.append(time.monotonic())
+            if not other_key and refused[-1] - refused[0] >= REFUSED_S:
+                raise
+            why = failure.message
         time.sleep(POLL_S)
-    die(f"{host.name}: no answer from the {what} within {timeout} s", status=status)
+    die(
+        f"{host.name}: no answer from the {what} within {timeout} s",
+        hint=f"the last try: {why}",
+        status=FAILED,
+    )
 
 
 def go(host: Host, state: State) -> Identity:
@@ -100,13 +114,14 @@ def go(host: Host, state: State) -> Identity:
         seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
     state.old_boot_id, state.last_answer = seen.boot_id, seen.answered
     state.save()
-    give_word(where)
+    give_word(where, state)
     return seen
 
 
-def give_word(where: Endpoint) -> None:
-    """The operator's. Whether a lost one has arrived, the events tell."""
-    with suppress(ConnectionLost), connect(where, status=FAILED) as remote:
+def give_word(where: Endpoint, state: State) -> None:
+    """The operator's. Whether one without an answer has arrived, the events tell."""
+    with suppress(ConnectionLost, TimedOut), connect(where, status=FAILED) as remote:
+        state.reach(WORD)
         remote.sh(["touch", f"{STAGE}/go"])
 
 

@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 
 from anemos import log
 from anemos.digest import sha256
-from anemos.log import FAILED, die
-from anemos.workstation import phases, places, reach, status, verify, watch
+from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, die
+from anemos.workstation import outcome, phases, places, reach, status, verify, watch
 from anemos.workstation.host import Host
+from anemos.workstation.outcome import Witnessed
 from anemos.workstation.ssh import Remote, connect
-from anemos.workstation.state import State, load_state, payload_file
+from anemos.workstation.state import PASSED, State, payload_file
 from anemos.workstation.status import Status
 
 STEPS = ("partitions", "package-layer", "definition", "boot-loader")  # initramfs/progress.py
@@ -28,11 +29,18 @@ def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
     """
     if step and step not in STEPS:
         die(f"--step {step}: unknown", hint=f"one of: {', '.join(STEPS)}")
+    with outcome.following(host):
+        return proceed(host, repack, step)
+
+
+def proceed(host: Host, repack: bool, step: str) -> dict[str, Any]:
     with connect(reach.endpoint(host)) as remote:
         seen = waiting(host, remote)
-        state = known(host, seen)
+        state = status.known(host, seen)
+        if seen.passed:
+            state.reach(PASSED)
         if seen.state == status.HELD:
-            go_on(host, repack, step)
+            go_on(host, state, repack, step)
         else:
             request: dict[str, str] = {"step": step}
             with phases.forgotten(host):
@@ -49,27 +57,20 @@ def waiting(host: Host, remote: Remote) -> Status:
     """Raises Failure for a machine that does not wait for the operator."""
     seen = status.ask(remote)
     if seen.state not in WAITS:
-        die(f"{host.name} does not wait in the initramfs: {seen.state}", hint="./inv status")
+        refuse(seen, f"{host.name} does not wait in the initramfs: {seen.state}")
     return seen
 
 
-def known(host: Host, seen: Status) -> State:
-    """The state of the deployment; what another workstation knew comes from the machine itself."""
-    state = load_state(host)
-    if state.deployment != seen.deployment:
-        log.info(f"Deployment {seen.deployment} was not started from here, or long ago")
-        base = f"base-{seen.stamp['base']}.squashfs"
-        kept = seen.stamp["kept"]
-        state = State(host.name, seen.deployment, base, old_boot_id=seen.boot_id, kept=kept)
-        state.save()
-    return state
+def refuse(seen: Status, message: str) -> NoReturn:
+    code = IN_INITRAMFS if seen.passed else BAD_INPUT
+    raise Witnessed(message, hint="./inv status, ./inv watch", status=code)
 
 
-def go_on(host: Host, repack: bool, step: str) -> None:
+def go_on(host: Host, state: State, repack: bool, step: str) -> None:
     """Give a held machine the word."""
     if repack or step:
         die(f"{host.name} is held: nothing has failed yet", hint="./inv abort, and deploy anew")
-    reach.give_word(reach.endpoint(host))
+    reach.give_word(reach.endpoint(host), state)
 
 
 def correct(host: Host, state: State, seen: Status, remote: Remote) -> dict[str, str]:
@@ -95,11 +96,16 @@ def again(remote: Remote, request: dict[str, str]) -> None:
 
 def abort(host: Host) -> dict[str, Any]:
     """Send a machine that has not passed the point of no return back to the old system."""
+    with outcome.following(host):
+        return go_back(host)
+
+
+def go_back(host: Host) -> dict[str, Any]:
     where = reach.endpoint(host)
     with connect(where) as remote:
         seen = status.ask(remote)
         if seen.stays or seen.state not in (status.HELD, status.GOING):
-            die(f"{host.name} cannot go back: {seen.state}", hint="./inv status")
+            refuse(seen, f"{host.name} cannot go back: {seen.state}")
         remote.put(b"the operator wants the old system back\n", f"{reach.STAGE}/abort", mode=0o600)
     with log.step("Waiting for the old system"):
         back = reach.await_boot(

@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from anemos import log
+from anemos import files, log
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import places, reach
 from anemos.workstation.host import Host
 from anemos.workstation.ssh import Remote, connect
-from anemos.workstation.state import load_state
+from anemos.workstation.state import DONE, PASSED, WORD, State, load_state, state_file
 
 # What may run on a host:
 SYSTEM = "system"  # that Anemos did not deploy
@@ -22,6 +22,9 @@ INSTALLING = "installing"  # past the point of no return
 FAILING = "failing"  # failed before it: about to reboot, if there is an old system
 FAILED_THERE = "failed"  # after it, or where there is none: waiting for `resume`
 UNREACHABLE = "unreachable"
+LEFT = "left for the initramfs"  # the old system; no more is known
+LAST = "last-status.json"
+REACHED = {"": LEFT, WORD: "told to install", PASSED: INSTALLING, DONE: DEPLOYED}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Status:
     stays: bool = False  # unless there is none
     passed: bool = False  # the point of no return
     stamp: dict[str, Any] = field(default_factory=dict)  # boot.json or deployment.json
+
+    @property
+    def in_initramfs(self) -> bool:
+        return self.state not in (SYSTEM, DEPLOYED)
 
 
 def ask(remote: Remote) -> Status:
@@ -89,18 +96,42 @@ def status(host: Host) -> dict[str, Any]:
     return {"host": host.name, **facts, "last_known": before}
 
 
+def known(host: Host, seen: Status) -> State:
+    """The state of the deployment in the initramfs that was SEEN; what another workstation knew
+    comes from the machine itself."""
+    state = load_state(host)
+    if state.deployment != seen.deployment:
+        log.info(f"Deployment {seen.deployment} was not started from here, or long ago")
+        base = f"base-{seen.stamp['base']}.squashfs"
+        kept = seen.stamp["kept"] or []
+        state = State(host.name, seen.deployment, base, old_boot_id=seen.boot_id, kept=kept)
+        state.stays = seen.stays
+        state.save()
+    return state
+
+
 def remember(host: Host, seen: Status) -> dict[str, Any]:
     """For the day when it does not answer any more; what was remembered until now."""
     before = last_known(host)
-    file = places.state(host.name) / "last-status.json"
     known = {"time": time.time(), "state": seen.state, "deployment": seen.deployment}
-    file.write_text(json.dumps(known))
+    files.replace(places.state(host.name) / LAST, json.dumps(known))
     return before
 
 
 def last_known(host: Host) -> dict[str, Any]:
+    """What was seen or done last."""
+    state = load_state(host)
+    if not state.old_boot_id:  # no jump yet
+        return asked(host)
+    at = state_file(host.name).stat().st_mtime
+    ours = {"time": at, "state": REACHED[state.reached], "deployment": state.deployment}
+    return max(asked(host), ours, key=lambda each: float(each.get("time", 0)))
+
+
+def asked(host: Host) -> dict[str, Any]:
+    """What `status` was told last."""
     with suppress(OSError, ValueError):
-        return dict(json.loads((places.state(host.name) / "last-status.json").read_text()))
+        return dict(json.loads((places.state(host.name) / LAST).read_text()))
     return {}
 
 

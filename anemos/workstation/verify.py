@@ -9,11 +9,12 @@ from anemos import log
 from anemos.image import functions
 from anemos.log import FAILED, UNVERIFIED, Failure, die
 from anemos.run import CommandFailed
-from anemos.workstation import facts, reach
+from anemos.workstation import facts, outcome, reach
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
+from anemos.workstation.outcome import Witnessed
 from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
-from anemos.workstation.state import State, load_state, remember_downtime
+from anemos.workstation.state import DONE, PASSED, State, load_state, remember_downtime
 
 SETTLE_S = 300.0  # systemd's last jobs
 UNITS = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
@@ -29,16 +30,24 @@ class Check:
 def verify(host: Host) -> dict[str, Any]:
     """Wait for the new system and check it.
 
-    Raises Failure: status 1 when the old system came back, 4 when a check fails.
+    Raises Failure: status 1 when the old system came back, 4 when a check fails, or nothing can be
+    checked.
     """
     state = load_state(host, "old_boot_id", "kexec")
+    with outcome.following(host):
+        return prove(host, state)
+
+
+def prove(host: Host, state: State) -> dict[str, Any]:
     where = reach.endpoint(host)
     with log.step("Waiting for the new system"):
-        what = (fresh(state), host.timeouts.up, "new system", UNVERIFIED)
-        up = reach.await_boot(host, where, *what)
+        up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
     if up.deployment != state.deployment:
-        die(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
+        if state.reached not in (PASSED, DONE):
+            raise Witnessed(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
+        die(f"{host.name}: a system answers that is not the new one", status=FAILED)
     state.first_answer = state.first_answer or up.answered
+    state.reached = DONE
     state.save()
     with connect(where, status=UNVERIFIED) as remote:
         units = check_units(remote)  # waits for the end of the boot: what listens does so then
@@ -71,8 +80,8 @@ def check_units(remote: Remote) -> Check:
         remote.sh(["test", "-d", "/run/systemd/system"])
     except CommandFailed:
         return Check("units", True, "no systemd")
-    first, *failed = remote.sh(["sh", "-c", UNITS], timeout=SETTLE_S).splitlines()
-    return Check("units", first == "running", "; ".join([first, *failed]))
+    said = remote.sh(["sh", "-c", UNITS], timeout=SETTLE_S).splitlines()
+    return Check("units", said == ["running"], "; ".join(said) or "systemd says nothing")
 
 
 def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterator[Check]:
