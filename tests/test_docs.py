@@ -10,6 +10,7 @@ import pytest
 from anemos.image import imgbuild
 from anemos.image.imgbuild import FUNCTIONS, VARIABLES
 from anemos.run import run
+from tests import test_faults
 from tests.imaging import describe, image
 
 pytestmark = pytest.mark.real("run")
@@ -67,3 +68,23 @@ def check_oci(layout: Path) -> None:
     (layer,) = manifest["layers"]
     assert config["rootfs"]["diff_ids"] == [layer["digest"]]
     assert "./etc/passwd" in run(["tar", "--list", "--file", blob(layer)])
+
+
+RECOVERY = (Path(__file__).parents[1] / "docs/recovery.md").read_text()
+CELLS = "".join(re.findall(r"^\| (.*?) \|", RECOVERY, re.M))
+EXPLAINED = [each.split("...") for each in re.findall(r"`([^`]+)`", CELLS)]
+FAULTS = {**test_faults.BEFORE, **test_faults.BEFORE_ALL}
+SAID = {name: fault.says for name, fault in FAULTS.items() if name != "lockup"} | {
+    name: says for name, (_, _, says) in test_faults.AFTER.items()
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_message_of_a_fault_is_explained(name: str) -> None:
+    """A message of the page stands for one that differs where the page has `...`."""
+    patterns = [".*".join(map(re.escape, parts)) for parts in EXPLAINED]
+    said = SAID[name]
+    assert any(
+        re.match(pattern, said) or said in "...".join(parts)
+        for pattern, parts in zip(patterns, EXPLAINED, strict=True)
+    )
