@@ -17,7 +17,16 @@ SECTOR = 512  # the unit of /sys/block/*/size, whatever the disk's own (kernel: 
 SERIALS = ("serial", "device/serial", "device/vpd_pg80")
 VPD_HEAD = 4
 WWNS = ("wwid", "device/wwid")
-VIRTUAL = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd")
+VIRTUAL = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd", "bcache", "zd", "drbd")
+# What blkid(8) calls the members of something larger that have one UUID in common...
+POOL = re.compile(r".*raid_member|btrfs|bcachefs|stratis|zfs_member")
+# ... and all else that mount(8) cannot mount: of libblkid's superblocks, those of no file system.
+NO_FILE_SYSTEM = re.compile(
+    r".*_member|crypto_LUKS|BitLocker|cs_fvault2|swap|swsuspend|jbd|xfs_external_log|bcache"
+    r"|stratis|vdo|ubi|drbd.*|DM_.*|ceph_bluestore"
+)
+PROBED = ("UUID", "TYPE", "LABEL", "PTTYPE", "EXT_JOURNAL", "LOGUUID", "POOL_UUID")
+NO_MOUNT = "keep it without mount=; the definition may say how it is put to use"
 
 
 @dataclass(frozen=True)
@@ -131,10 +140,25 @@ class Fingerprint:
 
     def filesystem(self, part: int) -> tuple[str, str]:
         """UUID and type of the file system on partition PART. Raises Failure without one."""
+        where = f"partition {part}" if part else "it"
         for number, uuid, kind in self.filesystems:
+            if number == part and not mountable(kind):
+                die(
+                    f"kept {self.name!r}: {kind} on {where}, which cannot be mounted", hint=NO_MOUNT
+                )
             if number == part and uuid:
                 return uuid, kind
-        die(f"kept {self.name!r}: no file system on {f'partition {part}' if part else 'it'}")
+        die(f"kept {self.name!r}: no file system on {where}")
+
+
+def is_pool(kind: str) -> bool:
+    """Whether what is done to one with the UUID of such a thing is done to all that have it."""
+    return bool(POOL.fullmatch(kind))
+
+
+def mountable(kind: str) -> bool:
+    """Whether KIND, as blkid(8) calls it, is a file system."""
+    return not NO_FILE_SYSTEM.fullmatch(kind)
 
 
 def fingerprint(name: str, found: Device, only: int = 0) -> Fingerprint:
@@ -168,10 +192,10 @@ def portable(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def probe(node: Path) -> dict[str, str]:
-    """What blkid(8) reads from NODE itself, past its cache: UUID, TYPE, LABEL, PTTYPE."""
+    """What blkid(8) reads from NODE itself, past its cache, by the names of PROBED."""
     try:
         lines = run(["blkid", "--probe", "--output", "export", node]).splitlines()
     except CommandFailed:  # status 2: nothing recognised
         return {}
     pairs = dict(line.split("=", 1) for line in lines if "=" in line)
-    return {key: pairs[key] for key in ("UUID", "TYPE", "LABEL", "PTTYPE") if key in pairs}
+    return {key: pairs[key] for key in PROBED if key in pairs}

@@ -193,6 +193,14 @@ def test_filesystem_of_a_fingerprint() -> None:
         known.filesystem(2)
 
 
+@pytest.mark.parametrize("kind", ["crypto_LUKS", "LVM2_member", "swap", "linux_raid_member"])
+def test_what_is_no_file_system(kind: str) -> None:
+    known = Fingerprint("data", "S", 1, "d", ((1, "uuid", kind),))
+
+    with pytest.raises(Failure, match=f"'data': {kind} on partition 1, which cannot be mounted"):
+        known.filesystem(1)
+
+
 # A real block device.
 
 

@@ -336,6 +336,10 @@ def test_partitions_and_what_lies_on_them() -> None:
     found = facts.parse(captured("virtio") + lines)
     assert found.parts == (facts.Partition("vda", "vda3", 3, 2**20, 2**21),)
     assert found.slaves == (("dm-0", "vda3"), ("dm-0", "md127"))
+    lines = "mapped=dm-0|vg0-root\ngroup=/dev/vda3|vg0\nidentity=vda3|LVM2_member a-b\n"
+    found = facts.parse(captured("virtio") + lines)
+    assert (found.mapped, found.groups) == ({"dm-0": "vg0-root"}, (("/dev/vda3", "vg0"),))
+    assert found.identities == (("vda3", "LVM2_member a-b"),)
     for broken in ("part=vda|vda3|3|2048\n", "part=vda|vda3|x|1|1\n", "slave=dm-0\n"):
         with pytest.raises(Failure, match="the facts of the server make no sense"):
             facts.parse(captured("virtio") + broken)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from anemos.disks import Device
 from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
 from anemos.workstation import facts, plan
@@ -409,12 +410,15 @@ def test_kept_partition() -> None:
         ([("dm-0", "vda2")], ""),
         ([("dm-0", "vdb")], ""),
         ([("dm-0", "vda3"), ("dm-0", "vdb1")], ""),  # both are kept
-        ([("dm-0", "md0"), ("md0", "vda2"), ("dm-0", "vdc")], ""),  # nobody's disk
+        (
+            [("dm-0", "md0"), ("md0", "vda2"), ("dm-0", "vdc")],
+            "dm-0: on vda, partition 2, which is to be erased, and on vdc, which is not: keep",
+        ),
         (
             [("md0", "vda2"), ("md0", "vda3")],
-            "md0 lies on what is erased and on what is kept: vda,",
+            "md0: on vda, partition 2, which is to be erased, and on vda, partition 3, which is",
         ),
-        ([("dm-0", "md0"), ("md0", "vdb"), ("dm-0", "vda2")], "dm-0 lies on what is erased and on"),
+        ([("dm-0", "md0"), ("md0", "vdb"), ("dm-0", "vda2")], "dm-0: on vda, partition 2, which"),
     ],
 )
 def test_entangled(slaves: list[tuple[str, str]], expected: str) -> None:
@@ -438,3 +442,154 @@ def test_programs_for_a_stack() -> None:
     ]
     packages = "linux-image-amd64 grub-pc mdadm cryptsetup-initramfs lvm2"
     assert problems(layout=whole, packages=packages) == []
+
+
+THREE = replace(
+    FACTS,
+    disks=(*FACTS.disks, Device("vdc", "C", "", 2**31)),
+    parts=(*PARTS, facts.Partition("vdb", "vdb1", 1, MIB, MIB)),
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"groups": (("/dev/vda2", "vg0"), ("/dev/vdc", "vg0"))}, "volume group vg0: on vda, part"),
+        ({"groups": (("/dev/vda2", "vg0"), ("[unknown]", "vg0"))}, ""),  # it has lost a disk
+        ({"groups": (("/dev/vda2", "vg0"), ("/dev/vda1", "vg0"))}, ""),
+        (
+            {
+                "groups": (("/dev/mapper/crypt", "vg0"), ("/dev/vdc", "vg0")),
+                "mapped": {"dm-3": "crypt"},
+                "slaves": (("dm-3", "vda2"),),
+            },
+            "volume group vg0: on vda, partition 2, which is to be erased, and on vdc, which is",
+        ),
+        ({"identities": (("vda2", "btrfs 1-2"), ("vdc", "btrfs 1-2"))}, "btrfs 1-2: on vda, part"),
+        ({"identities": (("vda2", "zfs_member 7"), ("vdb1", "zfs_member 7"))}, "zfs_member 7: on"),
+        (
+            {"identities": (("vda2", "linux_raid_member 7"), ("vdc", "linux_raid_member 7"))},
+            "linux",
+        ),
+        ({"identities": (("vda2", "btrfs 1"), ("vdc", "btrfs 2"))}, ""),
+        ({"identities": (("vda2", "ext4 1"), ("vdc", "ext4 1"))}, ""),  # a copy of it
+        ({"identities": (("vda", ""), ("vdc", ""))}, ""),
+    ],
+)
+def test_pool_across_a_disk_that_nobody_names(changed: dict[str, Any], expected: str) -> None:
+    found = problems(replace(THREE, **changed))
+
+    assert [line[: len(expected)] for line in found] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "taken"),
+    [
+        ({"groups": (("/dev/vdc", "vg0"),)}, True),
+        ({"groups": (("/dev/vdb1", "vg0"),)}, True),
+        ({"groups": (("/dev/vda2", "vg0"),)}, False),  # the one that is replaced
+        ({"groups": (("/dev/vdc", "vg1"),)}, False),
+        ({"slaves": (("dm-0", "vdc"),), "mapped": {"dm-0": "vg0-root"}}, True),
+        ({"slaves": (("dm-0", "vda2"),), "mapped": {"dm-0": "vg0-root"}}, False),
+        ({"slaves": (("dm-0", "vdc"),), "mapped": {"dm-0": "vg0--x-root"}}, False),
+        ({"slaves": (("dm-0", "vdc"),), "mapped": {"dm-0": "vg0"}}, False),  # not LVM's
+        ({"contents": ("vdc linux_raid_member old:md0",)}, True),
+        ({"contents": ("vdc linux_raid_member old:0",)}, False),
+        ({"contents": ("vda2 linux_raid_member old:md0",)}, False),
+    ],
+)
+def test_name_that_is_taken(changed: dict[str, Any], taken: bool) -> None:
+    text = "part x size=1G type=raid\npart y size=1G type=raid\npart pv type=lvm\n"
+    text += "raid md0 level=1 on=system/x,system/y\nvg vg0 on=system/pv,md0\n"
+    text = LAYOUT.replace("part root", f"{text}lv root on=vg0")
+    packages = "linux-image-amd64 grub-pc mdadm lvm2"
+
+    found = problems(replace(THREE, **changed), layout=text, packages=packages)
+
+    what = "raid 'md0'" if "contents" in changed else "vg 'vg0'"
+    expected = f"layout: {what}: there is one of this name on vd"
+    assert [line[: len(expected)] for line in found] == ([expected] if taken else [])
+
+
+STACKED = replace(
+    THREE,
+    slaves=(("md2", "vda2"), ("dm-0", "md2"), ("dm-1", "md2"), ("dm-7", "vdc")),
+    mapped={"dm-0": "vg0-root", "dm-1": "vg0-mysql", "dm-7": "spare"},
+    contents=(
+        "vda2 linux_raid_member rescue:2",
+        "md2 LVM2_member",
+        "vg0-root ext4",
+        "vg0-mysql ext4 mysql",
+        "vg0-mysql ext4 mysql",
+        "vdc crypto_LUKS",
+        "spare xfs",
+    ),
+    mounts=(
+        "/dev/dm-0 / ext4",
+        "/dev/mapper/vg0-mysql /var/lib/mysql ext4",
+        "/dev/vdb1 /home ext4",
+    ),
+)
+
+
+def test_what_is_lost_a_layer_higher() -> None:
+    lines = plan.describe(HOST, spec(), STACKED, SIZES)
+
+    assert lines[1:5] == [
+        (
+            "ERASE",
+            "vda (serial demo-system, 6.4 GB): / (ext4), /var/lib/mysql (ext4),"
+            " vda2 (linux_raid_member rescue:2), md2 (LVM2_member)",
+        ),
+        ("keep", "vdb (serial demo-data, 1.1 GB): /home (ext4)"),
+        ("untouched", "vdc (serial C, 2.1 GB): vdc (crypto_LUKS), spare (xfs)"),
+        (
+            "warning",
+            "vdc is encrypted and stays: copy its key file and its LUKS header from here first, if"
+            " they lie on what is erased",
+        ),
+    ]
+
+
+def test_names_that_the_server_has_not_explained() -> None:
+    """Rather a mount point too many than one too few."""
+    lines = plan.describe(HOST, spec(), replace(STACKED, mapped={}), SIZES)
+
+    assert "/ (ext4), /var/lib/mysql (ext4)" in dict(lines)["ERASE"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["crypto_LUKS", "LVM2_member", "linux_raid_member", "zfs_member", "swap", "bcache"]
+)
+def test_kept_and_not_to_be_mounted(kind: str) -> None:
+    given = replace(THREE, contents=(f"vdb1 {kind} data",))
+
+    (line,) = problems(given)
+
+    assert line.startswith(f"keep: 'data': vdb1 holds {kind}, which cannot be mounted at /home")
+    assert problems(given, keep=KEEP.replace("mount=/home", "")) == []
+    assert problems(replace(THREE, contents=("vdb1 btrfs data",))) == []
+    whole = replace(THREE, contents=(f"vdb {kind} data",))
+    assert len(problems(whole, keep=KEEP.replace("part=1", ""))) == 1
+    kept = replace(THREE, contents=(f"vda3 {kind}",))
+    assert len(problems(kept, keep="part home disk=system number=3 mount=/home")) == 1
+
+
+def warnings(given: Facts) -> list[str]:
+    return [line for what, line in plan.describe(HOST, spec(), given, SIZES) if what == "warning"]
+
+
+def test_way_back_that_needs_somebody() -> None:
+    locked = replace(
+        THREE,
+        slaves=(("dm-0", "vda2"), ("dm-1", "dm-0")),
+        mapped={"dm-0": "crypt", "dm-1": "vg0-root"},
+        contents=("vda2 crypto_LUKS", "crypt LVM2_member", "vg0-root ext4"),
+        mounts=("/dev/mapper/vg0-root / ext4",),
+    )
+
+    (line,) = warnings(locked)
+    assert line.startswith("/ is encrypted: whatever fails before the point of no return ends")
+    (line,) = warnings(replace(THREE, mounts=("/dev/loop0 /run/live ext4",)))
+    assert line.startswith("/ is on no disk that is known (a rescue system, a network?)")
+    assert warnings(THREE) == []

@@ -10,6 +10,7 @@ from anemos.image import filesystems, grammar, layout
 from anemos.image.layout import MIB, Disk, Entry, Part, Table
 from anemos.initramfs import leftovers, storage
 from anemos.initramfs.leftovers import InUse
+from anemos.log import FAILED, Failure
 from anemos.run import run
 
 GIB = 1024 * MIB
@@ -170,17 +171,21 @@ def test_taken_apart(sysfs: Path) -> None:
 
 def test_entangled() -> None:
     erased = [
-        (Path("/dev/vda1"), "btrfs 1"),
-        (Path("/dev/vda2"), ""),
-        (Path("/dev/vda3"), "btrfs 3"),
+        (Path("/dev/vda1"), {"btrfs 1"}),
+        (Path("/dev/vda2"), set()),
+        (Path("/dev/vda3"), {"btrfs 3"}),
     ]
-    kept = [(Path("/dev/vdb1"), "btrfs 3"), (Path("/dev/vdb2"), ""), (Path("/dev/vdb3"), "btrfs 2")]
-    assert leftovers.common(erased, kept) == [
-        "btrfs 3: /dev/vda3 is to be erased, /dev/vdb1 is kept"
+    staying = [
+        (Path("/dev/vdb1"), {"btrfs 3", "journal 1"}),
+        (Path("/dev/vdb2"), set()),
+        (Path("/dev/vdb3"), {"btrfs 2"}),
+    ]
+    assert leftovers.common(erased, staying) == [
+        "btrfs 3: /dev/vda3 is to be erased, /dev/vdb1 is not"
     ]
 
 
-def test_membership(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an LVM that cannot be read, nothing is known: that counts as one group."""
     seen = {
         "a": {"TYPE": "LVM2_member", "UUID": "1"},
@@ -189,17 +194,147 @@ def test_membership(monkeypatch: pytest.MonkeyPatch) -> None:
         "d": {"TYPE": "linux_raid_member", "UUID": "4"},
         "e": {"TYPE": "ext4", "UUID": "5"},
         "f": {},
+        "g": {"TYPE": "isw_raid_member"},
+        "h": {"TYPE": "stratis", "UUID": "6", "POOL_UUID": "7"},
     }
     monkeypatch.setattr(disks, "probe", lambda node: seen[node.name])
     groups = {Path("a"): "vg0 x", Path("b"): ""}
-    assert {name: leftovers.membership(Path(name), groups) for name in seen} == {
-        "a": "volume group vg0 x",
-        "b": "",
-        "c": "volume group that LVM cannot read",
-        "d": "linux_raid_member 4",
-        "e": "",
-        "f": "",
+    assert {name: leftovers.ties(Path(name), groups) for name in seen} == {
+        "a": {"volume group vg0 x"},
+        "b": set(),
+        "c": {"volume group that LVM cannot read"},
+        "d": {"linux_raid_member 4"},
+        "e": set(),
+        "f": set(),
+        "g": {"isw_raid_member "},
+        "h": {"stratis 7"},
     }
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    found = [tmp_path / name for name in ("one", "two")]
+    for file in found:
+        with file.open("wb") as image:
+            image.truncate(400 * MIB)
+    return found
+
+
+def shared(files: list[Path]) -> set[str]:
+    one, two = (leftovers.ties(file, {}) for file in files)
+    return one & two
+
+
+@pytest.mark.real("run")
+def test_pool_of_two(files: list[Path]) -> None:
+    run(["mkfs.btrfs", "-q", files[0]])
+    assert shared(files) == set()
+    run(["mkfs.btrfs", "-q", "-f", *files])
+    assert shared(files) == {f"btrfs {disks.probe(files[0])['UUID']}"}
+
+
+@pytest.mark.real("run")
+def test_journal_elsewhere(files: list[Path]) -> None:
+    """Whether the file system is erased or its journal: the other is of no use any more."""
+    run(["mkfs.xfs", "-q", "-l", f"logdev={files[1]},size=100m", files[0]])
+    assert shared(files) == {f"journal {disks.probe(files[0])['UUID']}"}
+    for file in files:  # one of them a copy of the other
+        run(["mkfs.xfs", "-q", "-f", "-m", f"uuid={layout.identity(SEED)}", file])
+    assert shared(files) == set()
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_journal_of_ext4_elsewhere(files: list[Path]) -> None:
+    run(["mkfs.ext4", "-q", "-O", "journal_dev", files[1]])
+    loop = run(["losetup", "--show", "--find", files[1]]).strip()
+    try:
+        run(["mkfs.ext4", "-q", "-J", f"device={loop}", files[0]])
+    finally:
+        run(["losetup", "--detach", loop])
+    assert shared(files) == {f"journal {disks.probe(files[1])['UUID']}"}
+    run(["mkfs.ext4", "-q", "-F", files[0]])
+    assert shared(files) == set()
+
+
+@pytest.mark.parametrize(
+    ("its", "tied"), [(b"1" * 16, True), (b"2" * 16, False), (bytes(16), False)]
+)
+def test_cache(files: list[Path], monkeypatch: pytest.MonkeyPatch, its: bytes, tied: bool) -> None:
+    """Zeros: a disk that has no cache now."""
+    monkeypatch.setattr(disks, "probe", lambda node: {"TYPE": "bcache", "UUID": node.name})
+    for file, uuid in zip(files, (its if not any(its) else b"1" * 16, its), strict=True):
+        with file.open("r+b") as image:
+            image.seek(4096)
+            # csum, offset, version, magic, uuid, set_uuid
+            image.write(bytes(24) + b"magic".ljust(16) + file.name.encode().ljust(16) + uuid)
+    assert bool(shared(files)) is tied
+
+
+SYSTEM, UNNAMED = Device("vda", "F", "", 4 * GIB), Device("vdb", "U", "", 4 * GIB)
+ONE = """
+    disk first serial=F image=4G
+    part root fs=ext4 mount=/ size=1G
+    part x type=raid size=500M
+    part y type=raid size=500M
+    part pv type=lvm
+    raid md0 level=1 on=first/x,first/y
+    vg vg0 on=first/pv
+"""
+
+
+@pytest.mark.parametrize(
+    ("seen", "groups", "expected"),
+    [
+        ({}, {}, ""),
+        (
+            {"vda2": ("btrfs", "1", ""), "vdb1": ("btrfs", "1", "")},
+            {},
+            "btrfs 1: /dev/vda2 is to be erased, /dev/vdb1 is not",
+        ),
+        (
+            {"vda2": ("LVM2_member", "1", ""), "vdb": ("LVM2_member", "2", "")},
+            {"vda2": "old u", "vdb": "old u"},
+            "volume group old u: /dev/vda2 is to be erased, /dev/vdb is not",
+        ),
+        (
+            {"vdb1": ("LVM2_member", "2", "")},
+            {"vdb1": "vg0 u"},
+            "layout: vg 'vg0': there is one of this name on /dev/vdb1, which is not erased",
+        ),
+        ({"vda2": ("LVM2_member", "2", "")}, {"vda2": "vg0 u"}, ""),
+        (
+            {"vdb1": ("linux_raid_member", "2", "any:md0")},
+            {},
+            "layout: raid 'md0': there is one of this name on /dev/vdb1, which is not erased",
+        ),
+        ({"vda1": ("linux_raid_member", "2", "any:md0")}, {}, ""),
+    ],
+)
+def test_preflight_looks_at_every_disk(
+    seen: dict[str, tuple[str, str, str]],
+    groups: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def probe(node: Path) -> dict[str, str]:
+        return dict(zip(("TYPE", "UUID", "LABEL"), seen.get(node.name, ()), strict=False))
+
+    def nodes(device: Device) -> list[Path]:
+        return [device.part(number) for number in range(3)]
+
+    monkeypatch.setattr(disks, "devices", lambda: [SYSTEM, UNNAMED])
+    monkeypatch.setattr(disks, "nodes", nodes)
+    monkeypatch.setattr(disks, "probe", probe)
+    by_node = {Path("/dev", name): group for name, group in groups.items()}
+    monkeypatch.setattr(leftovers, "volume_groups", lambda: by_node)
+    whole = grammar.parse(ONE)
+    if not expected:
+        storage.check_apart(whole, [], {"first": SYSTEM})
+        return
+    with pytest.raises(Failure) as caught:
+        storage.check_apart(whole, [], {"first": SYSTEM})
+    assert (caught.value.message, caught.value.status) == (expected, FAILED)
 
 
 @pytest.mark.real("run")

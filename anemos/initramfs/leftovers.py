@@ -14,9 +14,12 @@ from anemos import disks, mounts
 from anemos.disks import Device
 from anemos.run import CommandFailed, run
 
-# Whose members share one UUID by blkid(8): what is done to one of them is done to all.
-SHARED = ("linux_raid_member", "btrfs", "zfs_member", "isw_raid_member", "ddf_raid_member")
 LVM = "LVM2_member"
+# Where superblocks say what blkid(8) does not: the UUID that a cache has in common with what it is
+# for (kernel: include/uapi/linux/bcache.h, cache_sb); the start of the log, 0 for one that lies on
+# another device (kernel: fs/xfs/libxfs/xfs_format.h, xfs_dsb).
+BCACHE_SET = 4096 + 56
+XFS_LOG_START = 48
 
 
 @dataclass(frozen=True)
@@ -123,35 +126,52 @@ def forget(dev: Path) -> None:
 
 
 def entangled(
-    erased: Sequence[Path], kept: Sequence[Path], groups: Mapping[Path, str]
+    erased: Sequence[Path], staying: Sequence[Path], groups: Mapping[Path, str]
 ) -> list[str]:
-    """The arrays, volume groups and pools that have members among ERASED and KEPT nodes.
+    """The arrays, volume groups, pools and journals shared by ERASED and STAYING nodes.
 
     GROUPS: see volume_groups.
     """
     return common(
-        [(node, membership(node, groups)) for node in erased],
-        [(node, membership(node, groups)) for node in kept],
+        [(node, ties(node, groups)) for node in erased],
+        [(node, ties(node, groups)) for node in staying],
     )
 
 
-def common(erased: Sequence[tuple[Path, str]], kept: Sequence[tuple[Path, str]]) -> list[str]:
+Tied = Sequence[tuple[Path, set[str]]]
+
+
+def common(erased: Tied, staying: Tied) -> list[str]:
     return [
-        f"{group}: {node} is to be erased, {other} is kept"
-        for node, group in erased
-        for other, its in kept
-        if group and group == its
+        f"{tie}: {node} is to be erased, {other} is not"
+        for node, its in erased
+        for other, others in staying
+        for tie in sorted(its & others)
     ]
 
 
-def membership(node: Path, groups: Mapping[Path, str]) -> str:
-    """What NODE is a member of; "" if it stands for itself. GROUPS: see volume_groups."""
+def ties(node: Path, groups: Mapping[Path, str]) -> set[str]:
+    """What NODE is a part of; nothing if it stands for itself. GROUPS: see volume_groups."""
     found = disks.probe(node)
-    kind = found.get("TYPE", "")
+    kind, uuid = found.get("TYPE", ""), found.get("POOL_UUID") or found.get("UUID", "")
     if kind == LVM:
         group = groups.get(node, "that LVM cannot read")  # not knowing is no reason to go on
-        return f"volume group {group}" if group else ""
-    return f"{kind} {found.get('UUID', '')}" if kind in SHARED else ""
+        return {f"volume group {group}"} if group else set()
+    if kind == "bcache":
+        cache = read(node, BCACHE_SET, 16)
+        return {f"bcache {cache.hex()}"} if any(cache) else set()
+    if disks.is_pool(kind):
+        return {f"{kind} {uuid}"}
+    journals = {found[key] for key in ("EXT_JOURNAL", "LOGUUID") if key in found}
+    if kind == "xfs" and not any(read(node, XFS_LOG_START, 8)):
+        journals.add(uuid)
+    return {f"journal {each}" for each in journals}
+
+
+def read(node: Path, offset: int, length: int) -> bytes:
+    with node.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
 
 
 def volume_groups() -> dict[Path, str]:

@@ -45,31 +45,48 @@ def check(plan: Layout, keep: Sequence[Kept], devices: Devices, secrets: Path) -
     for volume in plan.volumes:
         if volume.key and not (secrets / volume.key).is_file():
             die(f"layout: luks {volume.name!r}: no secret {volume.key}", status=FAILED)
-    check_kept(plan, keep, devices)
+    check_apart(plan, keep, devices)
     return plan
 
 
-def check_kept(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
-    """What is erased and what is kept have nothing in common, now and in the new system."""
+def check_apart(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
+    """What is erased and what stays, named or not, have nothing in common, now and in the new
+    system."""
     found = disks.devices()
     homes = {each.name: disks.resolve(each.name, each.match, found) for each in keep}
-    whole = [homes[each.name] for each in keep if not each.disk]
-    named = [*devices.values(), *whole]
+    named = [*devices.values(), *(homes[each.name] for each in keep if not each.disk)]
     for device in named:
         if named.count(device) > 1:
             die(f"two disks of layout and keep are the same: {device.describe()}", status=FAILED)
     kept = {homes[each.name].part(each.part) for each in keep if each.disk}
-    kept |= {node for device in whole for node in disks.nodes(device)}
     everything = [node for device in devices.values() for node in disks.nodes(device)]
     erased = [node for node in everything if node not in kept]
+    others = [device for device in found if device not in devices.values() and device.size]
+    staying = sorted(kept) + [node for device in others for node in disks.nodes(device)]
     groups = leftovers.volume_groups()
-    for common in leftovers.entangled(erased, sorted(kept), groups):
-        die(common, hint="keep all of it, or nothing", status=FAILED)
-    for volume in layout.volumes(plan, "vg"):
-        if volume.name in {
-            group.partition(" ")[0] for node, group in groups.items() if node in kept
-        }:
-            die(f"layout: vg {volume.name!r}: what is kept has one of this name", status=FAILED)
+    for common in leftovers.entangled(erased, staying, groups):
+        die(common, hint="keep all of it, or erase all of it", status=FAILED)
+    check_names(plan, staying, groups)
+
+
+def check_names(plan: Layout, staying: Sequence[Path], groups: Mapping[Path, str]) -> None:
+    """No group and no array that stays has the name of a new one: LVM would refuse to make it, and
+    the new system would not know which is which."""
+    arrays = {
+        str(found.get("LABEL", "")).rpartition(":")[2]: node  # HOST:NAME
+        for node in staying
+        if (found := disks.probe(node)).get("TYPE") == "linux_raid_member"
+    }
+    taken = {"vg": {groups.get(node, "").partition(" ")[0]: node for node in staying}}
+    taken["raid"] = arrays
+    for volume in plan.volumes:
+        if node := taken.get(volume.kind, {}).get(volume.name):
+            die(
+                f"layout: {volume.kind} {volume.name!r}: there is one of this name on {node},"
+                " which is not erased",
+                hint="give it another name in the layout",
+                status=FAILED,
+            )
 
 
 def write(plan: Layout, devices: Devices, seed: str, secrets: Path) -> None:

@@ -65,7 +65,7 @@ done
 
 # Disks: name, size in sectors of 512 bytes, serial, WWN, model, separated by |.
 for disk in /sys/block/*; do
-    case ${disk##*/} in loop* | ram* | zram* | dm-* | md* | sr* | fd* | nbd*) continue ;; esac
+    case ${disk##*/} in loop* | ram* | zram* | dm-* | md* | sr* | fd* | nbd* | bcache* | zd* | drbd*) continue ;; esac
     # One of several paths to an NVMe disk, which is there itself, too.
     [ "$(first "$disk/hidden")" != 1 ] || continue
     serial=$(first "$disk/serial" "$disk/device/serial" | tr -d '\0')
@@ -77,6 +77,8 @@ for disk in /sys/block/*; do
 done
 # What is on them, mounted or not: name, file system or the like, label.
 lsblk -nro NAME,FSTYPE,LABEL 2>/dev/null | while read -r line; do fact content "$line"; done
+# The kernel's name, file system or the like, UUID: members of one pool have the same.
+lsblk -nro KNAME,FSTYPE,UUID 2>/dev/null | sort -u | while read -r name words; do fact identity "$name|$words"; done
 # Their partitions: disk, number, start and size in sectors of 512 bytes. What lies on them: device, on what.
 for part in /sys/block/*/*/partition; do
     [ -e "$part" ] || continue
@@ -89,9 +91,15 @@ for slave in /sys/block/*/slaves/*; do
     device=${slave%/slaves/*}
     fact slave "${device##*/}|${slave##*/}"
 done
+# Device-mapper's names: dm-0, vg0-root. LVM's physical volumes, each with the name of its group; no lock is taken.
+for name in /sys/block/dm-*/dm/name; do
+    [ ! -e "$name" ] || { device=${name%/dm/name} && fact mapped "${device##*/}|$(cat "$name")"; }
+done
+pvs --readonly --noheadings --separator '|' -o pv_name,vg_name 2>/dev/null |
+    while IFS='| ' read -r node group; do [ -z "$group" ] || fact group "$node|$group"; done
 # Mounted block devices: device, mount point, type.
 sed -n 's|^\(/dev/[^ ]*\) \([^ ]*\) \([^ ]*\) .*|\1 \2 \3|p' /proc/mounts |
-    while read -r line; do fact mount "$line"; done
+    while read -r node rest; do fact mount "$(readlink -f "$node" || echo "$node") $rest"; done
 ip -o addr show scope global 2>/dev/null | sed 's/^[0-9]*: *//; s/ *\\.*//' |
     while read -r line; do fact address "$line"; done
 { ip -4 route show default; ip -6 route show default; } 2>/dev/null |

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from anemos.disks import SECTOR, Device
@@ -66,6 +66,9 @@ class Facts:
     slaves: tuple[tuple[str, str], ...] = ()  # (dm-0, vda3): the first lies on the second
     secure_boot: bool = False
     entries: tuple[Entry, ...] = ()  # the best first
+    mapped: dict[str, str] = field(default_factory=dict)  # dm-0 -> vg0-root
+    groups: tuple[tuple[str, str], ...] = ()  # (/dev/sda2, vg0): a physical volume and its group
+    identities: tuple[tuple[str, str], ...] = ()  # (sda2, "btrfs UUID")
 
     @property
     def deployment(self) -> str:
@@ -154,10 +157,17 @@ def interpret(pairs: list[list[str]]) -> Facts:
         place=one["place"],
         stamp=json.loads(one["stamp"] or "{}"),
         parts=tuple(partition(*value.split("|")) for value in every("part")),
-        slaves=tuple((value.split("|")[0], value.split("|")[1]) for value in every("slave")),
+        slaves=pairs_of(every("slave")),
         secure_boot=one.get("secure_boot", "").strip() == "1",
         entries=tuple(entry(*value.split("|")) for value in every("entry")),
+        mapped=dict(pairs_of(every("mapped"))),
+        groups=pairs_of(every("group")),
+        identities=pairs_of(every("identity")),
     )
+
+
+def pairs_of(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((value.split("|")[0], value.split("|")[1]) for value in values)
 
 
 def first_option(options: tuple[str, ...]) -> str:

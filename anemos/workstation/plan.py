@@ -1,7 +1,7 @@
 """What a deployment is going to do, and everything that stands in its way. Nothing is changed."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from anemos import disks
@@ -10,9 +10,11 @@ from anemos.image import bootloader, layout, partitions
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Disk, Entry, Kept, Table
 from anemos.log import Failure
+from anemos.workstation import stack
 from anemos.workstation.facts import Entry as BootEntry
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
+from anemos.workstation.stack import Place
 
 MIB = 2**20
 # What the installing system itself takes: its kernel, Python, sshd, file systems' buffers.
@@ -23,6 +25,7 @@ TOOLS = {
     "luks": ("cryptsetup", "the package cryptsetup (for /: cryptsetup-initramfs) has to be there"),
     "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
 }
+CRYPT = "crypto_LUKS"
 # GRUB writes its environment block in place: no copy on write, no checksums over it.
 PLAIN = {"grub": ("ext2", "ext3", "ext4", "xfs", "vfat"), "firmware": ("vfat",)}
 # For the first initrd and the kernel.
@@ -176,7 +179,8 @@ def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
         found[each.name] = device
     if found.keys() >= {disk.name for disk in spec.layout.disks}:
         yield from _room(spec, facts, found)
-        yield from _entangled(spec, facts, found)
+        yield from _apart(spec, facts, found)
+    yield from _mounts(spec, facts, found)
 
 
 def _room(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
@@ -197,28 +201,51 @@ def _around(disk: Disk, spec: Imgbuild, facts: Facts, device: Device) -> Disk:
     return partitions.fitted(disk, Table((), {number: there[number] for number in numbers}))
 
 
-def _entangled(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
-    """RAID arrays, volume groups and the like that lie on what is erased and on what is kept."""
+def _apart(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
+    """What lies on what is erased and on what stays, named or not; and names that are taken."""
     kept = {(found[each.disk].name, each.part) for each in spec.keep if each.disk}
     system = {found[disk.name].name for disk in spec.layout.disks}
-    whole = {found[each.name].name for each in spec.keep if each.name in found and not each.disk}
-    homes = {part.name: (part.disk, part.number) for part in facts.parts}
-    for device in sorted({above for above, _ in facts.slaves}):
-        places = {homes.get(name, (name, 0)) for name in _lowest(device, facts)}
-        mine = {place for place in places if place[0] in whole or place in kept}
-        if mine and any(disk in system for disk, _ in places - mine):
-            yield f"{device} lies on what is erased and on what is kept: {_nodes(places)}"
+
+    def stays(place: Place) -> bool:
+        return place[0] not in system or place in kept
+
+    spread: dict[frozenset[Place], list[str]] = {}
+    for name, where in stack.pools(facts):
+        if len({stays(place) for place in where}) > 1:
+            spread.setdefault(frozenset(where), []).append(name)
+    for both, names in spread.items():
+        erased = {place for place in both if not stays(place)}
+        yield (
+            f"{', '.join(names)}: on {_nodes(erased)}, which is to be erased, and on"
+            f" {_nodes(both - erased)}, which is not: keep all of it, or erase all of it"
+        )
+    for kind, name, where in stack.names(facts):
+        mine = [each for each in layout.volumes(spec.layout, kind) if each.name == name]
+        if mine and any(stays(place) for place in where):
+            yield (
+                f"layout: {kind} {name!r}: there is one of this name on"
+                f" {_nodes({place for place in where if stays(place)})}, which is not erased"
+            )
 
 
-def _nodes(places: set[tuple[str, int]]) -> str:
+def _nodes(places: Iterable[Place]) -> str:
     words = (f"{disk}, partition {number}" if number else disk for disk, number in sorted(places))
     return "; ".join(words)
 
 
-def _lowest(name: str, facts: Facts) -> set[str]:
-    """The disks and partitions that NAME lies on in the end."""
-    below = [lower for upper, lower in facts.slaves if upper == name]
-    return set().union(*(_lowest(each, facts) for each in below)) if below else {name}
+def _mounts(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
+    """What is kept and to be mounted, and cannot be."""
+    parts = {(part.disk, part.number): part.name for part in facts.parts}
+    kinds = {name: kind for name, kind, *_ in (line.split() for line in facts.contents)}
+    for each in spec.keep:
+        device = found.get(each.disk or each.name)
+        if device and each.mount:
+            node = parts.get((device.name, each.part), device.part(each.part).name)
+            if not disks.mountable(kind := kinds.get(node, "")):
+                yield (
+                    f"keep: {each.name!r}: {node} holds {kind}, which cannot be mounted at"
+                    f" {each.mount}: {disks.NO_MOUNT}"
+                )
 
 
 def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
@@ -282,11 +309,63 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
             for d in spec.layout.disks
         ),
         *(("keep", _kept(k, facts)) for k in spec.keep),
+        *(("untouched", _disk(each, facts)) for each in _others(spec, facts)),
+        *(("warning", each) for each in _warnings(spec, facts)),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
         ("boot", _way(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(sizes, facts)),
     ]
+
+
+def _others(spec: Imgbuild, facts: Facts) -> list[Device]:
+    """The disks that the IMGBUILD does not name."""
+    matches = [disk.match for disk in spec.layout.disks] + [kept.match for kept in spec.keep]
+    return [
+        device
+        for device in facts.disks
+        if device.size and not any(disks.matches(device, match) for match in matches)
+    ]
+
+
+def _warnings(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What does not stand in the way, and may be regretted."""
+    yield from _locked(spec, facts)
+    yield from _way_back(facts)
+
+
+def _locked(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What stays and is encrypted: its key file may lie on what is erased."""
+    system = {disks.resolve(disk.name, disk.match, facts.disks).name for disk in spec.layout.disks}
+    for name in dict.fromkeys(line.split()[0] for line in facts.contents if CRYPT in line.split()):
+        where = stack.ground([name], facts)
+        if any(disk not in system for disk, _ in where) or _kept_places(spec, facts) & where:
+            yield (
+                f"{name} is encrypted and stays: copy its key file and its LUKS header from here"
+                " first, if they lie on what is erased"
+            )
+
+
+def _kept_places(spec: Imgbuild, facts: Facts) -> set[Place]:
+    parts = [each for each in spec.keep if each.disk]
+    return {(disks.resolve(k.name, k.match, facts.disks).name, k.part) for k in parts}
+
+
+def _way_back(facts: Facts) -> Iterator[str]:
+    """What keeps the old system from coming back alone, if the deployment fails early."""
+    until = "whatever fails before the point of no return"
+    roots = [node for node, point, _ in (line.split() for line in facts.mounts) if point == "/"]
+    below = set().union(
+        *(stack.below(n, facts) for r in roots for n in stack.kernel_names(r, facts))
+    )
+    locked = [line for line in facts.contents if CRYPT in line.split()]
+    if any(stack.kernel_names(line.split()[0], facts) & below for line in locked):
+        yield f"/ is encrypted: {until} ends where the old system asks for its passphrase"
+    if not roots:
+        yield (
+            f"/ is on no disk that is known (a rescue system, a network?): {until} ends in what the"
+            " machine starts by itself, which may be another system"
+        )
 
 
 def _way(host: Host, facts: Facts, sizes: Sizes) -> str:
@@ -336,17 +415,4 @@ def _kept(kept: Kept, facts: Facts) -> str:
 def _disk(device: Device, facts: Facts) -> str:
     model = facts.models.get(device.name)
     what = device.describe() + (f", {model}" if model else "")
-    return f"{what}: {', '.join(_holds(device, facts)) or 'nothing that is known'}"
-
-
-def _holds(device: Device, facts: Facts) -> Iterator[str]:
-    """What is on DEVICE now: what is mounted, then what else there is."""
-    ours = re.compile(rf"{re.escape(device.name)}(p?\d+)?")
-    mounts = [line.split() for line in facts.mounts]
-    mounted = {node.removeprefix("/dev/") for node, *_ in mounts}
-    for node, point, kind in mounts:
-        if ours.fullmatch(node.removeprefix("/dev/")):
-            yield f"{point} ({kind})"
-    for name, *words in (line.split() for line in facts.contents):
-        if ours.fullmatch(name) and name not in mounted:
-            yield f"{name} ({' '.join(words)})"
+    return f"{what}: {', '.join(stack.holds(device, facts)) or 'nothing that is known'}"
