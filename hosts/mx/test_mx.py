@@ -308,6 +308,126 @@ def test_own_sender(client: Client, user: str, sender: str) -> None:
         smtp.rset()
 
 
+def said(client: Client, user: str, header: bytes, sender: str = "") -> tuple[int, bytes]:
+    """What USER is told who submits a message with HEADER."""
+    number = uuid.uuid4().hex.encode()
+    raw = header + b"\r\nTo: %b\r\nSubject: Budget %b\r\n\r\nText\r\n" % (BOB.encode(), number)
+    with client.submission(user) as smtp:
+        smtp.mail(sender or user)
+        assert smtp.rcpt("bob+headers@example.net")[0] == 250
+        return smtp.data(raw)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"From: bob@example.net",
+        b"From: A <BOB@Example.NET>",
+        b"FROM: someone@example.com",
+        b"From:bob@example.net",
+        b"From : bob@example.net",
+        b"From: alice@example.org\r\nFrom : bob@example.net",
+        # Several of them: mail programs show the first, the last, or all.
+        b"From: alice@example.org, bob@example.net",
+        b"From: bob@example.net, alice@example.org",
+        b"From: alice@example.org\r\nFrom: bob@example.net",
+        b"From: bob@example.net\r\nFrom: alice@example.org",
+        b"From: alice@example.org\r\nFrom: alice@example.org",
+        b"From: <bob@example.net> <alice@example.org>",
+        b"From: <alice@example.org> <bob@example.net>",
+        b"From: A,\r\n <alice@example.org>,\r\n\t<bob@example.net>",
+        b"From: Board: alice@example.org, bob@example.net;",
+        # The name is another's address.
+        b'From: "bob@example.net" <alice@example.org>',
+        b"From: bob@example.net <alice@example.org>",
+        b"From: alice@example.org (bob@example.net)",
+        b"From: =?utf-8?q?bob=40example=2Enet?= <alice@example.org>",
+        b"From: =?utf-8?b?Ym9iQGV4YW1wbGUubmV0?= <alice@example.org>",
+        b"From: =?utf-8?q?bob?=\r\n =?utf-8?q?=40example=2Enet?= <alice@example.org>",
+        b"From: =?utf-16?b?AGIAbwBiAEAAZQB4AGEAbQBwAGwAZQAuAG4AZQB0?= <alice@example.org>",
+        b"From: =?x-nobody-knows?q?bob=40example=2Enet?= <alice@example.org>",
+        b"From: =?utf-8?q?=3D=3Futf-8=3Fq=3Fbob=3D40example=2Enet=3F=3D?= <alice@example.org>",
+        b"From: bob\xe2\x80\x8b@example.net <alice@example.org>",
+        # Not as one writes an address, but some program may read it.
+        b'From: "bob"@example.net',
+        b"From: bob(me)@example.net",
+        b"From: bob @ example.net",
+        b"From: bob@[192.0.2.25]",
+        b"From: <@example.org:bob@example.net>",
+        b"From: alice@example.org@example.net",
+        b"From: alice@example.org\0, bob@example.net",
+        b"From: bob@example.net\0alice@example.org",
+        b"From: alice@example.org\r, bob@example.net",
+        b"From: alice@example.org\nFrom: bob@example.net",
+        b"From: alice@example.org <bob>",
+        # None at all.
+        b"X-Nothing: here",
+        b"From:",
+        b"From: Alice",
+        b"From: undisclosed:;",
+        # A name for herself that she does not own.
+        b"From: alice@example.net",
+        b"From: postmaster@example.net",
+        b"From: news@example.org",
+        b"From: anything-else@example.net",
+        # Mail programs show these, too.
+        b"From: alice@example.org\r\nSender: bob@example.net",
+        b"From: bob@example.net\r\nSender: alice@example.org",
+        b"From: alice@example.org\r\nResent-From: bob@example.net",
+        b"From: alice@example.org\r\nResent-Sender: bob@example.net",
+        b"From: bob@example.net\r\nResent-From: alice@example.org",
+    ],
+)
+def test_forged_header(client: Client, header: bytes) -> None:
+    """Alice sends under her own name in the envelope, and under another one in the header."""
+    code, text = said(client, ALICE, header)
+    assert code == 554, text
+    assert b"your own addresses" in text
+
+
+@pytest.mark.parametrize(
+    ("user", "address"),
+    [(NEWS, ALICE), (CAROL, "invented@example.net"), (BOB, ALICE), (BOB, CAROL)],
+)
+def test_forged_header_of_others(client: Client, user: str, address: str) -> None:
+    assert said(client, user, f"From: {address}".encode())[0] == 554
+
+
+def test_forged_header_after_a_good_message(client: Client) -> None:
+    """The same connection, and on the other port."""
+    for port in (465, 587):
+        with client.submission(ALICE, port) as smtp:
+            smtp.sendmail(ALICE, BOB, b"From: alice@example.org\r\n\r\nText\r\n")
+            with pytest.raises(smtplib.SMTPDataError):
+                smtp.sendmail(ALICE, BOB, b"From: bob@example.net\r\n\r\nText\r\n")
+
+
+@pytest.mark.parametrize(
+    ("user", "header"),
+    [
+        (ALICE, "From: alice@example.org"),
+        (ALICE, "from: ALICE@Example.ORG"),
+        (ALICE, 'From: "Person, A." <alice@example.org>'),
+        (ALICE, "From: =?utf-8?q?Alice_Mei=C3=9Fner?= <alice@example.org>"),
+        (ALICE, "From: =?iso-8859-1?q?Ren=E9e?=\r\n =?utf-8?b?w6k=?= <alice@example.org>"),
+        (ALICE, 'From: "alice@example.org" <alice@example.org>'),
+        (ALICE, "From: alice@example.org (at home)"),
+        (ALICE, "From: alice+lists@example.org"),
+        (ALICE, "From: Team <team@example.org>"),
+        (ALICE, "From: team@example.org\r\nSender: alice@example.org"),
+        (ALICE, "From: alice@example.org, team@example.org\r\nSender: alice@example.org"),
+        (ALICE, "From: alice@example.org\r\nReply-To: bob@example.net"),
+        (ALICE, "From: alice@example.org\r\nResent-From: team@example.org"),
+        (BOB, "From: team@example.org"),
+        (BOB, "From: anything-else@example.net"),
+        (NEWS, "From: news@example.org"),
+    ],
+)
+def test_own_header(client: Client, user: str, header: str) -> None:
+    code, text = said(client, user, header.encode())
+    assert code == 250, text
+
+
 # Submission
 
 
@@ -495,27 +615,54 @@ class Sieve:
         self.sock.sendall(text.encode() + b"\r\n")
         return self.answer().splitlines()[-1]
 
+    @contextmanager
+    def script(self, user: str, text: str) -> Iterator[None]:
+        """TEXT is USER's active script."""
+        login = base64.b64encode(f"\0{user}\0{PASSWORD}".encode()).decode()
+        assert self.ask(f'AUTHENTICATE "PLAIN" "{login}"').startswith(b"OK")
+        assert self.ask('PUTSCRIPT "bad" {6+}\r\nnot it').startswith(b"NO")
+        assert self.ask(f'PUTSCRIPT "test" {{{len(text)}+}}\r\n{text}').startswith(b"OK")
+        assert self.ask('SETACTIVE "test"').startswith(b"OK")
+        yield
+        assert self.ask('SETACTIVE ""').startswith(b"OK")
+        assert self.ask('DELETESCRIPT "test"').startswith(b"OK")
+
 
 def test_sieve(client: Client) -> None:
     sieve = Sieve(client)
     assert b"PLAIN" not in sieve.greeting
     assert b"PLAIN" in sieve.secure
-    login = base64.b64encode(f"\0{BOB}\0{PASSWORD}".encode()).decode()
-    assert sieve.ask(f'AUTHENTICATE "PLAIN" "{login}"').startswith(b"OK")
     script = 'require ["fileinto", "mailbox"];\r\nif header :contains "X-Topic" "sieve" '
     script += '{ fileinto :create "Topic"; }\r\n'
-    assert sieve.ask('PUTSCRIPT "bad" {6+}\r\nnot it').startswith(b"NO")
-    assert sieve.ask(f'PUTSCRIPT "test" {{{len(script)}+}}\r\n{script}').startswith(b"OK")
-    assert sieve.ask('SETACTIVE "test"').startswith(b"OK")
     message = letter(STRANGER, BOB)
     message["X-Topic"] = "sieve"
-    with client.smtp() as smtp:
-        smtp.send_message(message)
-    with client.imap(BOB) as imap:
-        wait(lambda: b"" if imap.select("Topic")[0] == "OK" else None)
-        wait(lambda: find(imap, str(message["Subject"]), "Topic"))
-    assert sieve.ask('SETACTIVE ""').startswith(b"OK")
-    assert sieve.ask('DELETESCRIPT "test"').startswith(b"OK")
+    with sieve.script(BOB, script):
+        with client.smtp() as smtp:
+            smtp.send_message(message)
+        with client.imap(BOB) as imap:
+            wait(lambda: b"" if imap.select("Topic")[0] == "OK" else None)
+            wait(lambda: find(imap, str(message["Subject"]), "Topic"))
+
+
+def test_sieve_answers(machine: Machine, client: Client) -> None:
+    """An answer in absence goes out, and is signed."""
+    # With a handle of its own: who has had this answer gets no second one.
+    script = f'require "vacation";\r\nvacation :handle "{uuid.uuid4().hex}" "Away";\r\n'
+    message = letter(ALICE, BOB)
+    with Sieve(client).script(BOB, script):
+        with client.submission(ALICE) as smtp:
+            smtp.send_message(message)
+        raw = client.wait_for(ALICE, f"Auto: {message['Subject']}")
+    check_dkim(raw, "example.net", zone(machine))
+
+
+def test_sieve_sends_on(client: Client) -> None:
+    """What a stranger wrote in Alice's name gets no signature of Alice's domain on its way."""
+    with Sieve(client).script(BOB, 'redirect "alice+sent-on@example.org";\r\n'):
+        subject = client.deliver(BOB, sender=ALICE)
+        raw = client.wait_for(ALICE, subject)
+    assert b"X-Sieve-Redirected-From" in raw
+    assert b"DKIM-Signature" not in raw
 
 
 # TLS
