@@ -490,6 +490,29 @@ def relaxed(field: bytes) -> bytes:
     return name.lower().strip() + b":" + re.sub(rb"\s+", b" ", value).strip()
 
 
+@pytest.fixture
+def unlimited(machine: Machine) -> Iterator[None]:
+    """Afterwards, what was sent in this hour is forgotten, and the queue is empty."""
+    yield
+    machine.run("postsuper", "-d", "ALL")
+    forget = "for _, key in ipairs(redis.call('keys', 'RL*')) do redis.call('del', key) end"
+    machine.run("redis-cli", "-s", "/run/redis/redis.sock", "--raw", "eval", forget, "0")
+
+
+@pytest.mark.usefixtures("unlimited")
+@pytest.mark.parametrize("last", [STRANGER, "postmaster@example.com"])
+def test_rate_limit(client: Client, last: str) -> None:
+    """For recipients: nobody gets around it by writing one message to many."""
+    for count, expected in ((190, 250), (20, 451)):
+        recipients = [f"someone+{number}@example.com" for number in range(1, count)]
+        with client.submission(NEWS) as smtp:
+            smtp.mail(NEWS)
+            for recipient in [*recipients, last]:
+                assert smtp.rcpt(recipient)[0] == 250
+            code, text = smtp.data(letter(NEWS, STRANGER).as_bytes())
+        assert code == expected, text
+
+
 # The filter
 
 
