@@ -871,7 +871,7 @@ def test_names_and_certificates_stay(machine: Machine, notes: dict[str, str]) ->
     assert notes.setdefault("account", account) == account
 
 
-@pytest.mark.parametrize("kind", ["SPAM", "HAM"])
-def test_what_was_learnt_stays(machine: Machine, notes: dict[str, str], kind: str) -> None:
-    known = learnt(machine, kind)
-    assert known >= int(notes.setdefault(f"learnt {kind}", str(known))) > 0
+def test_what_was_learnt_stays(machine: Machine, notes: dict[str, str]) -> None:
+    """The message that was moved to Junk and back is ham in the end, and no spam any more."""
+    known = learnt(machine, "HAM")
+    assert known >= int(notes.setdefault("learnt", str(known))) > 0
