@@ -153,11 +153,12 @@ def test(
     stop: bool = False,
     json: bool = False,
 ) -> Any:
-    """Install HOST in a local VM, from blank disks, with throw-away secrets, and prove it."""
+    """Install HOST, or each one, in a local VM, with throw-away secrets, and prove it."""
     local = workstation("local")
     if stop:
         return local.stop(load(host, server=False))
-    return local.test(load(host, server=False), local.Options(keep, reuse, redeploy))
+    options = local.Options(keep, reuse, redeploy)
+    return local.test(load(host, server=False), options) if host else local.test_all(options)
 
 
 @command

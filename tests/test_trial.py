@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from anemos.image import imgbuild
+from anemos.log import Failure
 from anemos.workstation import local, places, stock
 from anemos.workstation.host import Host, VmSettings
 
@@ -119,3 +120,31 @@ def test_disk_that_starts_the_new_system_comes_first(tmp_path: Path) -> None:
     spec = imgbuild.interpret(tmp_path, {"target": "debian", "layout": text})
 
     assert [each.name for each in local.boot_first(spec.layout)] == ["b", "a"]
+
+
+def test_each_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails does not keep the next from its test; a signal ends them all."""
+    ends: dict[str, Failure | None] = {"a": Failure("why a", status=4), "b": None, "c": None}
+    for name in ends:
+        (host.directory.parent / name).mkdir()
+        (host.directory.parent / name / "host.toml").touch()
+    seen = []
+
+    def test(each: Host, options: local.Options) -> dict[str, str]:
+        seen.append((each.name, options.keep))
+        if failure := ends[each.name]:
+            raise failure
+        return {"host": each.name}
+
+    monkeypatch.setattr(local, "test", test)
+    with pytest.raises(Failure, match="tests failed: a") as caught:
+        local.test_all(local.Options(keep=True))
+    assert (caught.value.status, seen) == (4, [("a", True), ("b", True), ("c", True)])
+
+    ends["a"] = None
+    assert local.test_all(local.Options()) == {"hosts": [{"host": each} for each in "abc"]}
+
+    ends["a"] = Failure("ended", status=143)
+    with pytest.raises(Failure, match="ended"):
+        local.test_all(local.Options())
+    assert len(seen) == 7

@@ -17,7 +17,7 @@ from typing import Any
 from anemos import log
 from anemos.image.bootloader.places import disks_below
 from anemos.image.layout import Disk, Layout
-from anemos.log import UNVERIFIED, die
+from anemos.log import UNVERIFIED, Failure, die
 from anemos.workstation import (
     blank,
     deployment,
@@ -35,7 +35,7 @@ from anemos.workstation import (
     watch,
 )
 from anemos.workstation import verify as proof
-from anemos.workstation.host import Host
+from anemos.workstation.host import Host, known, load
 from anemos.workstation.initramfs import Parts
 from anemos.workstation.machine import Machine
 from anemos.workstation.payload import AUTHORIZED
@@ -136,6 +136,25 @@ def test(host: Host, options: Options) -> dict[str, Any]:
                 discard(trial)
     report.show(result, f"{host.name} was installed in a local VM and verified")
     return result
+
+
+def test_all(options: Options) -> dict[str, Any]:
+    """Test each host, one after the other; the reports.
+
+    Raises Failure at the end, with the status of the first host that failed.
+    """
+    reports, failed = [], {}
+    for name in known():
+        try:
+            reports.append(test(load(name, server=False), options))
+        except Failure as failure:
+            if failure.status > 128:  # a signal, which is meant for all of it
+                raise
+            log.info(f"error: {failure}")
+            failed[name] = failure.status
+    if failed:
+        die(f"tests failed: {', '.join(failed)}", status=next(iter(failed.values())))
+    return {"hosts": reports}
 
 
 def install(trial: Trial) -> dict[str, Any]:
