@@ -20,6 +20,13 @@ def load(host: str, adopt: bool = False, build_on: str = "", server: bool = True
     return workstation("host").load(host, adopt=adopt, build_on=build_on, server=server)
 
 
+def alone(host: str, **options: Any) -> Any:
+    """The same, for tasks of which only one may work for a host."""
+    found = load(host, **options)
+    workstation("lock").take(found.name)
+    return found
+
+
 @command
 def plan(
     c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
@@ -31,7 +38,7 @@ def plan(
 @command
 def reveal_secrets(c: Context, host: str = "", json: bool = False) -> Any:
     """Decrypt the secrets of HOST, into memory only."""
-    return workstation("phases").reveal(load(host))
+    return workstation("phases").reveal(alone(host))
 
 
 @command
@@ -39,13 +46,13 @@ def pack(
     c: Context, host: str = "", deployment: str = "", build_on: str = "", json: bool = False
 ) -> Any:
     """Make the payload of HOST; base image and package layer, unless they are cached."""
-    return workstation("phases").pack(load(host, build_on=build_on), deployment)
+    return workstation("phases").pack(alone(host, build_on=build_on), deployment)
 
 
 @command
 def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Any:
     """Send the payload, and what else the server lacks, into its memory."""
-    return workstation("phases").upload(load(host, adopt))
+    return workstation("deployment").phase(alone(host, adopt=adopt), "upload")
 
 
 @command
@@ -53,13 +60,15 @@ def build_initramfs(
     c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
 ) -> Any:
     """Put the initramfs together on the server."""
-    return workstation("phases").build_initramfs(load(host, adopt, build_on))
+    return workstation("deployment").phase(
+        alone(host, adopt=adopt, build_on=build_on), "build-initramfs"
+    )
 
 
 @command
 def kexec(c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False) -> Any:
     """Jump into the initramfs, which ERASES the system disks and installs HOST."""
-    return workstation("deployment").kexec(load(host), yes, hold)
+    return workstation("deployment").kexec(alone(host), yes, hold)
 
 
 @command
@@ -85,7 +94,7 @@ def deploy(
     json: bool = False,
 ) -> Any:
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
-    return workstation("deployment").deploy(load(host, adopt, build_on), yes, hold)
+    return workstation("deployment").deploy(alone(host, adopt=adopt, build_on=build_on), yes, hold)
 
 
 @command
@@ -105,7 +114,7 @@ def resume(
     c: Context, host: str = "", repack: bool = False, step: str = "", json: bool = False
 ) -> Any:
     """Go on with an installation that is held, or that failed after the point of no return."""
-    return workstation("recovery").resume(load(host), repack, step)
+    return workstation("recovery").resume(alone(host), repack, step)
 
 
 @command
@@ -140,7 +149,7 @@ def demo(
     deployment = workstation("deployment")
     if stop:
         return deployment.stop(load(host))
-    return deployment.start(load(host), fresh) if start else deployment.demo(load(host), fresh)
+    return deployment.start(alone(host), fresh) if start else deployment.demo(alone(host), fresh)
 
 
 @command
@@ -176,13 +185,13 @@ def export(
     """Write kernel, initrd and command line that install HOST on a machine started by hand."""
     export = workstation("export")
     options = export.Options(output, plaintext_on_disk, mac, address, gateway, dns)
-    return export.export(load(host), options)
+    return export.export(alone(host), options)
 
 
 @command
 def go(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
     """Let the initramfs that was started by hand ERASE the system disks and install HOST."""
-    return workstation("deployment").go(load(host), yes)
+    return workstation("deployment").go(alone(host), yes)
 
 
 @command
@@ -192,9 +201,9 @@ def adopt(c: Context, host: str = "", fingerprint: str = "", json: bool = False)
 
 
 @command
-def clean(c: Context, json: bool = False) -> Any:
-    """Remove revealed secrets and payloads that an interrupted run left in memory."""
-    return workstation("phases").clean()
+def clean(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
+    """Remove what an interrupted run left in memory: here, and with --host on that server."""
+    return workstation("clean").clean(alone(host) if host else None, yes)
 
 
 @task(auto_shortflags=False, help={"expression": HELP["expression"], "all": HELP["all"]})

@@ -206,6 +206,23 @@ def test_listening_port(listening_port: int) -> None:
     assert listening_port in facts.parse(here()).listening
 
 
+@pytest.mark.real("run")
+def test_what_is_staged(tmp_path: Path) -> None:
+    """The memory of what the next deployment removes is available to it."""
+    (tmp_path / "owner").write_text("d-1 anna@laptop 2025-01-01T12:00:00Z\n")
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    for name, size in {"payload": 2**42, "base-1.squashfs": 7, "base-2.squashfs": 2**43}.items():
+        with (stage / name).open("wb") as file:
+            file.truncate(size)
+
+    text = here(base_hash="1", owner=str(tmp_path / "owner"), stage=f"ls -ln {stage}")
+
+    seen = facts.parse(text)
+    assert seen.staged == "d-1 anna@laptop 2025-01-01T12:00:00Z"
+    assert seen.memory_available // 2**42 == 3
+
+
 @pytest.fixture
 def listening_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -224,6 +241,8 @@ def here(**replace: str) -> str:
 PATHS = {
     "base": "/var/lib/anemos/",
     "staged": "/run/anemos/base",
+    "stage": "ls -ln /run/anemos",
+    "owner": "/run/anemos.owner",
     "boot": "/run/anemos/boot.json",
     "stamp": "/etc/anemos/deployment.json",
     "grub": "/boot/grub2",

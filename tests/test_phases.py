@@ -14,7 +14,7 @@ import pytest
 from anemos import log
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, hostkeys, phases, places, reach
+from anemos.workstation import clean, facts, hostkeys, phases, places, reach, staged
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
 from anemos.workstation.plan import Sizes
@@ -326,7 +326,7 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lost: bool = False) -> None:
         self.done: list[str] = []
         self.lost = lost
-        for module in (phases, reach):
+        for module in (phases, reach, staged):
             monkeypatch.setattr(module, "connect", self.connect)
         monkeypatch.setattr(reach, "script", self.script)
         monkeypatch.setattr(reach, "await_end", lambda *_: self.done.append("await end"))
@@ -451,7 +451,7 @@ def test_payload_that_is_gone() -> None:
     with pytest.raises(Failure, match=r"base-1\.squashfs is not there any more") as caught:
         phases.upload(HOST)
     assert (caught.value.status, caught.value.hint) == (BAD_INPUT, "./inv pack --host mx")
-    phases.clean()
+    clean.clean()
     with pytest.raises(Failure, match="payload is not there any more"):
         phases.upload(HOST)
 
@@ -477,8 +477,9 @@ def test_jump_into_something_else(monkeypatch: pytest.MonkeyPatch, seen: Identit
         jump(monkeypatch, seen)
 
     assert caught.value.status == FAILED
-    assert server.done[-2:] == ["await end", "ended.sh"]
-    assert said[-1] == "Before the jump: systemd-shutdown[1]: Failed to switch root"
+    assert server.done[-4:-2] == ["await end", "ended.sh"]
+    assert server.done[-1] == "disarm.sh"
+    assert said[-2] == "Before the jump: systemd-shutdown[1]: Failed to switch root"
 
 
 @pytest.mark.parametrize(
@@ -510,16 +511,6 @@ def test_layer(monkeypatch: pytest.MonkeyPatch, host: Host, state: State, digest
 
     assert asked == ([("bootstrap", "of payload")] if digest == "made" else [])
     assert [sizes.layer for sizes in required] == [5] * len(asked)
-
-
-def test_clean() -> None:
-    """What an interrupted run left of any host is gone."""
-    left = places.memory("mx") / "secrets/files/etc/key"
-    left.parent.mkdir(parents=True)
-    left.write_text("clear")
-
-    assert phases.clean() == {"removed": ["mx"]}
-    assert not left.exists()
 
 
 @pytest.mark.real("run")

@@ -87,6 +87,11 @@ ALONE: list[tuple[dict[str, Any], str]] = [
         " seen: vda (serial demo-system, 6.4 GB); vdc (serial demo-system, 6.4 GB)",
     ),
     (
+        {"staged": "d-1 bert@desk 12:00"},
+        "deployment d-1 of bert@desk is staged there since 12:00;"
+        " ./inv clean --host demo --yes demo removes it",
+    ),
+    (
         {"disks": (replace(FACTS.disks[0], size=MIB), FACTS.disks[1])},
         f"layout: disk 'system': partitions do not fit in {MIB} bytes",
     ),

@@ -115,6 +115,12 @@ for base in "/var/lib/anemos/base-$1.squashfs" "/run/anemos/base-$1.squashfs"; d
         break
     fi
 done
+# What a deployment has staged here (stage.sh), and the size of its files that the next one does without.
+fact staged "$(first /run/anemos.owner)"
+# shellcheck disable=SC2012 # POSIX knows nothing else that tells sizes without reading
+[ -e /run/anemos/boot.json ] || ls -ln /run/anemos 2>/dev/null | while read -r _ _ _ _ size _ _ _ name; do
+    case $name in "" | "base-$1.squashfs") ;; *) fact left "$size" ;; esac
+done
 # Which system this is: the initramfs of a deployment, or one that was deployed.
 if [ -e /run/anemos/boot.json ]; then fact place initramfs; else fact place system; fi
 fact stamp "$(first /run/anemos/boot.json /etc/anemos/deployment.json | tr -d '\n')"

@@ -18,5 +18,6 @@ if [ -e $here/boot.json ]; then
 else
     fact place system
     fact stamp "$(cat /etc/anemos/deployment.json 2>/dev/null)"
+    fact staged "$(cat /run/anemos.owner 2>/dev/null)"
 fi
 fact end end

@@ -4,18 +4,35 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from anemos import log
-from anemos.log import Failure, die
-from anemos.workstation import outcome, phases, reach, report, stock, verify, vm, watch
+from anemos.log import die
+from anemos.workstation import (
+    outcome,
+    phases,
+    reach,
+    report,
+    scratch,
+    staged,
+    stock,
+    verify,
+    vm,
+    watch,
+)
 from anemos.workstation.host import Host
 from anemos.workstation.state import load_state
 
 Phase = Callable[[Host], dict[str, Any]]
+
+
+def follow(host: Host) -> dict[str, Any]:
+    """Where it leads back into the old system, the boot entry is still there, if there was one."""
+    with staged.undone(host):
+        return watch.watch(host)
+
 
 PHASES: dict[str, Phase] = {
     "plan": phases.make_plan,
@@ -24,12 +41,9 @@ PHASES: dict[str, Phase] = {
     "upload": phases.upload,
     "build-initramfs": phases.build_initramfs,
     "kexec": phases.kexec,
-    "in RAM": watch.watch,
+    "in RAM": follow,
     "verify": verify.verify,
 }
-
-
-STAGING = ("upload", "build-initramfs", "kexec", "in RAM")
 
 
 def deploy(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
@@ -44,7 +58,7 @@ def deploy(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
     with phases.forgotten(host):
         for name, phase in plan_of(hold).items():
             start = time.monotonic()
-            with log.step(f"{name} {host.name}"), undone(host, name):
+            with log.step(f"{name} {host.name}"):
                 result = phase(host)
             seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
             if name == "plan":
@@ -63,22 +77,17 @@ def plan_of(hold: bool) -> dict[str, Phase]:
     return held | {"kexec": partial(phases.kexec, hold=True)}
 
 
-@contextmanager
-def undone(host: Host, name: str) -> Iterator[None]:
-    """A phase that fails before the point of no return leaves nothing on the server: no payload in
-    its memory, no boot entry."""
-    try:
-        yield
-    except (Failure, KeyboardInterrupt):
-        if name in STAGING:
-            phases.unstage(host)
-        raise
-
-
 def kexec(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
     """The phase after which there is no way back, run alone."""
     confirm(host, yes)
-    return phases.kexec(host, hold)
+    with scratch.ending():
+        return phases.kexec(host, hold)
+
+
+def phase(host: Host, name: str) -> dict[str, Any]:
+    """Run the phase NAME by itself: a signal, too, has it take back what it has done."""
+    with scratch.ending():
+        return PHASES[name](host)
 
 
 def confirm(host: Host, yes: str) -> None:

@@ -43,7 +43,7 @@ class Facts:
     kernel: str
     boot_id: str
     memory_total: int  # bytes
-    memory_available: int  # bytes
+    memory_available: int  # bytes, with what an interrupted deployment has left there
     kexec: bool  # the kernel has it, and nobody has disabled it
     lockdown: str  # the kernel's words, "[none] integrity confidentiality"
     efi: bool
@@ -69,6 +69,7 @@ class Facts:
     mapped: dict[str, str] = field(default_factory=dict)  # dm-0 -> vg0-root
     groups: tuple[tuple[str, str], ...] = ()  # (/dev/sda2, vg0): a physical volume and its group
     identities: tuple[tuple[str, str], ...] = ()  # (sda2, "btrfs UUID")
+    staged: str = ""  # "deployment who since" (server/stage.sh), if anything is
 
     @property
     def deployment(self) -> str:
@@ -135,7 +136,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         kernel=one["kernel"],
         boot_id=one["boot_id"],
         memory_total=int(one["memory_total_kib"]) * 1024,
-        memory_available=int(one["memory_available_kib"]) * 1024,
+        memory_available=int(one["memory_available_kib"]) * 1024 + sum(map(int, every("left"))),
         kexec=one["kexec_disabled"] == "0",
         lockdown=one["lockdown"],
         efi=one["efi"] == "yes",
@@ -163,6 +164,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         mapped=dict(pairs_of(every("mapped"))),
         groups=pairs_of(every("group")),
         identities=pairs_of(every("identity")),
+        staged=one.get("staged", ""),
     )
 
 

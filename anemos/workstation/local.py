@@ -22,6 +22,7 @@ from anemos.workstation import (
     blank,
     deployment,
     initramfs,
+    lock,
     machine,
     phases,
     places,
@@ -118,6 +119,7 @@ def test(host: Host, options: Options) -> dict[str, Any]:
     """
     phases.refuse(host, list(plan.bootable(host.imgbuild())))
     trial = prepare(host)
+    lock.take(trial.double.name)
     if options.reuse:
         require_running(trial)
     else:

@@ -31,9 +31,10 @@ from anemos.workstation import (
     reach,
     scratch,
     secrets,
+    staged,
     stock,
 )
-from anemos.workstation.facts import Facts
+from anemos.workstation.facts import Facts, Identity
 from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
@@ -155,19 +156,9 @@ def upload(host: Host) -> dict[str, Any]:
         seen = facts.gather(remote, state.base_hash)
         sizes = measure(host, state, seen)
         require(host, host.imgbuild(), seen, sizes)
-        with bad_input():
-            reach.script(remote, "disarm.sh")
-            reach.script(remote, "stage.sh", str(sizes.before_jump))
-        state.server_layer = ""  # it went with what was staged before
-        state.sent = {"base": 0, "layer": 0, "payload": 0}
-        where = plan.entry(seen, sizes) if sizes.once else None
-        state.entry = [where.loader, where.directory, where.device] if where else []
-        if not where:
-            send_deployment(host, state, remote)
-        state.remote_base = seen.base or f"{reach.STAGE}/{Path(state.base).name}"
-        if not seen.base:
-            state.sent["base"] = send(remote, Path(state.base), Path(state.base).name)
-    state.save()
+        with staged.undone(host):
+            stage(state, remote, sizes)
+            send_all(host, state, remote, seen, sizes)
     return {"host": host.name, "bytes_sent": state.sent}
 
 
@@ -178,6 +169,28 @@ def packed(host: Host, needs: str = "", hint: str = "") -> State:
         if not Path(file).exists():
             die(f"{file} is not there any more", hint=f"./inv pack --host {host.name}")
     return state
+
+
+def stage(state: State, remote: Remote, sizes: Sizes) -> None:
+    """Make room for STATE's deployment, in the place of what an earlier one of ours has left."""
+    who = places.who()
+    with bad_input():
+        if other := staged.unstage(remote, who, Path(state.base).name):
+            die(plan.foreign(other))
+        reach.script(remote, "stage.sh", str(sizes.before_jump), state.deployment, who)
+
+
+def send_all(host: Host, state: State, remote: Remote, seen: Facts, sizes: Sizes) -> None:
+    state.server_layer = ""  # it went with what was staged before
+    state.sent = {"base": 0, "layer": 0, "payload": 0}
+    where = plan.entry(seen, sizes) if sizes.once else None
+    state.entry = [where.loader, where.directory, where.device] if where else []
+    if not where:
+        send_deployment(host, state, remote)
+    state.remote_base = seen.base or f"{reach.STAGE}/{Path(state.base).name}"
+    if not seen.base:
+        state.sent["base"] = send(remote, Path(state.base), Path(state.base).name)
+    state.save()
 
 
 def send_deployment(host: Host, state: State, remote: Remote) -> None:
@@ -204,7 +217,7 @@ def send(remote: Remote, file: Path, name: str) -> int:
 def build_initramfs(host: Host) -> dict[str, Any]:
     """Have the server put its initramfs together."""
     state = packed(host, "remote_base", "upload")
-    with connect(reach.endpoint(host)) as remote:
+    with staged.undone(host), connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
         words = [sha256(payload_file(host)), layer, str(time.time())]
         command = ["build-initramfs", state.remote_base]
@@ -248,24 +261,35 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     state = load_state(host, "remote_base", "upload")
     if state.once_key:  # all is sent after the jump
         packed(host)
-    with outcome.following(host):
-        return jump(host, state, hold)
+    with outcome.following(host), staged.undone(host):
+        seen = arrive(host, state, jump(host, state, hold))
+        if not hold:
+            reach.give_word(reach.endpoint(host), state)
+    if hold:
+        log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
+    return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
 
 
-def jump(host: Host, state: State, hold: bool) -> dict[str, Any]:
-    where = reach.endpoint(host)
-    with connect(where) as remote:
+def jump(host: Host, state: State, hold: bool) -> dict[str, str]:
+    """Load and jump. Returns the host keys to `deliver`, as `load` does."""
+    with connect(reach.endpoint(host)) as remote:
         seen = facts.identify(remote)
         if seen.in_initramfs:
             die(f"{host.name} is in the initramfs already", hint="./inv status")
         state.old_boot_id, state.reached = seen.boot_id, ""
         keys = load(host, state, remote, str(host.timeouts.hold if hold else 0))
         state.save()
-        jump = ["reboot.sh"] if state.once_key else ["jump.sh", state.remote_base]
+        script = ["reboot.sh"] if state.once_key else ["jump.sh", state.remote_base]
         with suppress(ConnectionLost):  # it may be that quick
-            reach.script(remote, *jump, timeout=host.timeouts.down)
+            reach.script(remote, *script, timeout=host.timeouts.down)
     state.last_answer = time.time()
     state.save()
+    return keys
+
+
+def arrive(host: Host, state: State, keys: Mapping[str, str]) -> Identity:
+    """Wait for the initramfs, and see that it is ours. KEYS: see `deliver`."""
+    where = reach.endpoint(host)
     with log.step("Waiting for the old system to end"):
         reach.await_end(host, where, state)
     state.save()
@@ -280,11 +304,7 @@ def jump(host: Host, state: State, hold: bool) -> dict[str, Any]:
         die(f"{host.name} {what}", hint=hint, status=FAILED)
     if state.once_key:
         deliver(host, state, replace(where, host_key=state.once_key), keys)
-    if hold:
-        log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
-    else:
-        reach.give_word(where, state)
-    return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
+    return seen
 
 
 def tell_end(where: Endpoint) -> None:
@@ -316,28 +336,11 @@ def deliver(host: Host, state: State, where: Endpoint, keys: Mapping[str, str]) 
             remote.sh(["touch", f"{place}/delivered"])
             taken = f"while [ -e {place}/delivered ]; do sleep 0.2; done"
             remote.sh(["sh", "-c", taken])
-        except (Failure, KeyboardInterrupt):
+        except BaseException:
             with suppress(Failure):  # half an hour sooner
                 remote.put(b"not all was delivered\n", f"{place}/abort", mode=0o600)
             raise
     state.save()
-
-
-def unstage(host: Host) -> None:
-    """Free the server's memory and disk of what was staged there, unless it is the initramfs."""
-    with suppress(Failure), connect(reach.endpoint(host), status=FAILED) as remote:
-        remote.sh(["test", "!", "-e", f"{reach.STAGE}/boot.json"])
-        reach.script(remote, "disarm.sh")
-        remote.sh(["umount", "-l", reach.STAGE])
-
-
-def clean() -> dict[str, Any]:
-    """Remove all that interrupted runs left in memory, for any host."""
-    top = places.memory("any").parent
-    found = sorted(entry.name for entry in top.iterdir() if entry.name != "any")
-    shutil.rmtree(top)
-    log.info(f"Removed from memory: {', '.join(found) or 'nothing was there'}")
-    return {"removed": found}
 
 
 @contextmanager

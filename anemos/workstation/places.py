@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -29,14 +30,24 @@ def state(name: str) -> Path:
 
 def memory(name: str) -> Path:
     """A directory of ours on a tmpfs, for the host NAME. Raises Failure when it is not ours."""
-    owner = hashlib.sha256(os.fsencode(_states())).hexdigest()[:8]
-    top = SHARED_MEMORY / f"anemos-{os.geteuid()}-{owner}"
+    top = _memories()
     with suppress(FileExistsError):
         top.mkdir(mode=0o700)
     seen = top.lstat()
     if not S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
         die(f"{top}: belongs to somebody else, or others may read it", status=FAILED)
     return _private(top / name)
+
+
+def who() -> str:
+    """Whose deployments are made here, for others to see: one word for user, machine and clone."""
+    user = os.environ.get("LOGNAME") or os.environ.get("USER") or "root"
+    return re.sub(r"\s", "_", f"{user}@{os.uname().nodename}:{_memories().name}")
+
+
+def _memories() -> Path:
+    owner = hashlib.sha256(os.fsencode(_states())).hexdigest()[:8]
+    return SHARED_MEMORY / f"anemos-{os.geteuid()}-{owner}"
 
 
 def mirror() -> str:

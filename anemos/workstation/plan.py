@@ -10,7 +10,7 @@ from anemos.image import bootloader, layout, partitions
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Disk, Entry, Kept, Table
 from anemos.log import Failure
-from anemos.workstation import stack
+from anemos.workstation import places, stack
 from anemos.workstation.facts import Entry as BootEntry
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
@@ -72,6 +72,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
     """All preconditions that do not hold, one line each."""
     return [
         *_system(facts),
+        *_staged(host, facts),
         *(_once(host, facts, sizes) if sizes.once else _kexec(facts)),
         *_memory(facts, sizes),
         *_disks(spec, facts),
@@ -91,6 +92,19 @@ def _system(facts: Facts) -> Iterator[str]:
         yield f"the kernel has no {module}"
     if facts.place != "system":
         yield f"this is the initramfs of deployment {facts.deployment}, not a running system"
+
+
+def _staged(host: Host, facts: Facts) -> Iterator[str]:
+    """Another workstation's deployment. Our own has ended: lock.py sees to that."""
+    if facts.staged and places.who() not in facts.staged.split():
+        way = f"./inv clean --host {host.name} --yes {host.name} removes it"
+        yield f"{foreign(facts.staged)}; {way}"
+
+
+def foreign(note: str) -> str:
+    """NOTE: as server/stage.sh writes it."""
+    deployment, who, since, *_ = [*note.split(), "?", "?", "?"]
+    return f"deployment {deployment} of {who} is staged there since {since}"
 
 
 def once(host: Host, facts: Facts) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from anemos import log
 from anemos.digest import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, die
-from anemos.workstation import outcome, phases, places, reach, status, verify, watch
+from anemos.workstation import outcome, phases, places, reach, staged, status, verify, watch
 from anemos.workstation.host import Host
 from anemos.workstation.outcome import Witnessed
 from anemos.workstation.ssh import Remote, connect
@@ -113,7 +113,7 @@ def go_back(host: Host) -> dict[str, Any]:
         )
     if back.in_initramfs or back.deployment == seen.deployment:
         die(f"{host.name} did not go back: ./inv status", status=FAILED)
-    phases.unstage(host)  # the boot entry, if there was one
+    staged.leave_nothing(host)  # the boot entry, if there was one
     return {"host": host.name, "boot_id": back.boot_id, "deployment": back.deployment}
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 from anemos.log import die
 from anemos.workstation import places
 
+NAME = ".scratch"  # in the memory directory: a directory for each process
 # What ends a process without a finally: closed terminals, kill(1). SIGINT is among them because
 # a second one, too, must not interrupt the removal.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,7 +26,7 @@ def directory() -> Iterator[Path]:
     SIGTERM and SIGHUP raise Failure meanwhile. What a SIGKILL left behind, the next call removes.
     Raises Failure where there is no memory-backed storage.
     """
-    top = places.memory(".scratch")
+    top = places.memory(NAME)
     require_memory(top)
     for old in top.iterdir():
         if not Path("/proc", old.name).exists():
@@ -44,9 +45,9 @@ def directory() -> Iterator[Path]:
 def ending() -> Iterator[None]:
     """Let the first signal raise, and ignore all that follow: what is in clear is removed first.
 
-    One that is ignored stays so: that is what nohup(1) is for.
+    Inside of another one it is that one's business. One that is ignored stays so: nohup(1).
     """
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    heard = [number for number in SIGNALS if signal.getsignal(number) not in (end, signal.SIG_IGN)]
     before = {number: signal.signal(number, end) for number in heard}
     try:
         yield
@@ -72,11 +73,14 @@ def write_private(top: Path, name: str, data: bytes) -> None:
     (top / name).write_bytes(data)
 
 
-def remove(directory: Path) -> None:
-    """Remove DIRECTORY, although gpg-agent may remove its sockets from it at the same time."""
-    while os.path.lexists(directory):
+def remove(path: Path) -> None:
+    """Remove PATH, although gpg-agent may remove its sockets from it at the same time."""
+    while os.path.lexists(path):
         with suppress(FileNotFoundError):  # before Python 3.13: a file in it is gone already
-            shutil.rmtree(directory)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def require_memory(path: Path) -> None:

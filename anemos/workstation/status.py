@@ -8,7 +8,7 @@ from typing import Any
 
 from anemos import files, log
 from anemos.log import FAILED, Failure, die
-from anemos.workstation import places, reach
+from anemos.workstation import places, plan, reach
 from anemos.workstation.host import Host
 from anemos.workstation.ssh import Remote, connect
 from anemos.workstation.state import DONE, PASSED, WORD, State, load_state, state_file
@@ -39,6 +39,7 @@ class Status:
     stays: bool = False  # unless there is none
     passed: bool = False  # the point of no return
     stamp: dict[str, Any] = field(default_factory=dict)  # boot.json or deployment.json
+    staged: str = ""  # on a system: what an interrupted deployment left there, see plan.foreign
 
     @property
     def in_initramfs(self) -> bool:
@@ -66,6 +67,7 @@ def parse(text: str) -> Status:
             "stays" in one,
             "passed" in one,
             stamp,
+            one.get("staged", ""),
         )
     except (KeyError, ValueError) as error:
         die(f"the status of the server makes no sense: {error}", status=FAILED)
@@ -152,6 +154,8 @@ def describe(seen: Status, ours: str, before: dict[str, Any]) -> list[tuple[str,
         DEPLOYED: f"the system of deployment {which}",
     }.get(seen.state, f"the initramfs of deployment {which}")
     lines = [("runs", f"{runs}; kernel {seen.kernel}, boot {seen.boot_id}")]
+    if seen.staged:
+        lines.append(("staged", f"{plan.foreign(seen.staged)}: a task runs, or ./inv clean --host"))
     left = "it stays" if seen.stays else f"{seen.left} s until the old system is started again"
     means = {
         GOING: f"before the point of no return; {left}",

@@ -1,0 +1,349 @@
+"""What is staged on a server goes away again, whatever ends the work; the real scripts, on a /run
+and with processes of the test's own."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from anemos import log
+from anemos.log import BAD_INPUT, FAILED, Failure
+from anemos.run import CommandFailed, run
+from anemos.workstation import clean, lock, places, reach, scratch, staged
+from anemos.workstation.host import Host
+from anemos.workstation.ssh import Endpoint, Unreachable, WrongHostKey
+from anemos.workstation.state import State, load_state
+
+HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
+ME = "anna@laptop:anemos-0-1"
+OTHER = "bert@desk:anemos-0-2"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(staged, "PAUSE_S", 0)
+    monkeypatch.setattr(places, "who", lambda: ME)
+    monkeypatch.setattr(lock, "held", {})
+
+
+# The server
+
+
+# $1: directory with a base image, the scripts, and a chroot(8) that stands for kexec(8)'s deed.
+# $2: what else is to be done; the rest: what becomes of it.
+SERVER = """
+set -e
+mount -t tmpfs tmpfs /run
+here=$1 more=$2; shift 2
+echo 0 >/run/loaded
+stage() { sh "$here/stage.sh" 5 "$@"; }
+unstage() { PATH=$here/bin:$PATH sh "$here/unstage.sh" "$@"; }
+work() { # as enter.sh does it
+    mkdir -p /run/anemos.root
+    unshare -m sh -c 'mount -o rbind / /run/anemos.root; exec chroot /run/anemos.root sleep 1000' &
+    until [ "$(readlink /proc/$!/root)" = /run/anemos.root ]; do sleep 0.1; done
+}
+load() {
+    stage d-1 "$1"
+    touch /run/anemos/payload /run/anemos/initramfs /run/anemos/layer.77.part
+    cp "$here/base-1.squashfs" /run/anemos
+    work
+    echo 1 >/run/loaded
+    mkdir /run/initramfs
+    mount -t squashfs -o loop,ro /run/anemos/base-1.squashfs /run/initramfs
+}
+eval "$more"
+ls -A -I mount /run /run/anemos
+grep -oE ' /run/(anemos|initramfs)[^ ]* [^ ]*' /proc/mounts || :
+pgrep -x sleep >/dev/null && echo works || :
+echo "loaded $(cat /run/loaded)"
+"""
+FAKE = '#!/bin/sh\necho "chroot $*" >&2\n[ -e /run/stubborn ] || echo 0 >/run/loaded\n'
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Path:
+    for name in ("stage.sh", "unstage.sh"):
+        text = (reach.SERVER / name).read_text()
+        (tmp_path / name).write_text(text.replace("/sys/kernel/kexec_loaded", "/run/loaded"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/chroot").write_text(FAKE)
+    (tmp_path / "bin/chroot").chmod(0o755)
+    (tmp_path / "root").mkdir()
+    run(["mksquashfs", tmp_path / "root", tmp_path / "base-1.squashfs", "-quiet", "-no-progress"])
+    return tmp_path
+
+
+def on(server: Path, script: str) -> list[str]:
+    alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    return run([*alone, "sh", "-c", SERVER, "sh", server, script], timeout=120).split("\n")[:-1]
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+@pytest.mark.parametrize("who", [ME, ""])
+def test_nothing_is_left(server: Path, who: str) -> None:
+    """Files, the loaded kernel, mounts, and who still works on it; twice is once."""
+    left = on(server, f"load {ME}; unstage '{who}' ''; unstage '{who}' ''")
+
+    assert left == [
+        "/run:",
+        "anemos",
+        "anemos.root",
+        "initramfs",
+        "loaded",
+        "",
+        "/run/anemos:",
+        "loaded 0",
+    ]
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_next_try(server: Path) -> None:
+    """The base image may stay: it need not be sent again. Older ones take memory."""
+    more = f"load {ME}; touch /run/anemos/base-0.squashfs; unstage {ME} base-1.squashfs"
+    left = on(server, f"{more}; stage d-2 {ME}; cut -d ' ' -f 1 /run/anemos.owner")
+
+    assert left[0] == "d-2"
+    assert left[left.index("/run/anemos:") + 1 :] == [
+        "base-1.squashfs",
+        " /run/anemos ramfs",
+        "loaded 0",
+    ]
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_somebody_else(server: Path) -> None:
+    """What she has staged stays as it is, and nobody stages beside it."""
+    left = on(server, f"load {OTHER}; unstage {ME} ''; ! stage d-2 {ME} 2>&1")
+
+    assert left[0].startswith(f"d-1 {OTHER} 20")
+    assert left[1].startswith(f"deployment d-1 of {OTHER} is staged here since 20")
+    assert {"payload", "initramfs", " /run/anemos ramfs", "works", "loaded 1"} <= set(left)
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_what_stays_is_told(server: Path) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        on(server, f"touch /run/stubborn; load {ME}; unstage {ME} ''")
+
+    assert "could not be removed: what the kernel has loaded for kexec" in caught.value.output
+    unload = "chroot /run/anemos.root kexec --kexec-file-syscall --unload"
+    assert unload in caught.value.output
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_initramfs_is_left_alone(server: Path) -> None:
+    left = on(server, f"load {ME}; touch /run/anemos/boot.json; unstage '' ''")
+
+    assert left[0] == "initramfs"
+    assert {"payload", "loaded 1"} <= set(left)
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_not_enough_memory(server: Path) -> None:
+    with pytest.raises(CommandFailed, match=r"needs 99999999999999 bytes of memory, has \d+"):
+        on(server, f'sh "$here/stage.sh" 99999999999999 d-1 {ME}')
+
+
+# The workstation
+
+
+class Server:
+    """A Remote whose connections and scripts fail with what is given, one after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failures: Failure | str) -> None:
+        self.failures, self.done = list(failures), list[str]()
+        monkeypatch.setattr(staged, "connect", self.connect)
+        monkeypatch.setattr(reach, "script", self.script)
+
+    @contextmanager
+    def connect(self, endpoint: Endpoint, *, status: int) -> Iterator["Server"]:
+        if self.failures and isinstance(self.failures[0], Unreachable | WrongHostKey):
+            raise self.failures.pop(0)  # type: ignore[misc]
+        yield self
+
+    def script(self, remote: "Server", name: str, *words: str, **_options: object) -> str:
+        self.done.append(" ".join([name, *words]).strip())
+        answer = self.failures.pop(0) if self.failures else ""
+        if isinstance(answer, Failure):
+            raise answer
+        return answer
+
+
+def ends() -> list[BaseException]:
+    return [
+        Failure("refused", status=FAILED),
+        KeyboardInterrupt(),
+        BrokenPipeError(),
+        OSError(28, "No space left on device"),
+        ValueError("no JSON"),
+        SystemExit(9),
+    ]
+
+
+@pytest.mark.parametrize("end", ends(), ids=lambda end: type(end).__name__)
+def test_undone(monkeypatch: pytest.MonkeyPatch, end: BaseException) -> None:
+    """Whatever ends a phase; it stays what is told in the end."""
+    server = Server(monkeypatch)
+    State("mx", remote_base="/run/anemos/base").save()
+
+    with pytest.raises(type(end)) as caught, staged.undone(HOST):
+        raise end
+
+    assert caught.value is end
+    assert server.done == [f"unstage.sh {ME}", "disarm.sh"]
+    assert load_state(HOST).remote_base == ""
+
+
+def test_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can be told of it; it is done all the same."""
+    server = Server(monkeypatch)
+
+    def sink(line: str) -> NoReturn:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(log, "sink", sink)
+    with pytest.raises(KeyboardInterrupt), staged.undone(HOST):
+        raise KeyboardInterrupt
+
+    assert server.done[-1] == "disarm.sh"
+
+
+def test_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshd starts again, a command is killed: none of it is the last word."""
+    away, killed = Unreachable("away", status=FAILED), CommandFailed(["sh"], -9, "")
+    server = Server(monkeypatch, away, away, killed)
+
+    assert staged.remove(HOST, ME) == ""
+    assert server.done == [f"unstage.sh {ME}", f"unstage.sh {ME}", "disarm.sh"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [Unreachable("away", status=FAILED), WrongHostKey("not ours", status=FAILED)],
+    ids=["away", "other"],
+)
+def test_in_vain(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: Failure
+) -> None:
+    monkeypatch.setattr(staged, "PATIENCE_S", 0)
+    Server(monkeypatch, failure, failure, failure)
+
+    with pytest.raises(KeyboardInterrupt), staged.undone(HOST):
+        raise KeyboardInterrupt
+
+    said = capsys.readouterr().err
+    assert f"It may still be there, secrets included: {failure}" in said
+    assert "./inv clean --host mx" in said
+
+
+# clean
+
+
+def test_clean() -> None:
+    """What an interrupted run left of any host is gone; not where its deployment got to."""
+    left = places.memory("mx") / "secrets/files/etc/key"
+    left.parent.mkdir(parents=True)
+    left.write_text("clear")
+    (places.memory("other") / "payload").touch()
+    State("mx", deployment="d-1").save()
+
+    assert clean.clean() == {"removed": ["mx", "other"]}
+    assert not left.exists()
+    assert load_state(HOST).deployment == "d-1"
+    assert clean.clean() == {"removed": []}
+
+
+def test_clean_leaves_what_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task's secrets, and the file that an editor has open."""
+    monkeypatch.setattr(scratch, "require_memory", lambda path: None)
+    for name in ("mx", "other"):
+        (places.memory(name) / "payload").touch()
+    with scratch.directory() as mine, locked("mx"):
+        (mine / "secret").touch()
+
+        assert clean.clean() == {"removed": ["other"]}
+
+        assert (places.memory("mx") / "payload").exists()
+        assert (mine / "secret").exists()
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """As another process has it: flock(2) goes by open files."""
+    lock.take(name)
+    mine = lock.held.pop(name)
+    yield
+    mine.close()
+
+
+def test_one_task_for_a_host() -> None:
+    with locked("mx"):
+        with pytest.raises(
+            Failure, match=r"^mx: another task works on it: \./inv .*, process \d+, "
+        ):
+            lock.take("mx")
+        lock.take("other")
+    lock.take("mx")
+    lock.take("mx")
+
+
+@pytest.mark.parametrize(
+    ("answer", "yes", "asked", "message"),
+    [
+        ("", "", ME, ""),
+        ("initramfs\n", "", ME, ""),
+        (f"d-1 {OTHER} 2025\n", "", ME, f"deployment d-1 of {OTHER} is staged there"),
+        ("\n", "mx", "", ""),
+        ("", "other", None, "--yes other does not name the host mx"),
+    ],
+)
+def test_clean_a_server(
+    monkeypatch: pytest.MonkeyPatch, answer: str, yes: str, asked: str | None, message: str
+) -> None:
+    server = Server(monkeypatch, answer)
+    failed = ""
+    try:
+        clean.clean(HOST, yes)
+    except Failure as failure:
+        assert failure.status == BAD_INPUT
+        failed = str(failure)
+
+    assert message in failed
+    assert bool(message) == bool(failed)
+    expected = [] if asked is None else [f"unstage.sh {asked}".strip()]
+    assert server.done[:1] == expected
+
+
+# Signals
+
+
+def test_signals_within_signals() -> None:
+    """What ignores the second signal is the outermost one: its own removal comes last."""
+    with pytest.raises(KeyboardInterrupt), scratch.ending():
+        try:
+            with scratch.ending():
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with scratch.ending():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
