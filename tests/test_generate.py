@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.workstation import generate, places
@@ -115,6 +116,114 @@ def test_tls(vault: Vault, tmp_path: Path) -> None:
         run([*check, "other.example.org", file])
 
 
+def test_tls_for_several_names(vault: Vault) -> None:
+    also = ["mail.example.org", "192.0.2.25", "2001:db8::25"]
+    crt = make(vault, "tls", subject=NAME, also=also)["public"]
+    text = run(["openssl", "x509", "-noout", "-ext", "subjectAltName"], data=crt.encode())
+    said = [f"DNS:{NAME}", "DNS:mail.example.org", "IP Address:192.0.2.25"]
+    assert text.split("\n")[1].strip() == ", ".join([*said, "IP Address:2001:DB8:0:0:0:0:0:25"])
+
+
+DECLARES = """target=debian
+secrets='
+etc/dovecot/passwords password-hash users=alice,bob prefix={CRYPT}
+TOKEN ask the token of the provider
+PASSWORD password
+etc/ssl/private/mx.key tls subject=mx.example.org
+etc/dkimkeys/mx._domainkey.example.org.key dkim
+etc/ssh/ssh_host_ed25519_key ssh-host-key
+'
+"""
+SAID = {
+    "password of alice": "alice's",
+    "password of bob": "bob's",
+    "TOKEN (the token of the provider)": "from the provider",
+}
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> list[str]:
+    """A person at the terminal who answers; what she was asked. She types everything twice."""
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        if prompt != "once more: ":
+            asked.append(prompt.removesuffix(": "))
+        return said[asked[-1]]
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("getpass.getpass", answer)
+    return asked
+
+
+def test_all_that_is_declared(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made once, asked for once, and all public halves every time."""
+    (places.HOSTS / "mx/IMGBUILD").write_text(DECLARES)
+    asked = terminal(monkeypatch, SAID)
+
+    first = generate.complete(vault, "mx")
+
+    names = sorted(
+        name for each in imgbuild.load(places.HOSTS / "mx").secrets for name in each.names
+    )
+    assert asked == list(SAID)
+    assert sorted(first["made"]) == sorted(vault.names("mx")) == names
+    assert first["missing"] == []
+    dkim, key = first["public"].split("\n")
+    assert dkim.startswith('mx._domainkey.example.org. IN TXT "v=DKIM1;')
+    assert key.startswith('host_key = "ssh-ed25519 AAAA')
+    assert secret(vault, "TOKEN") == b"from the provider"
+    for line, user in zip(secret(vault, "etc/dovecot/passwords").split(b"\n"), SAID, strict=True):
+        if user.startswith("password of "):
+            name, _, known = line.decode().partition(":{CRYPT}")
+            assert user == f"password of {name}"
+            salt = known.split("$")[2]
+            words = ["openssl", "passwd", "-6", "-salt", salt, "-stdin"]
+            assert run(words, data=SAID[user].encode()).strip() == known
+
+    before = {path: path.read_bytes() for path in vault.root.rglob("*.gpg")}
+    again = generate.complete(vault, "mx")
+    assert again == {**first, "made": []}
+    assert {path: path.read_bytes() for path in vault.root.rglob("*.gpg")} == before
+    assert asked == list(SAID)
+
+
+@pytest.mark.parametrize("is_a_terminal", [False, True])
+def test_nobody_answers(vault: Vault, monkeypatch: pytest.MonkeyPatch, is_a_terminal: bool) -> None:
+    """All others are made, and the rest is named with what to type. An empty answer is none."""
+    (places.HOSTS / "mx/IMGBUILD").write_text(DECLARES)
+    if is_a_terminal:
+        terminal(monkeypatch, dict.fromkeys(SAID, ""))
+
+    result = generate.complete(vault, "mx")
+
+    assert result["missing"] == ["etc/dovecot/passwords", "TOKEN"]
+    assert len(vault.names("mx")) == 5
+    with pytest.raises(Failure) as caught:
+        generate.require_all(result)
+    assert caught.value.code == BAD_INPUT
+    assert "\n  ./inv secrets.set --host mx --name etc/dovecot/passwords <FILE\n" in str(
+        caught.value
+    )
+
+
+def test_one_that_is_declared(vault: Vault) -> None:
+    (places.HOSTS / "mx/IMGBUILD").write_text(DECLARES)
+    assert generate.complete(vault, "mx", "etc/ssl/mx.crt")["made"] == [TLS_KEY, "etc/ssl/mx.crt"]
+    assert generate.complete(vault, "mx", "PASSWORD")["made"] == ["PASSWORD"]
+    with pytest.raises(Failure, match="IMGBUILD declares no secret OTHER"):
+        generate.complete(vault, "mx", "OTHER")
+
+
+def test_nothing_is_declared(vault: Vault) -> None:
+    (places.HOSTS / "mx/IMGBUILD").write_text("target=debian\n")
+    assert generate.complete(vault, "mx") == {
+        "host": "mx",
+        "made": [],
+        "public": "",
+        "missing": [],
+    }
+
+
 def test_tls_for_an_address(vault: Vault) -> None:
     crt = make(vault, "tls", name="etc/x/y.pem", subject="2001:db8::1")
     assert crt["made"] == ["etc/x/y.pem", "etc/x/y.crt"]
@@ -150,6 +259,9 @@ def test_dkim(vault: Vault, subject: str) -> None:
         ("", {}, "--kind '' cannot be generated\n  (one of: password, ssh-host-key, tls, dkim)"),
         ("password", {}, "which secret? --name"),
         ("password", {"name": "X", "csr": True}, "--csr does not go with --kind password"),
+        ("dkim", {"also": ["x"]}, "--also does not go with --kind dkim"),
+        ("tls", {"subject": "a", "also": ["b/c"]}, "--also 'b/c' is no name"),
+        ("ask", {"name": "X"}, "--kind 'ask' cannot be generated"),
         ("ssh-host-key", {"subject": "x"}, "--subject does not go with --kind ssh-host-key"),
         ("tls", {}, "--subject '' is no name\n  (--subject mx.example.org"),
         ("tls", {"subject": "a/CN=b"}, "--subject 'a/CN=b' is no name"),

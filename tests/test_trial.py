@@ -10,6 +10,7 @@ import pytest
 
 from anemos.image import imgbuild
 from anemos.log import Failure
+from anemos.run import run
 from anemos.workstation import local, places, stock
 from anemos.workstation.host import Host, VmSettings
 
@@ -57,18 +58,71 @@ def test_everything_is_made_for_the_test(host: Host) -> None:
         local.discard(trial)
 
 
-def test_changed_test_secrets(host: Host) -> None:
-    """They are made anew, and only then: other changes of the IMGBUILD leave them alone."""
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("hex 8", "hex 9"),
+        ("}\n    :", "}\n    true"),
+        ("helper() { :; }", "helper() { true; }"),
+        ("number=1", "number=2"),
+    ],
+)
+def test_changed_imgbuild(host: Host, before: str, after: str) -> None:
+    """Throw-away secrets are made anew by whatever of it may decide, and only then."""
+    text = """target=debian
+number=1
+helper() { :; }
+test_secrets() {
+    cat >etc <<END
+}
+    : $number
+END
+    helper
+    openssl rand -hex 8 >NAME
+}
+"""
 
     def revealed(text: str) -> bytes:
         (host.directory / "IMGBUILD").write_text(text)
         return stock.source("mx", "mx@test").reveal("mx", "NAME")
 
-    chance = IMGBUILD.replace("echo value", "openssl rand -hex 8")
-    first = revealed(chance)
-    assert revealed(f"packages=vim\n{chance}") == first
-    assert revealed(chance.replace("hex 8", "hex 9")) != first
-    assert revealed(IMGBUILD) == b"value\n"
+    first = revealed(text)
+    assert revealed(text) == first
+    assert revealed(text.replace(before, after)) != first
+
+
+DECLARES = """target=debian
+secrets='
+PASSWORD password
+TOKEN ask the token of somebody
+etc/passwords password-hash users=alice,bob prefix={X}
+etc/ssl/private/mx.key tls subject=mx.example.org
+etc/dkimkeys/mx._domainkey.example.org.key dkim
+etc/ssh/ssh_host_ed25519_key ssh-host-key
+'
+"""
+
+
+def test_throw_away_secrets_are_made_of_the_declaration(host: Host) -> None:
+    """What test_secrets() makes comes first: a certificate fits the key that it made."""
+    own = """test_secrets() {
+    echo own >PASSWORD
+    mkdir -p etc/ssl/private
+    openssl genpkey -algorithm ED25519 -out etc/ssl/private/mx.key
+}
+"""
+    (host.directory / "IMGBUILD").write_text(DECLARES + own)
+
+    source = stock.source("mx", "mx@test")
+
+    names = [name for each in host.imgbuild().secrets for name in each.names]
+    assert sorted(source.names("mx")) == sorted(names)
+    assert source.reveal("mx", "PASSWORD") == b"own\n"
+    lines = source.reveal("mx", "etc/passwords").decode().splitlines()
+    assert [line.partition("$")[0] for line in lines] == ["alice:{X}", "bob:{X}"]
+    certificate = source.reveal("mx", "etc/ssl/mx.crt")
+    key = run(["openssl", "pkey", "-pubout"], data=source.reveal("mx", "etc/ssl/private/mx.key"))
+    assert run(["openssl", "x509", "-noout", "-pubkey"], data=certificate) == key
 
 
 def test_imgbuild_that_is_not_utf_8(host: Host) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePosixPath
 
-from anemos.image import bootloader, grammar, layout, typos
+from anemos.image import bootloader, declared, grammar, layout, typos
+from anemos.image.declared import Declared
 from anemos.image.layout import Disk, Kept, Layout, Part
 from anemos.image.typos import Typo
 from anemos.log import die
@@ -21,6 +22,7 @@ VARIABLES = (
     "layout",
     "keep",
     "cmdline",
+    "secrets",
     "server_secrets",
 )
 FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets", "fetch_secrets")
@@ -79,6 +81,7 @@ class Imgbuild:
     keep: tuple[Kept, ...]
     bootloader: str
     cmdline: str
+    secrets: tuple[Declared, ...]
     server_secrets: tuple[str, ...]
     functions: frozenset[str]
 
@@ -104,14 +107,15 @@ def load(directory: Path, format: str = "", *, name: str = "") -> Imgbuild:
     if carriage_return:
         line = before.count(b"\n") + 1
         die(f"{file}: line {line}: carriage return", hint="save it with Unix line ends")
+    text = data.decode(errors="replace")
     suspects = [
-        *typos.suspects(data.decode(errors="replace"), "variable", VARIABLES),
-        *typos.suspects(data.decode(errors="replace"), "function", FUNCTIONS),
+        *typos.suspects(text, "variable", VARIABLES),
+        *typos.suspects(text, "function", FUNCTIONS),
     ]
     found = read(directory, suspects)
     refuse_typos(file, suspects, found)
     given = {"format": format} if format else {}
-    return interpret(directory, {"imgname": name} | found | given)
+    return interpret(directory, {"imgname": name} | found | given, text)
 
 
 def read(directory: Path, suspects: Iterable[Typo] = ()) -> dict[str, str]:
@@ -157,8 +161,8 @@ def refuse_typos(file: Path, suspects: Iterable[Typo], found: Mapping[str, str])
             die(f"{file}: line {each.line}: unknown {each.kind} {each.name!r}", hint=hint)
 
 
-def interpret(directory: Path, found: Mapping[str, str]) -> Imgbuild:
-    """Check and convert what `read` found. Pure but for the name of DIRECTORY in messages."""
+def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgbuild:
+    """Check and convert what `read` found in TEXT. Pure but for DIRECTORY's name in messages."""
     where = f"{directory}/IMGBUILD"
     check_values(where, found)
     kind, *options = found.get("format", "dir").split() or [""]
@@ -166,6 +170,7 @@ def interpret(directory: Path, found: Mapping[str, str]) -> Imgbuild:
         disks = grammar.parse(found.get("layout", ""))
         kept = grammar.parse_keep(found.get("keep", ""), disks)
         check_format(kind, options, disks)
+        secrets = declared.parse(found.get("secrets", ""), text)
     except ValueError as error:
         die(f"{where}: {error}")
     loaders = ("", *bootloader.LOADERS)
@@ -184,6 +189,7 @@ def interpret(directory: Path, found: Mapping[str, str]) -> Imgbuild:
         keep=kept,
         bootloader=choice(where, "bootloader", found.get("bootloader", "").strip(), loaders),
         cmdline=" ".join(found.get("cmdline", "").split()),
+        secrets=secrets,
         server_secrets=tuple(found.get("server_secrets", "").split()),
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
     )

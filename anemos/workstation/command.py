@@ -45,6 +45,7 @@ HELP = {
     "check": "build the image a second time, and compare",
     "kind": "password, ssh-host-key, tls, dkim",
     "subject": "name in the certificate, or DKIM's domain",
+    "also": "more names in the certificate, with commas between them",
     "csr": "a certificate signing request instead of a certificate",
     "former": "fingerprint of who was a recipient until now: its signatures count",
 }

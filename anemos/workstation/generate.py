@@ -1,43 +1,88 @@
 """Makes secrets: only what is missing. In memory and through pipes, never in an argument list."""
 
 import ipaddress
-import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path
 from secrets import token_urlsafe
-from typing import Any
+from typing import Any, Protocol
 
+from anemos import log
+from anemos.image import declared, imgbuild
+from anemos.image.declared import DKIM_MARK, Declared
+from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 from anemos.run import run
-from anemos.workstation import scratch
+from anemos.workstation import host, scratch, vault
 from anemos.workstation.vault import Vault
 
 PASSWORD_BYTES = 32
 CERTIFICATE_DAYS = 3650  # self-signed: nobody but its owner would notice that it has expired
 SSH_HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
-DKIM_MARK = "._domainkey."
+ASKED = ("ask", "password-hash")  # kinds that a person knows
+
+Answer = Callable[[str], bytes]
+
+
+class Unanswered(Exception):
+    """Nobody said it now."""
+
+
+class Store(Protocol):
+    """Where secrets are put: a Vault, or Clear."""
+
+    def read(self, of: str, name: str) -> bytes | None:
+        """The secret NAME of the host OF in clear; None when there is none."""
+
+    def write(self, of: str, name: str, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Throw-away secrets of one host in a DIRECTORY in memory, until they are encrypted."""
+
+    directory: Path
+
+    def read(self, _of: str, name: str) -> bytes | None:
+        file = self.directory / name
+        return file.read_bytes() if file.is_file() else None
+
+    def write(self, _of: str, name: str, data: bytes) -> None:
+        scratch.write_private(self.directory, name, data)
+
+
+def chance(_question: str = "") -> bytes:
+    return token_urlsafe(PASSWORD_BYTES).encode()
 
 
 @dataclass
 class Order:
-    """What is to be made, for whom. MADE: the secrets that were missing, as they are made."""
+    """What is to be made, for whom. MADE: the secrets that were missing, as they are made.
 
-    vault: Vault
+    ALSO: more names of a certificate. USERS, PREFIX: of password hashes. ANSWER: how to ask WHAT.
+    """
+
+    store: Store
     host: str
     name: str = ""
     subject: str = ""
     csr: bool = False
+    also: Sequence[str] = ()
+    users: Sequence[str] = ()
+    prefix: str = ""
+    what: str = ""
+    answer: Answer = chance
     made: list[str] = field(default_factory=list)
 
     def ensure(self, name: str, make: Callable[[], str]) -> bytes:
         """The secret NAME, made if it is missing."""
-        found = self.vault.read(self.host, name)
+        found = self.store.read(self.host, name)
         if found is not None:
             return found
         data = make().encode()
-        self.vault.write(self.host, name, data)
+        self.store.write(self.host, name, data)
         self.made.append(name)
         return data
 
@@ -48,20 +93,119 @@ def generate(kind: str, order: Order) -> dict[str, Any]:
     That is, as text: for an SSH host key the line for host.toml, for TLS the certificate or the
     certificate signing request (PEM), for DKIM the TXT record (a line of a zone file).
     """
-    if kind not in KINDS:
-        die(f"--kind {kind!r} cannot be generated", hint=f"one of: {', '.join(KINDS)}")
-    if order.csr and kind != "tls":
-        die(f"--csr does not go with --kind {kind}")
+    kinds = [each for each in KINDS if each not in ASKED]
+    if kind not in kinds:
+        die(f"--kind {kind!r} cannot be generated", hint=f"one of: {', '.join(kinds)}")
+    if (order.csr or order.also) and kind != "tls":
+        die(f"--{'csr' if order.csr else 'also'} does not go with --kind {kind}")
     if order.subject and kind not in SUBJECTS:
         die(f"--subject does not go with --kind {kind}")
-    if kind in SUBJECTS and not re.fullmatch(r"[A-Za-z0-9._:*-]{1,64}", order.subject):
-        die(f"--subject {order.subject!r} is no name", hint=SUBJECTS[kind])
+    for option, each in [("subject", order.subject), *(("also", each) for each in order.also)]:
+        if kind in SUBJECTS and not declared.SUBJECT.fullmatch(each):
+            die(f"--{option} {each!r} is no name", hint=SUBJECTS[kind])
     public = KINDS[kind](order)
     return {"host": order.host, "kind": kind, "made": order.made, "public": public}
 
 
+def complete(store: Vault, of: str, name: str = "") -> dict[str, Any]:
+    """Make what the IMGBUILD of the host OF declares and its secrets lack; or NAME alone.
+
+    `missing` in the result are those that only a person knows, and did not say.
+    """
+    spec = imgbuild.load(host.find(of))
+    wanted = [each for each in spec.secrets if not name or name in each.names]
+    if name and not wanted:
+        die(f"{spec.file} declares no secret {name}", hint="what is it? --kind, or secrets.set")
+    store.require_writable(of)
+    asking = sys.stdin.isatty()
+    made, public, missing = fill(store, of, wanted, vault.typed if asking else nobody)
+    log.info(f"{of}: {len(wanted)} secrets are declared, {len(made)} of them new")
+    return {"host": of, "made": made, "public": "\n".join(public), "missing": missing}
+
+
+def fill(
+    store: Store, of: str, wanted: Iterable[Declared], answer: Answer
+) -> tuple[list[str], list[str], list[str]]:
+    """Make those of WANTED that STORE lacks; first what needs nobody. (made, public, missing)"""
+    made: list[str] = []
+    public: list[str] = []
+    missing: list[str] = []
+    for each in sorted(wanted, key=lambda each: each.kind in ASKED):
+        order = ordered(store, of, each, answer)
+        try:
+            said = KINDS[each.kind](order)
+        except Unanswered:
+            missing.append(each.name)
+            continue
+        made += order.made
+        public += [said] if said and each.kind != "tls" else []
+    return made, public, missing
+
+
+def ordered(store: Store, of: str, each: Declared, answer: Answer) -> Order:
+    subject, prefix = each.options.get("subject", ""), each.options.get("prefix", "")
+    return Order(
+        store,
+        of,
+        each.name,
+        subject,
+        also=each.listed("also"),
+        users=each.listed("users"),
+        prefix=prefix,
+        what=each.what,
+        answer=answer,
+    )
+
+
+def throwaway(spec: Imgbuild, directory: Path) -> None:
+    """Make all declared secrets that DIRECTORY lacks, in clear; by chance what a person knows."""
+    fill(Clear(directory), spec.directory.name, spec.secrets, chance)
+
+
+def require_all(result: dict[str, Any]) -> None:
+    """Die with what `complete` could not make, and what to type for it."""
+    if result.get("missing"):
+        command = f"./inv secrets.set --host {result['host']} --name"
+        lines = "".join(f"\n  {command} {name} <FILE" for name in result["missing"])
+        die(f"{result['host']}: only you know these secrets:{lines}")
+
+
+def nobody(_question: str) -> bytes:
+    raise Unanswered
+
+
+def answered(order: Order, question: str) -> str:
+    """What a person says; nothing means: not now."""
+    said = order.answer(question).decode()
+    if not said:
+        raise Unanswered
+    return said
+
+
+def ask(order: Order) -> str:
+    what = f"{order.name} ({order.what})" if order.what else order.name
+    order.ensure(order.name, lambda: answered(order, what))
+    return ""
+
+
 def password(order: Order) -> str:
     order.ensure(order.name, lambda: token_urlsafe(PASSWORD_BYTES))
+    return ""
+
+
+def password_hash(order: Order) -> str:
+    """crypt(5), SHA-512: of one password, or a line USER:HASH for each user."""
+
+    def hashed(question: str) -> str:
+        said = answered(order, question).encode()
+        return order.prefix + run(["openssl", "passwd", "-6", "-stdin"], data=said).strip()
+
+    def make() -> str:
+        if not order.users:
+            return hashed(f"password for {order.name}")
+        return "".join(f"{user}:{hashed(f'password of {user}')}\n" for user in order.users)
+
+    order.ensure(order.name, make)
     return ""
 
 
@@ -82,34 +226,36 @@ def tls(order: Order) -> str:
     name = order.name or f"etc/ssl/private/{order.host}.key"
     if "/" not in name:
         die(f"--name {name!r} is no path on the target", hint="etc/ssl/private/mx.key")
+    names = [order.subject, *order.also]
     curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
     key = order.ensure(name, lambda: run(["openssl", "genpkey", *curve]))
     if order.csr:
-        return request(key, order.subject)
+        return request(key, names)
     days = ["-x509", "-days", str(CERTIFICATE_DAYS)]
-    return order.ensure(certificate(name), lambda: request(key, order.subject, *days)).decode()
+    certificate = declared.certificate(name)
+    return order.ensure(certificate, lambda: request(key, names, *days)).decode()
 
 
-def certificate(key: str) -> str:
-    """Where the certificate of KEY lies: etc/ssl/private/mx.key has etc/ssl/mx.crt."""
-    path = PurePosixPath(key)
-    directory = path.parent.parent if path.parent.name == "private" else path.parent
-    return (directory / f"{path.stem}.crt").as_posix()
+def request(key: bytes, names: Sequence[str], *options: str) -> str:
+    """openssl-req(1): a certificate signing request for NAMES, DNS names or IP addresses."""
+    alternatives = ",".join(f"{kind_of(name)}:{name}" for name in names)
+    words = ["-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={alternatives}"]
+    return run(["openssl", "req", "-new", "-key", "/dev/stdin", *words, *options], data=key)
 
 
-def request(key: bytes, subject: str, *options: str) -> str:
-    """openssl-req(1): a certificate signing request for SUBJECT, a DNS name or an IP address."""
-    kind = "DNS"
+def kind_of(name: str) -> str:
     with suppress(ValueError):
-        ipaddress.ip_address(subject)
-        kind = "IP"
-    names = ["-subj", f"/CN={subject}", "-addext", f"subjectAltName={kind}:{subject}"]
-    return run(["openssl", "req", "-new", "-key", "/dev/stdin", *names, *options], data=key)
+        ipaddress.ip_address(name)
+        return "IP"
+    return "DNS"
 
 
 def dkim(order: Order) -> str:
-    """RFC 6376. SUBJECT: the domain, the host's name is the selector; or the record's full name."""
-    record = order.subject
+    """RFC 6376. SUBJECT: the domain, the host's name is the selector; or the record's full name.
+
+    Without it the key's file is called after the record.
+    """
+    record = order.subject or declared.record(order.name)
     if DKIM_MARK not in record:
         record = f"{order.host}{DKIM_MARK}{record}"
     # RFC 8301: RSA with 2048 bits. Ed25519 (RFC 8463) is not verified everywhere.
@@ -124,7 +270,9 @@ def dkim(order: Order) -> str:
 
 
 KINDS: dict[str, Callable[[Order], str]] = {
+    "ask": ask,
     "password": password,
+    "password-hash": password_hash,
     "ssh-host-key": ssh_host_key,
     "tls": tls,
     "dkim": dkim,

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
+from secrets import token_hex
 from types import FrameType
 from typing import NoReturn
 
@@ -29,12 +30,11 @@ def directory() -> Iterator[Path]:
     top = places.memory(NAME)
     require_memory(top)
     for old in top.iterdir():
-        if not Path("/proc", old.name).exists():
+        if not Path("/proc", old.name.partition(".")[0]).exists():
             remove(old)
-    mine = top / str(os.getpid())
+    mine = top / f"{os.getpid()}.{token_hex(4)}"  # one may need another one meanwhile
     with ending():
         try:
-            remove(mine)
             mine.mkdir(mode=0o700)
             yield mine
         finally:

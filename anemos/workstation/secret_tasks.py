@@ -37,14 +37,20 @@ def generate(
     host: str = "",
     name: str = "",
     subject: str = "",
+    also: str = "",
     csr: bool = False,
     json: bool = False,
 ) -> Any:
-    """Make a secret of HOST, unless it is there; print the public half of a key."""
+    """Make what the IMGBUILD declares and HOST lacks, or one secret; print public halves."""
     module = workstation("generate")
-    result = module.generate(kind, module.Order(own(), host, name, subject, csr))
+    if kind or subject or also or csr:
+        names = list(filter(None, also.split(",")))
+        result = module.generate(kind, module.Order(own(), host, name, subject, csr, names))
+    else:
+        result = module.complete(own(), host, name)
     if result["public"] and not json:
         print(result["public"].rstrip())
+    module.require_all(result)
     return result
 
 

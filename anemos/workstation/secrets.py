@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from anemos import files
+from anemos.image import declared
 from anemos.log import FAILED, die
 from anemos.workstation import scratch
 from anemos.workstation.gpg import Keyring
@@ -98,11 +99,10 @@ def name_of(path: Path, top: Path, suffix: str = ".gpg") -> str:
 
 def check_name(where: str, name: str) -> None:
     """Die unless NAME, found at WHERE, is one for a secret: a path on the target, or a value's."""
-    if "/" not in name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        die(f"{where}: {name!r} is no name for a value", hint="[A-Za-z_][A-Za-z0-9_]*")
-    pure = PurePosixPath(name)
-    if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
-        die(f"{where}: {name!r} is no path on the target", hint="like etc/ssl/mx.key")
+    try:
+        declared.check_name(name)
+    except ValueError as error:
+        die(f"{where}: {error}", hint="etc/ssl/mx.key, or for templates [A-Za-z_][A-Za-z0-9_]*")
 
 
 def walk(top: Path) -> Iterator[Path]:

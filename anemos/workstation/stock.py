@@ -1,15 +1,15 @@
 """Throw-away material of a host with a [vm]: keys, secrets, and the stock system it starts with."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
+from anemos.digest import sha256
 from anemos.image import functions, imgbuild
 from anemos.run import run
-from anemos.workstation import images, places, scratch, secrets, sources, vm
+from anemos.workstation import generate, images, places, scratch, secrets, sources, vm
 from anemos.workstation.host import Host
 from anemos.workstation.secrets import Source
 from anemos.workstation.sources.gpg import Gpg
@@ -25,30 +25,26 @@ def secrets_of(host: Host) -> Source:
 def source(name: str, of: str) -> Source:
     """The throw-away secrets of the IMGBUILD NAME, for the machine OF.
 
-    Made by the IMGBUILD's test_secrets(), outside of the repository, on first use and when that
-    function has changed.
+    Made outside of the repository, on first use and when the IMGBUILD has changed: by its
+    test_secrets(), and for what that leaves out by what `secrets` declares.
     """
     spec = imgbuild.load(places.HOSTS / name)
 
     def make(directory: Path) -> None:
         if "test_secrets" in spec.functions:
             functions.on_host(spec, "test_secrets", directory)
+        generate.throwaway(spec, directory)
 
     home = places.state(of)
     root = home / "secrets"
     origin = home / f"secrets-{name}.origin"
-    now = maker(spec.file.read_text(errors="replace"))
+    # All of it decides: helpers of test_secrets(), their variables.
+    now = sha256(spec.file)
     if not origin.exists() or origin.read_text() != now:
         shutil.rmtree(root / name, ignore_errors=True)
     keyring = secrets.ensure_throwaway(home / "gnupg", root, name, make)
     origin.write_text(now)
     return Gpg(keyring, root)
-
-
-def maker(text: str) -> str:
-    """What the IMGBUILD TEXT says of test_secrets(), to its last line; else all of it. Pure."""
-    found = re.search(r"^test_secrets *\(\).*?^}", text, re.MULTILINE | re.DOTALL)
-    return found[0] if found else text
 
 
 def operator_key(name: str) -> Path:

@@ -59,6 +59,12 @@ class Vault(Gpg):
         path = self.place(of, name)
         return self.reveal(of, name) if path.exists() else None
 
+    def require_writable(self, of: str) -> None:
+        """Die unless secrets of OF can be encrypted: or all that a person types would be lost."""
+        host.find(of)
+        require_gpg(of)
+        self.keyring.encrypt(b"", f"the secrets of {of}", self.recipients(), "")
+
     def write(self, of: str, name: str, data: bytes) -> None:
         path = self.place(of, name)
         if "/" not in name:
@@ -100,7 +106,7 @@ def own() -> Vault:
 def edit(vault: Vault, of: str, name: str) -> dict[str, Any]:
     """Have the user edit a secret; a new one starts empty. No change, no new ciphertext."""
     old = vault.read(of, name) or b""
-    vault.keyring.encrypt(b"", name, vault.recipients(), "")  # or all that is typed would be lost
+    vault.require_writable(of)
     new = editor.edit(old, name)
     if new == old:
         log.info(f"{of}: {name} is unchanged")
