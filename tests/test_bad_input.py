@@ -181,10 +181,11 @@ class Played:
         self.project.host("mx", f'{toml}host_key = "{host_key or where.host_key}"\n', imgbuild)
 
 
-# ssh.py calls sh -c STATUS sh WORDS: WORDS are `sh -c SCRIPT NAME ...`.
+# ssh.py calls sh -c APART sh MARK WORDS: WORDS are `sh -c SCRIPT NAME ...`.
 SH = """
-echo "$7" >>{0}/calls
-[ "$7" = facts ] && exec cat {0}/facts
+echo "$8" >>{0}/calls
+printf %s "$4"
+[ "$8" = facts ] && cat {0}/facts && printf %s "$4" && exit
 exit 99
 """
 

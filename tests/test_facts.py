@@ -130,6 +130,7 @@ def test_missing_fact(key: str) -> None:
         ("disk=vda|12582912|demo-system||", "disk=vda||demo-system||"),
         ("listen=0016", "listen=port"),
         ("stamp=", "stamp={"),
+        ("stamp=", "stamp=[]"),
     ],
 )
 def test_garbage(old: str, new: str) -> None:

@@ -545,3 +545,15 @@ def test_command_without_an_answer_is_waited_out(monkeypatch: pytest.MonkeyPatch
 
     seen = reach.await_boot(HOST, where, reach.rebooted_from("old"), 5, "new system")
     assert seen.boot_id == "new"
+
+
+@pytest.mark.parametrize("said", ["", "\n", "Traceback\n", '{"kept": [\n', "PRIVATE KEY\n"])
+def test_answer_that_is_none(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """What was said instead may be a secret."""
+    monkeypatch.setattr(reach, "enter", lambda *_, **__: said)
+
+    with pytest.raises(Failure, match="arm: the server's answer is no JSON") as caught:
+        reach.answer(cast(Remote, None), "/base", "arm")
+
+    assert caught.value.status == FAILED
+    assert "PRIVATE" not in caught.value.message

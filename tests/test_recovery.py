@@ -70,7 +70,9 @@ def test_status(changed: Mapping[str, str], state: str, shown: str) -> None:
     assert ("this workstation's last" in text) == (seen.deployment == "d-1")
 
 
-@pytest.mark.parametrize("text", ["", "boot_id=x\n", said(stamp="{"), said(left="soon")])
+@pytest.mark.parametrize(
+    "text", ["", "boot_id=x\n", said(stamp="{"), said(stamp="[]"), said(left="soon")]
+)
 def test_status_that_makes_no_sense(text: str) -> None:
     with pytest.raises(Failure, match="makes no sense") as caught:
         status.parse(text)

@@ -13,11 +13,12 @@ import pytest
 
 from anemos.log import BAD_INPUT, FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed, run
-from anemos.workstation import reach, ssh
+from anemos.workstation import facts, reach, ssh
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
     LoginRefused,
+    NotRun,
     Remote,
     Unreachable,
     WrongHostKey,
@@ -293,6 +294,60 @@ def test_command_killed_by_signal_is_no_lost_connection(
 def test_exit_status_255_is_no_signal(remote: Remote) -> None:
     with pytest.raises(CommandFailed, match="exit status 255"):
         remote.sh(["sh", "-c", "exit 255"])
+
+
+NOISE = {
+    "a line": "echo Welcome",
+    "no line": "printf Welcome",
+    "errors": "echo Welcome >&2; set -v",
+    "much": "seq 200000",
+    "at the end": "trap 'echo Bye' EXIT",
+    "like facts": "echo boot_id=no; echo '{}'",
+}
+
+
+@pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)
+def test_noise_of_the_login_shell(noise: str, tmp_path: Path) -> None:
+    """bash reads root's .bashrc for ssh's commands, too. What it prints is no answer."""
+    lines: list[str] = []
+    with sshd.scratch() as directory:
+        server = sshd.prepare(directory)
+        (directory / "noise").write_text(f"{noise}\n")
+        forced = f'. {directory}/noise; eval "$SSH_ORIGINAL_COMMAND"'
+        server.settings = [f"ForceCommand bash -c '{forced}'"]
+        with sshd.serving(server), connect(server.endpoint) as remote:
+            assert remote.sh(["echo", "here"]) == "here\n"
+            assert remote.sh(["printf", "<half>"]) == "<half>"
+            said = remote.sh(["sh", "-c", "echo one; printf two >&2"], log=lines.append)
+            assert said == "one\ntwo"
+            assert remote.put(b"data", f"{tmp_path}/file", mode=0o600) == 4
+            with pytest.raises(CommandFailed, match=r"exit status 3\n  \| out"):
+                remote.sh(["sh", "-c", "echo out; exit 3"])
+
+    assert lines == ["one", "two"]
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+CLOUD = """echo 'Please login as the user "debian" rather than "root".'; echo; sleep 0; exit 142"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [(CLOUD, 'Please login as the user "debian"'), ("true", "was not run"), ("exit 3", "not run")],
+)
+def test_command_that_is_not_run(command: str, said: str) -> None:
+    """A forced command, or a shell like nologin(8): no signal and no answer."""
+    with sshd.scratch() as directory:
+        server = sshd.prepare(directory)
+        (directory / "instead").write_text(command)
+        server.settings = [f"ForceCommand sh {directory}/instead"]
+        with sshd.serving(server), connect(server.endpoint) as remote:
+            for ask in (lambda: remote.sh(["true"]), lambda: facts.identify(remote)):
+                with pytest.raises(NotRun, match=said) as caught:
+                    ask()
+                assert caught.value.status == BAD_INPUT
+                assert "signal" not in caught.value.message
+                assert "forced command" in caught.value.hint
 
 
 def test_missing_program(remote: Remote) -> None:

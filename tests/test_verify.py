@@ -213,7 +213,7 @@ def test_kept(
     host: Host, monkeypatch: pytest.MonkeyPatch, after: dict[str, Any], passed: bool
 ) -> None:
     server: Any = object()
-    monkeypatch.setattr(reach, "enter", lambda *_: json.dumps([after]))
+    monkeypatch.setattr(reach, "enter", lambda *_, **__: f"noise\n{json.dumps([after])}\n")
 
     (check,) = verify.check_kept(host, replace(STATE, kept=[BEFORE]), server, FACTS)
 

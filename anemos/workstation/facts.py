@@ -94,10 +94,18 @@ def identify(remote: Remote) -> Identity:
     lines = remote.sh(argv, timeout=ANSWER_S, shown=["identify"]).splitlines()
     try:
         boot_id, *rest = lines
-        stamp = json.loads("".join(rest) or "{}")
+        stamp = mapping("".join(rest))
     except ValueError:
         die(f"{remote.endpoint}: cannot tell which system this is: {lines}", status=FAILED)
     return Identity(boot_id, "ssh_port" in stamp, stamp.get("deployment", ""), answered)
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """The JSON object TEXT, "" for none. Raises ValueError."""
+    found = json.loads(text or "{}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{text} is no object")
+    return found
 
 
 def gather(remote: Remote, base_hash: str = "") -> Facts:
@@ -156,7 +164,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         listening=tuple(sorted(int(port, 16) for port in every("listen"))),
         base=one.get("base", ""),
         place=one["place"],
-        stamp=json.loads(one["stamp"] or "{}"),
+        stamp=mapping(one["stamp"]),
         parts=tuple(partition(*value.split("|")) for value in every("part")),
         slaves=pairs_of(every("slave")),
         secure_boot=one.get("secure_boot", "").strip() == "1",

@@ -224,7 +224,7 @@ def build_initramfs(host: Host) -> dict[str, Any]:
         if state.entry:
             manifest = json.dumps(archive.read_manifest(payload_file(host)))
             command = ["build-once", state.remote_base, state.entry[1], manifest]
-        answer = json.loads(reach.enter(remote, state.remote_base, *command, *words))
+        answer = reach.answer(remote, state.remote_base, *command, *words)
     state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
     captured = {key: answer[key] for key in ("network", "kept")}
     files.replace(places.state(host.name) / CAPTURED, json.dumps(captured))
@@ -245,8 +245,7 @@ def bootstrap_on_server(host: Host, state: State, remote: Remote) -> str:
     words = ["bootstrap", sha256(payload_file(host))]
     limit = host.timeouts.install
     with log.step("Package layer, on the server"):
-        said = reach.enter(remote, state.remote_base, *words, timeout=limit, sink=log.info)
-    made = json.loads(said.splitlines()[-1])
+        made = reach.answer(remote, state.remote_base, *words, timeout=limit, sink=log.info)
     # Only now it is known how much memory that takes in the initramfs.
     sizes = Sizes(size(state.base), made["size"], size(payload_file(host)), base_is_there=True)
     require(host, host.imgbuild(), facts.gather(remote, state.base_hash), sizes)
@@ -317,8 +316,7 @@ def tell_end(where: Endpoint) -> None:
 def load(host: Host, state: State, remote: Remote, hold: str) -> dict[str, str]:
     """Make the next boot the initramfs's. For a one-shot boot: the host keys to `deliver`."""
     if state.once_key:
-        answer = reach.enter(remote, state.remote_base, "arm", *state.entry, hold)
-        return dict(json.loads(answer))
+        return dict(reach.answer(remote, state.remote_base, "arm", *state.entry, hold))
     reach.enter(remote, state.remote_base, "load", hold)
     return {}
 

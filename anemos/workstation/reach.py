@@ -1,5 +1,6 @@
 """Where a host answers, the wait until it does, and what runs there."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from anemos import log
 from anemos.log import FAILED, Sink, die
@@ -18,6 +20,7 @@ from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
     LoginRefused,
+    NotRun,
     Remote,
     TimedOut,
     Unreachable,
@@ -31,7 +34,7 @@ STAGE = "/run/anemos"
 POLL_S = 0.5
 REFUSED_S = 60.0  # a system that comes up may not know all of its keys and users yet
 # What a system on its way down or up may answer with; a command may be killed with everything else.
-GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed)
+GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed, NotRun)
 Ready = Callable[[Identity], bool]
 
 
@@ -158,3 +161,15 @@ def enter(
 ) -> str:
     """Run `python3 -m anemos.server WORDS` on the server, in the base image."""
     return script(remote, "enter.sh", base, *words, timeout=timeout, sink=sink)
+
+
+def answer(
+    remote: Remote, base: str, *words: str, timeout: float = 300, sink: Sink | None = None
+) -> Any:
+    """The same, for the JSON document in the last line."""
+    said = enter(remote, base, *words, timeout=timeout, sink=sink)
+    try:
+        return json.loads(said.splitlines()[-1])
+    except (IndexError, ValueError):
+        # It may hold a key: it is not shown.
+        die(f"{words[0]}: the server's answer is no JSON ({len(said)} characters)", status=FAILED)

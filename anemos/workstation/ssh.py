@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from time import monotonic
 from typing import BinaryIO
 
@@ -37,7 +38,7 @@ from paramiko import (
 from paramiko.ssh_exception import IncompatiblePeer
 
 from anemos.log import BAD_INPUT, FAILED, Failure, Sink, die, info
-from anemos.run import Argv, CommandFailed, quote
+from anemos.run import Argv, CommandFailed, quote, tail
 
 ANSWER_S = 10  # for the TCP handshake, then for the first line of the server
 HANDSHAKE_S = 30  # for each of key exchange, login, opening a channel: emulated machines are slow
@@ -46,10 +47,12 @@ STILL_S = 20  # a file that takes longer than this tells how far it is
 CHUNK = 1 << 18
 WINDOW = 1 << 21  # paramiko's receive window: no channel ever buffers more than this
 
-# Keeps the command's status, death by a signal included, apart from a lost connection: paramiko
-# knows no exit-signal (RFC 4254, 6.10), it tells both as -1.
-STATUS = '"$@"; exit $?'
-STATUS_MERGED = '"$@" 2>&1; exit $?'  # in order; sshd would read two pipes in any order
+# The command's output stands between two marks, $1: the login shell's own files (.bashrc) may print
+# before and after it. Its status, death by a signal included, is kept apart from a lost connection:
+# paramiko knows no exit-signal (RFC 4254, 6.10), it tells both as -1.
+FRAMED = 'mark=$1; shift; printf %s "$mark"; "$@"{}; status=$?; printf %s "$mark"; exit $status'
+APART = FRAMED.format("")
+MERGED = FRAMED.format(" 2>&1")  # in order; sshd would read two pipes in any order
 
 # Parameters: path, mode, size. The file begins empty with mode 0600, never wider, and gets its
 # final mode before its first byte; `set -C` is O_EXCL: no link of somebody else is followed.
@@ -79,6 +82,10 @@ class LoginRefused(Failure):
 
 class ConnectionLost(Failure):
     """The connection ended while a command ran: what became of the command is unknown."""
+
+
+class NotRun(Failure):
+    """The login shell, or a forced command, said something, but did not run the command."""
 
 
 class TimedOut(Failure):
@@ -152,7 +159,7 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         returned. TIMEOUT: seconds until its end; it is not killed then, only left alone. ARGV is
         visible in the server's process list: no secret belongs there. SHOWN stands for it in
         messages.
-        Raises CommandFailed, ConnectionLost, or Failure on timeout; all with status FAILED.
+        Raises CommandFailed, ConnectionLost, TimedOut, all with status FAILED; NotRun.
         """
         return self._exchange(argv, shown or argv, (), timeout, log)
 
@@ -178,25 +185,38 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
     ) -> str:
         shown = [f"{self.endpoint}:", *shown]
         lost = ConnectionLost(f"{quote(shown)}: the connection was lost", status=FAILED)
-        script = STATUS_MERGED if log else STATUS
+        script, mark = MERGED if log else APART, f"<{token_hex(8)}>"
         try:
             # Not create_session(): it would dial again by itself after a loss.
             channel = self.transport.open_session(timeout=HANDSHAKE_S)
-            channel.exec_command(quote(["sh", "-c", script, "sh", *argv]))
+            channel.exec_command(quote(["sh", "-c", script, "sh", mark, *argv]))
         except (SSHException, EOFError, OSError):
             raise lost from None
         with channel:
             try:
                 feed(channel, data, timeout)
-                status, out, err = listen(channel, timeout, log)
+                status, out, err = listen(channel, timeout, mark.encode(), log)
             except TimeoutError:
                 message = f"{quote(shown)}: no end after {timeout:.0f} s"
                 raise TimedOut(message, status=FAILED) from None
         if status == -1:
             raise lost
+        before, begun, out = out.partition(mark)
+        if not begun:
+            raise not_run(shown, before + err)
+        out = out.rpartition(mark)[0] if mark in out else out
         if status:
             raise CommandFailed(shown, 128 - status if 128 < status <= 192 else status, out + err)
         return out
+
+
+def not_run(shown: Argv, said: str) -> NotRun:
+    return NotRun(
+        f"{quote(shown)}: was not run; this was said instead:\n{tail(said)}".rstrip(),
+        hint="root's authorized_keys may have a forced command there (command=...), as images for"
+        " clouds do: it has to go; or the login shell does not run commands",
+        status=BAD_INPUT,
+    )
 
 
 def pinned_key(endpoint: Endpoint) -> PKey:
@@ -277,7 +297,7 @@ def feed(channel: Channel, data: Iterable[bytes], timeout: float) -> None:
     channel.shutdown_write()
 
 
-def listen(channel: Channel, timeout: float, log: Sink | None) -> tuple[int, str, str]:
+def listen(channel: Channel, timeout: float, mark: bytes, log: Sink | None) -> tuple[int, str, str]:
     """Wait for the command's end: its exit status (-1 when the connection was lost), standard
     output, standard error. Both are read in turns: they share one window."""
     deadline = monotonic() + timeout
@@ -292,16 +312,22 @@ def listen(channel: Channel, timeout: float, log: Sink | None) -> tuple[int, str
             err += channel.recv_stderr(WINDOW)
         if channel.recv_ready():
             out += channel.recv(WINDOW)
-        told = tell(out, told, ended, log)
+        told = tell(out, told, ended, mark, log)
     if not channel.status_event.wait(max(0, deadline - monotonic())):
         raise TimeoutError
     return channel.exit_status, out.decode(errors="replace"), err.decode(errors="replace")
 
 
-def tell(out: bytearray, told: int, ended: bool, log: Sink | None) -> int:
-    """Pass on the complete lines from TOLD on, return where the next one begins."""
-    end = len(out) if ended else out.rfind(b"\n", told) + 1
-    if log is None or end <= told:
+def tell(out: bytearray, told: int, ended: bool, mark: bytes, log: Sink | None) -> int:
+    """Pass on the complete lines from TOLD on that are between MARKs, return where the next one
+    begins."""
+    if log is None or mark not in out:
+        return told
+    told = told or out.find(mark) + len(mark)
+    end = out.find(mark, told)
+    if end < 0:
+        end = len(out) if ended else out.rfind(b"\n", told) + 1
+    if end <= told:
         return told
     for line in out[told:end].decode(errors="replace").splitlines():
         log(line)
@@ -349,7 +375,8 @@ def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:
         return LoginRefused(
             f"{endpoint}: login refused: {reason}",
             hint=f"is the public key of {endpoint.identity or 'the agent (ssh-add -l)'} in the"
-            f" authorized_keys of {endpoint.user}?",
+            f" authorized_keys of {endpoint.user}, and does sshd_config let {endpoint.user} in"
+            " (PermitRootLogin prohibit-password)?",
             status=status,
         )
     many = hung_up and not endpoint.identity

@@ -8,7 +8,7 @@ from typing import Any
 
 from anemos import files, log
 from anemos.log import FAILED, Failure, die
-from anemos.workstation import places, plan, reach
+from anemos.workstation import facts, places, plan, reach
 from anemos.workstation.host import Host
 from anemos.workstation.ssh import Remote, connect
 from anemos.workstation.state import DONE, PASSED, WORD, State, load_state, state_file
@@ -54,14 +54,14 @@ def parse(text: str) -> Status:
     """TEXT: `key=value` lines. Raises Failure."""
     try:
         one = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        stamp = json.loads(one["stamp"] or "{}")
-        event = json.loads(one.get("event") or "{}")
+        stamp = facts.mapping(one["stamp"])
+        event = facts.mapping(one.get("event", ""))
         return Status(
             state_of(one, stamp, event),
             str(stamp.get("deployment", "")),
             one["boot_id"],
             one["kernel"],
-            event.get("message", ""),
+            str(event.get("message", "")),
             one.get("line", "").strip(),
             int(one.get("left", 0)),
             "stays" in one,
@@ -94,8 +94,8 @@ def status(host: Host) -> dict[str, Any]:
         before = last_known(host)
     for what, which in describe(seen, load_state(host).deployment, before):
         log.info(f"{what:8} {which}")
-    facts = {k: v for k, v in asdict(seen).items() if k != "stamp"}
-    return {"host": host.name, **facts, "last_known": before}
+    told = {k: v for k, v in asdict(seen).items() if k != "stamp"}
+    return {"host": host.name, **told, "last_known": before}
 
 
 def known(host: Host, seen: Status) -> State:

@@ -94,7 +94,7 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
         return
     words = json.dumps([asdict(each) for each in keep])
     try:
-        found = json.loads(reach.enter(remote, seen.base, "fingerprint", words))
+        found = reach.answer(remote, seen.base, "fingerprint", words)
     except Failure as failure:
         yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
         return
