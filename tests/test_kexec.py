@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anemos import kexec
+from anemos import kexec, memory
 from anemos.initramfs import boot
 from anemos.log import FAILED, Failure
 from anemos.run import CommandFailed, run
@@ -132,6 +132,27 @@ def test_no_console() -> None:
     assert "word" not in caught.value.output
 
 
+@pytest.mark.parametrize("lacking", [0, 2**20])
+def test_memory_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    """The old system goes on serving, and may have taken what was there when the plan was made."""
+    loaded: list[Path] = []
+    (tmp_path / "initramfs").write_bytes(bytes(100))
+    monkeypatch.setattr(server, "INITRAMFS", tmp_path / "initramfs")
+    monkeypatch.setattr(kexec, "load", lambda *words: loaded.append(words[1]))
+    need = 200 + server.LOADING
+    monkeypatch.setattr(memory, "available", lambda: need - lacking)
+
+    if lacking:
+        with pytest.raises(Failure, match="memory: 24 MiB needed to load it, 23") as caught:
+            server.load(0)
+        assert caught.value.status == FAILED
+    else:
+        server.load(0)
+    assert len(loaded) == (not lacking)
+
+
 @pytest.mark.real("run")
 def test_environment_of_the_login(tmp_path: Path) -> None:
     """Nothing of it comes into the base image, but where the operator came from."""
@@ -140,7 +161,7 @@ def test_environment_of_the_login(tmp_path: Path) -> None:
         "mount": "",
         "mkdir": "",
         "modprobe": "",
-        "chroot": "env >&2; exit 7",
+        "chroot": "echo oom=$(cat /proc/$$/oom_score_adj) >&2; env >&2; exit 7",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
@@ -152,5 +173,6 @@ def test_environment_of_the_login(tmp_path: Path) -> None:
 
     words = dict(line.partition("=")[::2] for line in caught.value.output.splitlines())
     assert words.pop("PATH").startswith(path)
+    assert words.pop("oom") == "1000"  # it ends before anything that serves
     assert words.keys() - {"PWD", "SHLVL", "_"} == {"HOME", "SSH_CONNECTION"}
     assert words["SSH_CONNECTION"] == "a 1 b 22"

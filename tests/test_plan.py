@@ -62,8 +62,8 @@ ALONE: list[tuple[dict[str, Any], str]] = [
         "this is the initramfs of deployment d-1, not a running system",
     ),
     (
-        {"memory_available": 302 * MIB},
-        "memory: 303 MiB needed before the jump, 302 MiB available",
+        {"memory_available": 366 * MIB},
+        "memory: 367 MiB needed before the jump, 366 MiB available",
     ),
     (
         {"memory_total": 361 * MIB},
@@ -178,12 +178,12 @@ def test_way_into_the_initramfs() -> None:
 def test_once() -> None:
     """What lies on the disk needs no memory there."""
     assert problems(NO_KEXEC, ONCE) == []
-    assert problems(replace(NO_KEXEC, memory_available=61 * MIB), ONCE) == []
+    assert problems(replace(NO_KEXEC, memory_available=125 * MIB), ONCE) == []
     lines = dict(plan.describe(HOST, spec(), NO_KEXEC, ONCE))
     assert lines["boot"].startswith("once, by grub (/boot/grub): the kernel has no kexec")
     wanted = plan.describe(replace(HOST, start="once"), spec(), NO_KEXEC, ONCE)
     assert dict(wanted)["boot"] == "once, by grub (/boot/grub): as host.toml says"
-    assert ("memory", "60 of 841 MiB before the jump: base 60") in wanted
+    assert ("memory", "124 of 841 MiB before the jump: base 60 + 64 to work with") in wanted
 
 
 def test_another_entry() -> None:
@@ -303,6 +303,14 @@ def test_sizes() -> None:
     assert there.initramfs == lacking.initramfs == 81 * MIB
     assert lacking.before_jump - there.before_jump == 60 * MIB
     assert there.after_jump == (2 * 81 + 200) * MIB
+    # Files take half of the memory, and there are up to three payloads.
+    large = replace(SIZES, payload=100 * MIB)
+    assert large.after_jump == 2 * (60 + 20 + 300) * MIB
+    text = dict(plan.describe(HOST, spec(), replace(FACTS, memory_total=2**30), large))["memory"]
+    assert text == (
+        "760 of 1024 MiB after it: files take half of it:"
+        " 2 x (base 60 + layer 20 + 3 x payload 100)"
+    )
 
 
 # The plan
@@ -321,7 +329,8 @@ def test_describe() -> None:
         ("send", "base image: 60.0 MiB; package layer: 20.0 MiB"),
         (
             "memory",
-            "303 of 841 MiB before the jump: 3 x (base 60 + layer 20 + payload 1) + base 60",
+            "367 of 841 MiB before the jump: 3 x (base 60 + layer 20 + payload 1) + base 60"
+            " + 64 to work with",
         ),
         (
             "memory",
@@ -356,6 +365,12 @@ def test_describe_a_server_that_was_deployed_before() -> None:
     way = dict(lines)["boot"]
     assert way.startswith("kexec; this system was started by the firmware's entry 0001, but 0003")
     assert ("send", "base image: is there; package layer: to be made") in lines
+    unknown = "it will be more: the package layer is not made yet, and counts as 0"
+    assert ("memory", unknown) in lines
+    at_last = replace(HOST, build_on="initramfs")
+    assert ("memory", unknown) not in plan.describe(
+        at_last, spec(layout=layout, keep=keep), metal, sizes
+    )
 
 
 @pytest.mark.parametrize(

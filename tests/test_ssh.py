@@ -489,12 +489,14 @@ def test_put_is_never_wider_than_its_mode(
 
     tell = f'for f in {tmp_path}/*part; do stat -c "%a %s" "$f" >>{seen}; done; exec '
     server.program("chmod", tell + '/bin/chmod "$@"')
-    server.program("cat", tell + "/bin/cat")
+    score = "cat /proc/self/oom_score_adj"
+    server.program("cat", f"/bin/{score} >{seen}.oom; {tell}/bin/cat")
     assert remote.sh(["sh", "-c", "umask"]).strip() == "0022"
 
     remote.put(b"secret", str(tmp_path / "file"), mode=mode)
 
     assert seen.read_text().splitlines() == ["600 0", f"{mode:o} 0"]
+    assert Path(f"{seen}.oom").read_text() == "1000\n"  # it ends before anything that serves
     assert (tmp_path / "file").stat().st_mode & 0o7777 == mode
 
 

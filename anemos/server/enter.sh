@@ -3,6 +3,8 @@
 # mount namespace of its own, so everything is gone with the command. The old system is at /host.
 # $1: the base image; the rest: arguments of `python3 -m anemos.server`.
 set -e
+# The kernel, out of memory, ends this before anything that serves (proc_pid_oom_score_adj(5)).
+echo 1000 2>/dev/null >/proc/self/oom_score_adj || :
 modprobe -a loop squashfs 2>/dev/null || :
 mkdir -p /run/anemos.root
 # shellcheck disable=SC2016 # $ is for the inner shell

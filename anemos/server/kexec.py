@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from anemos import kexec
+from anemos import kexec, memory
+from anemos.log import FAILED, die
 from anemos.server.staging import INITRAMFS
 
 KERNEL = Path("/boot/vmlinuz")
@@ -10,6 +11,7 @@ CONSOLES = ("console=tty0", "console=ttyS0")
 # Until the point of no return a panic is the way back to the old system: after 10 s, for an oops,
 # too (kernel-parameters.txt).
 SAFETY = ("panic=10", "oops=panic")
+LOADING = 24 << 20  # bytes: kexec(8) and, twice, the kernel image; the initramfs twice, too
 DEADLINE = 900  # seconds, as in initramfs/init
 DELIVERY = 1800  # what the one of a one-shot boot gets more, as in initramfs/delivery.py
 
@@ -29,5 +31,8 @@ def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
 
 
 def load(hold: int) -> None:
-    """HOLD: see `cmdline`. Raises Failure."""
+    """HOLD: see `cmdline`. Raises Failure, also when there is not enough memory any more."""
+    need, there = 2 * INITRAMFS.stat().st_size + LOADING, memory.available()
+    if need > there:
+        die(f"memory: {need >> 20} MiB needed to load it, {there >> 20} available", status=FAILED)
     kexec.load(KERNEL, INITRAMFS, cmdline(Path("/proc/cmdline").read_text(), hold))

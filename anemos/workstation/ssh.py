@@ -55,8 +55,10 @@ APART = FRAMED.format("")
 MERGED = FRAMED.format(" 2>&1")  # in order; sshd would read two pipes in any order
 
 # Parameters: path, mode, size. The file begins empty with mode 0600, never wider, and gets its
-# final mode before its first byte; `set -C` is O_EXCL: no link of somebody else is followed.
+# final mode before its first byte; `set -C` is O_EXCL: no link of somebody else is followed. Out of
+# memory, the kernel ends this before anything that serves (proc_pid_oom_score_adj(5)).
 RECEIVE = """
+echo 1000 2>/dev/null >/proc/self/oom_score_adj
 umask 077; set -C; part="$1.$$.part"
 test ! -d "$1" && { chmod "$2" "$part" && cat; } >"$part" || { rm -f "$part"; exit 1; }
 got=$(wc -c <"$part")
