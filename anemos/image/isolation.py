@@ -8,6 +8,7 @@ import ctypes
 import os
 import pwd
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from anemos.log import FAILED, die
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # prctl(2)
-CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000  # unshare(2)
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID = 0x20000, 0x4000000, 0x20000000  # unshare(2)
 MS_REC, MS_PRIVATE = 0x4000, 0x40000  # mount(2)
 SUBORDINATES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
@@ -38,7 +39,8 @@ def enter(module: str, arguments: Sequence[str]) -> None:
     if os.geteuid() != 0:
         again = [sys.executable, "-m", module, *arguments]
         os.execvp("unshare", ["unshare", *subordinates(), *again])
-    check(libc.unshare(CLONE_NEWNS | CLONE_NEWPID), "namespaces of our own")
+    check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID), "namespaces of our own")
+    socket.sethostname("localhost")  # packages' scripts ask for it, and write it into files
     fork()
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc")

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from anemos import log
 from anemos.image import chroot
 from anemos.image import tree as files
-from anemos.image.bootstrap import apk, fetching
+from anemos.image.bootstrap import apk, fetching, identity
 from anemos.image.bootstrap.common import (
     MIRROR,
     NO_PACKAGE,
@@ -75,6 +75,7 @@ def make(imgbuild: Imgbuild, output: Path) -> None:
         call([*argv, *(imgbuild.packages or ["alpine-base"])], imgbuild.file, EXPLANATIONS, output)
         empty(root / "var/cache/apk")
         (root / "var/log/apk.log").unlink(missing_ok=True)
+        identity.strip(root)
 
 
 def key_sources(imgbuild: Imgbuild) -> list[Path]:

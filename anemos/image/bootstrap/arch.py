@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from anemos import log
 from anemos.image import tree as files
+from anemos.image.bootstrap import identity
 from anemos.image.bootstrap.common import (
     MIRROR,
     NO_PACKAGE,
@@ -144,7 +145,8 @@ def populate(keyring: Path) -> None:
 
 
 def clean(root: Path) -> None:
-    """Remove caches, and what tells when it was made."""
+    """Remove caches, identity, and what tells when it was made."""
+    identity.strip(root)
     for cache in ("var/cache/pacman/pkg", "var/lib/pacman/sync"):
         empty(root / cache)
     (root / "var/log/pacman.log").unlink(missing_ok=True)

@@ -35,13 +35,13 @@ Mirror = dict[str, str] | None
 def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
     """All that the layer depends on, but for the state of the mirror."""
     target = TARGETS[imgbuild.target]
-    recipe = Path(__file__).with_name(f"{imgbuild.target}.py")
+    recipes = [Path(__file__).with_name(f"{name}.py") for name in (imgbuild.target, "identity")]
     programs = [Path(found) for found in map(which, target.PROGRAMS) if found]
     return {
         "target": imgbuild.target,
         "packages": sorted(set(imgbuild.packages)),
         **target.inputs(imgbuild),
-        "programs": digests(recipe, *programs),
+        "programs": digests(*recipes, *programs),
     }
 
 

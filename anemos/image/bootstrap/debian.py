@@ -1,7 +1,11 @@
 """Debian, by mmdebstrap(1)."""
 
+import os
+import shlex
+import sys
 from pathlib import Path
 
+from anemos.image.bootstrap import identity
 from anemos.image.bootstrap.common import MIRROR, NO_PACKAGE, Explanation, call
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, die
@@ -22,6 +26,7 @@ for kernel in /boot/vmlinuz-*; do
     fi
 done
 """
+PYTHON = os.fspath(Path(__file__).parents[3])  # where this package lies
 UNSAFE = "etc/dpkg/dpkg.cfg.d/anemos"
 
 EXPLANATIONS: list[Explanation] = [
@@ -72,10 +77,12 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         # A system that is not there yet has nothing to lose: no fsync(2) for every file (dpkg(1)).
         f'--setup-hook=mkdir -p "$1/{UNSAFE.rpartition("/")[0]}"',
         f'--setup-hook=echo force-unsafe-io >"$1/{UNSAFE}"',
+        # An initramfs has what it is about in it, too.
+        f"--customize-hook=PYTHONPATH={shlex.quote(PYTHON)} {sys.executable}"
+        f' -m {identity.__name__} "$1"',
         f"--customize-hook=env -u INITRD chroot \"$1\" sh -ec '{quoted(INITRAMFS)}'",
         # The machine that boots has its own; mmdebstrap copies this one's name and resolver.
-        f'--customize-hook=cd "$1" && rm -f {UNSAFE} etc/ssh/ssh_host_*_key* etc/hostname'
-        " etc/resolv.conf",
+        f'--customize-hook=cd "$1" && rm -f {UNSAFE} etc/hostname etc/resolv.conf',
         imgbuild.suite,
         output,
         *([imgbuild.mirror] if imgbuild.mirror else []),
