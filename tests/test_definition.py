@@ -117,6 +117,8 @@ def test_patch_for_a_file_of_the_definition(tmp_path: Path, root: Path, put: Inp
         ("etc/lost", PATCH, "the image has no file /etc/lost to patch"),
         ("etc", PATCH, "the image has no file /etc to patch"),
         ("etc/conf", PATCH.replace("two", "zwei"), "does not apply to /etc/conf\npatching file"),
+        # It would fit another section, with fuzz.
+        ("etc/conf", PATCH.replace(" one", " [two]"), "does not apply to /etc/conf\npatching file"),
         ("etc/conf", "garbage\n", "does not apply to /etc/conf\n"),
         ("etc/done", PATCH, "does not apply to /etc/done\n"),
         ("etc/link", PATCH, "the image has no file /etc/link to patch"),
@@ -132,6 +134,7 @@ def test_patch_that_does_not_fit(
         definition.apply(spec(tmp_path), root, [files])
     assert caught.value.status == BAD_INPUT
     assert str(caught.value).startswith(f"{files}/{path}.makeimg.patch: {message}")
+    assert "does not" not in message or "(the package's file has changed" in str(caught.value)
     assert (root / "etc/conf").read_text() == "one\ntwo\nthree\n"
 
 

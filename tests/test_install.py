@@ -47,6 +47,17 @@ def test_initramfs_is_made_again(target: Path, text: str, expected: bool) -> Non
     assert Path("/proc/self/mounts").read_text() == before
 
 
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_initramfs_of_a_definition(target: Path) -> None:
+    """Files of the definition went into it."""
+    hook = tiny.make(target) / "usr/sbin/update-initramfs"
+    hook.write_text(HOOK)
+    hook.chmod(0o755)
+    install.rebuild_initramfs(grammar.parse(PLAIN), outdated=True)
+    assert (target / "made").read_text() == "-u -k all\n"
+
+
 def test_append(target: Path) -> None:
     """What the definition brings stays in front; a link leads nowhere outside."""
     (target / "etc").mkdir(parents=True)

@@ -29,7 +29,7 @@ def build(
     """Build the image of IMGBUILD into the directory OUT and return its files."""
     imgbuild = for_image(imgbuild)
     output.check(imgbuild, out)
-    definition.check(inputs, values or {})
+    definition.check(inputs, values or {}, imgbuild.mount_points())
     with workspace() as scratch:
         layer = bootstrap.cached(imgbuild, cache, scratch, max_age_s)
         if imgbuild.format == "custom":
@@ -40,7 +40,7 @@ def build(
             epoch = lower.newest if given is None else given
             with reproducible.environment(epoch):
                 with log.step("Applying the definition"):
-                    definition.apply(imgbuild, lower.root, inputs, values=values, secrets=secrets)
+                    definition.complete(imgbuild, lower.root, inputs, values, secrets)
                 brought, secret = reproducible.brought_in(lower.root, inputs, secrets)
                 known = lower.digests
                 sources = Sources(layer.name, lower.layer_sha256, inputs, secret, known)

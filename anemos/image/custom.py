@@ -37,7 +37,7 @@ def build(
         epoch = reproducible.newest(root) if given is None else given
         with reproducible.environment(epoch):
             with log.step("Applying the definition"):
-                definition.apply(imgbuild, root, inputs, values=values, secrets=secrets)
+                definition.complete(imgbuild, root, inputs, values, secrets)
             brought, secret = reproducible.brought_in(root, inputs, secrets)
             reproducible.forget(root, brought)
             reproducible.clamp(root, root, epoch)

@@ -4,18 +4,23 @@ Applied on top of a package layer, in this order.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import chroot, functions, template, tree
+from anemos.image import chroot, fstab, functions, initrd, template, tree
+from anemos.image.bootstrap import identity
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 from anemos.run import Argv, CommandFailed, run
 
 PATCH = ".makeimg.patch"
+OUTGROWN = (
+    "the package's file has changed, or is another one in this release: make the patch anew;"
+    " a file in /{path}.d needs none, where the program reads that"
+)
 
 
 def apply(
@@ -25,12 +30,13 @@ def apply(
     *,
     values: Mapping[str, str] | None = None,
     secrets: Path | None = None,
-) -> None:
+) -> bool:
     """Apply the definition to the root file system at ROOT.
 
     INPUTS are the input directories, later ones win; VALUES are for templates; SECRETS is a tree
-    of revealed files. Raises Failure that names the file.
+    of revealed files. True: the initramfs has to be made again. Raises Failure that names the file.
     """
+    before = initrd.state(root)
     copy(root, inputs)
     patch(root, inputs)
     fill(root, inputs, values or {})
@@ -38,14 +44,30 @@ def apply(
         conceal(root, secrets)
     if "provision" in imgbuild.functions:
         provision(imgbuild, root)
+    return initrd.outdated(root, before)
 
 
-def check(inputs: Sequence[Path], values: Mapping[str, str]) -> None:
-    """All that input files alone tell. Raises Failure that names the file."""
+def complete(
+    imgbuild: Imgbuild,
+    root: Path,
+    inputs: Sequence[Path],
+    values: Mapping[str, str] | None,
+    secrets: Path | None,
+) -> None:
+    """Apply the definition to an image, and do what follows from it."""
+    if apply(imgbuild, root, inputs, values=values, secrets=secrets):
+        initrd.renew(root)
+    identity.report(root)
+
+
+def check(inputs: Sequence[Path], values: Mapping[str, str], taken: Collection[str] = ()) -> None:
+    """All that input files alone tell. TAKEN: the layout's mount points. Raises Failure."""
     for directory in inputs:
         for path, file in tree.inputs(directory):
-            if path.endswith(template.SUFFIX):
-                rendered(file, values)
+            text = rendered(file, values) if path.endswith(template.SUFFIX) else ""
+            if path.removesuffix(template.SUFFIX) == fstab.FILE and file.is_file():
+                text = text or file.read_text(errors="replace")
+                fstab.check(file, text, taken)
 
 
 def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
@@ -96,13 +118,15 @@ def patch_file(root: Path, path: str, file: Path) -> None:
         # Under a plain name: theirs may be anything that a file may be called.
         copy, rejects = Path(name) / "file", Path(name) / "rejects"
         options = ["--batch", "--forward", "--no-backup-if-mismatch", f"--reject-file={rejects}"]
+        options += ["--fuzz=0"]  # it would put a hunk where other lines look a little like its own
         copy.write_bytes(target.read_bytes())
         try:
             run(["patch", *options, copy], data=file.read_bytes())
         except CommandFailed as failed:
             said = failed.output.partition(" -- saving rejects")[0].replace(str(copy), f"/{path}")
             hunks = rejects.read_text(errors="replace") if rejects.exists() else ""
-            die(f"{file}: does not apply to /{path}\n{said.strip()}\n{hunks}".rstrip())
+            said = f"{file}: does not apply to /{path}\n{said.strip()}\n{hunks}".rstrip()
+            die(said, hint=OUTGROWN.format(path=path))
         before = target.stat()
         tree.write(root, path, copy.read_bytes())
     os.chown(target, before.st_uid, before.st_gid)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from anemos.image import bootloader, fsimage, layout, tree
+from anemos.image import bootloader, fsimage, fstab, layout, tree
 from anemos.image.bootloader import places
 from anemos.image.fsimage import Place
 from anemos.image.imgbuild import Imgbuild
@@ -38,7 +38,7 @@ def prepare(imgbuild: Imgbuild, root: Path, files: Mapping[str, Path], seed: str
         partition(disk, files[disk.name], seed)
     # Of other types the UUID is not known before they are made.
     if all(each.fs in (*FILE_SYSTEMS, *fsimage.EXT) for each in imgbuild.layout.filesystems()):
-        tree.write(root, "etc/fstab", layout.fstab(imgbuild.layout, seed))
+        fstab.write(root, layout.fstab(imgbuild.layout, seed))
     for carrier in imgbuild.layout.mounts():
         point = source(carrier, root)
         tree.directories(root, point)

@@ -89,6 +89,11 @@ class Imgbuild:
     def file(self) -> Path:
         return self.directory / "IMGBUILD"
 
+    def mount_points(self) -> set[str]:
+        """What the layout mounts, and of what is kept."""
+        kept = {each.mount for each in self.keep if each.mount}
+        return kept | {each.mount for each in self.layout.mounts()}
+
 
 def load(directory: Path, format: str = "", *, name: str = "") -> Imgbuild:
     """The IMGBUILD in DIRECTORY; FORMAT takes the place of its `format`.

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 from anemos import kexec, log, mounts
 from anemos.disks import Device
-from anemos.image import bootloader, bootstrap, definition, layout, tree
+from anemos.image import bootloader, bootstrap, definition, fstab, initrd, layout, tree
 from anemos.image.bootloader import kernels, places
+from anemos.image.bootstrap import identity
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Layout, Mounted
 from anemos.initramfs import firmware, kept, leftovers, storage
@@ -62,8 +63,8 @@ def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> 
             package_layer(boot, spec)
     if DEFINITION in todo:
         with log.step("Definition layer"):
-            define(boot, spec, reached.mounts)
-        rebuild_initramfs(spec.layout)
+            outdated = define(boot, spec, reached.mounts)
+        rebuild_initramfs(spec.layout, outdated)
         reached.applied = boot.payload
         reached.save()
 
@@ -75,11 +76,14 @@ def package_layer(boot: Boot, spec: Imgbuild) -> None:
         bootstrap.bootstrap(spec, TARGET)
 
 
-def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> None:
-    """The definition, and what only a deployment knows."""
+def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> bool:
+    """The definition, and what only a deployment knows. True: the initramfs is older than that."""
     payload = spec.directory.parent
-    definition.apply(spec, TARGET, [payload / "files"], secrets=payload / "secrets")
-    tree.write(TARGET, "etc/fstab", layout.fstab(spec.layout, boot.deployment, kept_mounts))
+    identity.renew(TARGET)
+    files, secrets = [payload / "files"], payload / "secrets"
+    outdated = definition.apply(spec, TARGET, files, secrets=secrets)
+    identity.report(TARGET)
+    fstab.write(TARGET, layout.fstab(spec.layout, boot.deployment, kept_mounts))
     append("etc/crypttab", layout.crypttab(spec.layout, boot.deployment))
     append("etc/mdadm/mdadm.conf", layout.mdadm_conf(spec.layout, boot.deployment))
     for each in kept_mounts:
@@ -88,6 +92,7 @@ def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> None:
     carry_host_keys()
     # The next deployment need not send the base image.
     tree.copy(HERE / "base.squashfs", TARGET, f"var/lib/anemos/base-{boot.base}.squashfs", 0o600)
+    return outdated
 
 
 def append(path: str, text: str) -> None:
@@ -98,17 +103,17 @@ def append(path: str, text: str) -> None:
         tree.write(TARGET, path, there.replace(text, "") + text)
 
 
-def rebuild_initramfs(whole: Layout) -> None:
-    """The package layer's own one knows nothing of what / lies on.
+def rebuild_initramfs(whole: Layout, outdated: bool = False) -> None:
+    """The package layer's own one knows nothing of what / lies on, nor of the definition.
 
     Its hooks want to see the devices (cryptsetup-initramfs's resolves UUIDs): /dev as it is here.
     """
     root = whole.root()
-    known = root.disk is not None and root.fs == "ext4"
-    if known or not (TARGET / "usr/sbin/update-initramfs").exists():
+    known = root.disk is not None and root.fs == "ext4" and not outdated
+    if known or not (TARGET / initrd.PROGRAM).exists():
         return
     namespace = ["unshare", "--mount", "--propagation=private", "sh", "-e", "-c", VISIT]
-    run([*namespace, TARGET, "update-initramfs", "-u", "-k", "all"], log=log.info)
+    run([*namespace, TARGET, *initrd.ARGV], log=log.info)
 
 
 def finish(spec: Imgbuild) -> str:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from anemos.image import definition, layout, template, tree
+from anemos.image import definition, fstab, layout, template, tree
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 
@@ -62,6 +62,10 @@ def write(
         "finish": finish,
         "files": {member.path: sha256(member.data).hexdigest() for member in members},
     }
+    for member in members:
+        if member.path == f"files/{fstab.FILE}":
+            text = member.data.decode(errors="replace")
+            fstab.check(spec.directory / member.path, text, spec.mount_points())
     head = Member("manifest.json", json.dumps(manifest, indent=1).encode(), 0o600)
     out.unlink(missing_ok=True)
     out.touch(0o600)
