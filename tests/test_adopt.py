@@ -64,6 +64,35 @@ def test_not_agreed(
     assert (hosts / "mx/host.toml").read_text() == before
 
 
+def test_fingerprint_of_a_pinned_key(hosts: Path, endpoint: ssh.Endpoint) -> None:
+    """It is compared although nothing is to be written."""
+    file = hosts / "mx/host.toml"
+    file.write_text(f'host_key = "{endpoint.host_key}"\n{file.read_text()}')
+
+    shown = str(adopt.adopt("mx", "")["fingerprint"])
+    assert adopt.adopt("mx", shown)["fingerprint"] == shown
+    with pytest.raises(Failure, match=r"mx presents SHA256:.*, not SHA256:other"):
+        adopt.adopt("mx", "SHA256:other")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('port = "ssh"', "port is 'ssh', expected a number"),
+        ("port = 65536", "65536 is not the number of a port"),
+        ('host_key = "garbage"', "host_key is 'garbage': the pinned host key is not"),
+        ('host_key = "ssh-ed25519 %%%%"', "not a public key"),
+        ("host_key = 5", "host_key is 5, expected a string"),
+    ],
+)
+def test_values_that_make_no_sense(hosts: Path, entry: str, message: str) -> None:
+    (hosts / "mx/host.toml").write_text(f'address = "127.0.0.1"\n{entry}\n')
+
+    with pytest.raises(Failure, match=message) as caught:
+        adopt.adopt("mx", "")
+    assert caught.value.status == BAD_INPUT
+
+
 def test_other_key_than_the_pinned_one(hosts: Path, endpoint: ssh.Endpoint) -> None:
     file = hosts / "mx/host.toml"
     other = re.sub(r"^(\S+ \S{60}).{4}", r"\1AAAA", endpoint.host_key)

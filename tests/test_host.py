@@ -7,8 +7,9 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.workstation import host, places
 from anemos.workstation.host import Host, Timeouts, VmSettings
+from tests.tree import HOST_KEY
 
-MINIMAL = 'address = "mx.example.org"\nhost_key = "ssh-ed25519 AAAA"\n'
+MINIMAL = f'address = "mx.example.org"\nhost_key = "{HOST_KEY}"\n'
 WHERE = "hosts/mx/host.toml"
 
 
@@ -33,7 +34,7 @@ def test_defaults(hosts: Path) -> None:
         "mx",
         hosts / "mx",
         address="mx.example.org",
-        host_key="ssh-ed25519 AAAA",
+        host_key=HOST_KEY,
         port=22,
         identity="",
         build_on="workstation",
@@ -93,8 +94,8 @@ def test_vm(hosts: Path) -> None:
         # Incomplete.
         ("", f"{WHERE}: no address, no host_key"),
         ('address = "mx"\n', f"{WHERE}: no host_key"),
-        ('host_key = "ssh-ed25519 AAAA"\n', f"{WHERE}: no address"),
-        ('address = ""\nhost_key = "k"\n', f"{WHERE}: no address"),
+        (f'host_key = "{HOST_KEY}"\n', f"{WHERE}: no address"),
+        (f'address = ""\nhost_key = "{HOST_KEY}"\n', f"{WHERE}: no address"),
         ("[vm]\n", f"{WHERE}: no address"),
         (MINIMAL + '[vm]\nstock = "s"\n', f"{WHERE}: address and, in [vm], stock"),
         (MINIMAL + '[vm]\naddress = "x"\n', f"{WHERE}, [vm]: Expected 4 octets in 'x'"),
@@ -145,6 +146,77 @@ def test_errors(hosts: Path, text: str | bytes, message: str) -> None:
     assert message in caught.value.message
     assert caught.value.message.startswith(WHERE)
     assert caught.value.status == BAD_INPUT
+
+
+def test_all_that_is_wrong_at_once(hosts: Path) -> None:
+    text = """
+    address = "root@mx"
+    host_key = "garbage"
+    port = "22"
+    colour = 1
+    build_on = "cloud"
+    vm = 5
+    [timeouts]
+    up = 0
+    """
+    with pytest.raises(Failure) as caught:
+        load(hosts, text)
+
+    message = caught.value.message
+    assert message.startswith(f"{WHERE}: 7 entries are wrong\n")
+    for word in ("'root@mx'", "'garbage'", "port is '22'", "'colour' (known:", "'cloud'"):
+        assert word in message
+    assert f"{WHERE}, [timeouts]: up is 0" in message
+    assert f"{WHERE}, [vm]: 5 is not a table" in message
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("root@mx.example.org", 'write address = "mx.example.org"; the login is always root\'s'),
+        ("admin@192.0.2.1:22", 'address = "192.0.2.1" and port = 22; the login'),
+        ("mx.example.org:2222", 'write address = "mx.example.org" and port = 2222'),
+        ("[2001:db8::1]", 'write address = "2001:db8::1"'),
+        ("[2001:db8::1]:2222", 'address = "2001:db8::1" and port = 2222'),
+        ("ssh://root@mx:22/", 'write address = "mx" and port = 22; the login'),
+        ("mx.example.org/", 'write address = "mx.example.org"'),
+        ("mx example", "no entry of ~/.ssh/config"),
+        ("192.0.2.1/24", "an IP address or a DNS name"),
+        ("a" * 64, "an IP address or a DNS name"),
+        ("mx..example", "an IP address or a DNS name"),
+        ("-oProxyCommand=x", "an IP address or a DNS name"),
+        ("mx\\n", "an IP address or a DNS name"),
+        ("mx\\u0000", "an IP address or a DNS name"),
+    ],
+)
+def test_more_than_an_address(hosts: Path, address: str, hint: str) -> None:
+    with pytest.raises(Failure, match=f"{WHERE}: address is ") as caught:
+        load(hosts, f'address = "{address}"\nhost_key = "{HOST_KEY}"\n')
+
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["mx", "mx.example.org.", "2001:db8::1", "fe80::1%eth0", "192.0.2.1", "bücher.example", "a_b"],
+)
+def test_addresses(hosts: Path, address: str) -> None:
+    found = load(hosts, f'address = "{address}"\nhost_key = "{HOST_KEY}"\n')
+
+    assert found.address == address
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["garbage", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-ed25519 Ä", "ssh-rsa" + HOST_KEY[11:]]
+    + [f"mx {HOST_KEY}", f"{HOST_KEY[:30]}", "SHA256:x y"],
+)
+def test_host_key_that_is_none(hosts: Path, key: str) -> None:
+    with pytest.raises(Failure, match=f"{WHERE}: host_key is '.*not a public key") as caught:
+        load(hosts, f'address = "mx"\nhost_key = "{key}"\n')
+
+    assert "./inv adopt --host mx" in caught.value.hint
+    assert load(hosts, MINIMAL.replace(HOST_KEY, f"{HOST_KEY} root@mx")).host_key
 
 
 def test_unknown_name_lists_the_known_ones(hosts: Path) -> None:

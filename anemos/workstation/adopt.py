@@ -17,17 +17,19 @@ def adopt(name: str, fingerprint: str) -> dict[str, Any]:
 
     FINGERPRINT ("SHA256:...") agrees in a script, if it is the one presented. Raises Failure.
     """
-    given = host.settings(name)
+    given = host.load(name, server=False)
     where = f"hosts/{name}/host.toml"
-    if not given.get("address"):
+    if not given.address:
         die(f"{where}: which machine? it has no address")
-    presented = ssh.presented_key(str(given["address"]), int(given.get("port", 22)))
+    presented = ssh.presented_key(given.address, given.port)
     shown = ssh.fingerprint(presented)
-    log.info(f"{given['address']} presents {presented.split()[0]} {shown}")
-    if given.get("host_key"):
-        compare(where, str(given["host_key"]), shown)
+    log.info(f"{given.address} presents {presented.split()[0]} {shown}")
+    if fingerprint not in ("", shown):
+        die(f"{name} presents {shown}, not {fingerprint}")
+    if given.host_key:
+        compare(where, given.host_key, shown)
     else:
-        agree(name, shown, fingerprint)
+        agree(name, shown, agreed=bool(fingerprint))
         pin(host.find(name) / "host.toml", presented)
         log.info(f"{where}: pinned")
     return {"host": name, "host_key": presented, "fingerprint": shown}
@@ -40,11 +42,9 @@ def compare(where: str, pinned: str, shown: str) -> None:
     log.info(f"{where} pins this key already")
 
 
-def agree(name: str, shown: str, fingerprint: str) -> None:
-    if fingerprint == shown:
+def agree(name: str, shown: str, agreed: bool) -> None:
+    if agreed:
         return
-    if fingerprint:
-        die(f"{name} presents {shown}, not {fingerprint}")
     if not os.isatty(0):
         die(f"{name}: not confirmed", hint=f"--fingerprint {shown}, compared by: {COMPARE}")
     log.info(f"Compare it at the server's console ({COMPARE}). If it is the same, type {name}:")

@@ -37,11 +37,16 @@ shown is the default, but where parentheses tell that:
                                        # local VM and no more; it starts with this one of hosts/
 """
 
+import ipaddress
 import os
+import re
 import tomllib
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
@@ -61,6 +66,22 @@ EXPECTED: dict[Any, str] = {
     int: "a number above 0",
     list[int]: "a list of numbers above 0",
 }
+
+
+# What people write as an address: more than that.
+SPELT = re.compile(
+    r"(?:ssh://)?(?:[^@/]*@)?(?:\[(?P<six>[^]]*)\]|(?P<name>[^:/]*))(?::(?P<port>\d+))?/?"
+)
+
+
+class Wrong(NamedTuple):
+    """What is wrong in host.toml, and what to write."""
+
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.hint})" if self.hint else self.what
 
 
 @dataclass(frozen=True)
@@ -139,16 +160,24 @@ def known() -> list[str]:
 
 
 def load(name: str, *, adopt: bool = False, build_on: str = "", server: bool = True) -> Host:
-    """The host NAME. Raises Failure that names the file for everything that is wrong in it.
+    """The host NAME. Raises Failure that names the file, for all that is wrong in it at once.
 
     Without SERVER it need not have one yet: no address, no host key.
     """
     if build_on and build_on not in BUILD_ON:
         die(f"--build-on is {build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
-    host = replace(interpret(name, find(name), settings(name)), adopt=adopt)
-    if server:
-        check_server(host)
-    return replace(host, build_on=build_on or host.build_on)
+    given = settings(name)
+    host, wrong = interpret(name, find(name), given)
+    refuse(f"hosts/{name}/host.toml", [*wrong, *(missing(host, given) if server else [])])
+    return replace(host, adopt=adopt, build_on=build_on or host.build_on)
+
+
+def refuse(where: str, wrong: Sequence[Wrong]) -> None:
+    """Die with all that is WRONG, if anything is."""
+    if len(wrong) == 1:
+        die(wrong[0].what, hint=wrong[0].hint)
+    if wrong:
+        die(f"{where}: {len(wrong)} entries are wrong\n" + "\n".join(f"  - {w}" for w in wrong))
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -172,77 +201,123 @@ def find(name: str) -> Path:
     return directory or die(f"unknown host {name!r}: no such directory in hosts/", hint=hint)
 
 
-def interpret(name: str, directory: Path, given: dict[str, Any]) -> Host:
-    """Check what host.toml says. Pure but for the name of the file in messages."""
-    where = f"hosts/{name}/host.toml"
+def interpret(name: str, directory: Path, given: Mapping[str, Any]) -> tuple[Host, list[Wrong]]:
+    """What host.toml says, as far as it can be used, and what is wrong with it. Pure but for the
+    name of the file in messages."""
+    where, wrong = f"hosts/{name}/host.toml", list[Wrong]()
     tables: dict[str, Any] = {
-        key: kind(**checked(f"{where}, [{key}]", kind, given.pop(key)))
+        key: kind(**checked(f"{where}, [{key}]", kind, given[key], wrong))
         for key, kind in TABLES.items()
         if key in given
     }
-    check_source(where, tables.get("secrets"))
-    plain = checked(where, Host, given)
+    others = {key: value for key, value in given.items() if key not in TABLES}
+    plain = checked(where, Host, others, wrong)
     plain.setdefault("ports", [plain.get("port", 22)])
     host = Host(name, directory, **plain, **tables)
-    for key, allowed in {"build_on": BUILD_ON, "start": START, "finish": FINISH}.items():
-        if (value := getattr(host, key)) not in allowed:
-            die(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
-    if host.vm.firmware not in FIRMWARES:
-        die(f"{where}: firmware is {host.vm.firmware!r}", hint=f"one of: {', '.join(FIRMWARES)}")
+    return host, [*wrong, *problems(where, host)]
+
+
+def problems(where: str, host: Host) -> Iterator[Wrong]:
+    """Values that have the right type and mean nothing."""
+    yield from choice(where, "build_on", host.build_on, BUILD_ON)
+    yield from choice(where, "start", host.start, START)
+    yield from choice(where, "finish", host.finish, FINISH)
+    yield from choice(where, "firmware", host.vm.firmware, FIRMWARES)
+    yield from choice(f"{where}, [secrets]", "source", host.secrets.source, SOURCES)
     if host.local and host.address:
-        die(f"{where}: address and, in [vm], stock: a local VM or a server?")
+        yield Wrong(f"{where}: address and, in [vm], stock: a local VM or a server?")
+    if host.address and not is_address(host.address):
+        yield Wrong(f"{where}: address is {host.address!r}", hint=address_meant(host.address))
+    if host.host_key and not is_public_key(host.host_key):
+        hint = (
+            f"write what is in an ssh_host_*_key.pub, or remove it: ./inv adopt --host {host.name}"
+        )
+        what = f"host_key is {host.host_key!r}: the pinned host key is not a public key"
+        yield Wrong(f"{where}: {what}", hint=hint)
     try:
         host.vm.network.check()
     except ValueError as error:
-        die(f"{where}, [vm]: {error}")
+        yield Wrong(f"{where}, [vm]: {error}")
     for port in (host.port, *host.ports, *host.vm.forward):
         if port > MAX_PORT:
-            die(f"{where}: {port} is not the number of a port")
-    return host
+            yield Wrong(f"{where}: {port} is not the number of a port")
 
 
-def check_server(host: Host) -> None:
+def choice(where: str, key: str, value: str, allowed: Sequence[str]) -> Iterator[Wrong]:
+    if value not in allowed:
+        yield Wrong(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
+
+
+def is_address(text: str) -> bool:
+    """Whether TEXT is an IP address, or may be a DNS name (RFC 1123, 2.1), of any script."""
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(text))
+    with suppress(UnicodeError):  # an empty label, or a long one
+        return bool(re.fullmatch(r"\w[\w.-]{,252}", text.encode("idna").decode()))
+    return False
+
+
+def address_meant(text: str) -> str:
+    """What to write instead of TEXT, which has more in it than an address."""
+    found = SPELT.fullmatch(text)
+    address = (found["six"] or found["name"]) if found else ""
+    if not found or not is_address(address):
+        return "an IP address or a DNS name; no entry of ~/.ssh/config"
+    port = f" and port = {found['port']}" if found["port"] else ""
+    root = "; the login is always root's" if "@" in text else ""
+    return f'write address = "{address}"{port}{root}'
+
+
+def is_public_key(text: str) -> bool:
+    """Whether TEXT is "TYPE BASE64", and the type is what the key itself says (RFC 4253, 6.6)."""
+    try:
+        kind, blob = text.split()[:2]
+        data = b64decode(blob, validate=True)
+        return data[4 : 4 + int.from_bytes(data[:4])] == kind.encode() and len(data) > 4 + len(kind)
+    except ValueError:
+        return False
+
+
+def missing(host: Host, given: Mapping[str, Any]) -> list[Wrong]:
     """All that is missing for a connection, at once."""
-    where = f"hosts/{host.name}/host.toml"
     hints = {
         "address": "of the server; or stock in [vm], for a local VM",
         "host_key": f"./inv adopt --host {host.name} pins it",
     }
-    missing = [name for name in hints if not getattr(host, name)]
-    if missing and not host.local:
-        die(f"{where}: no {', no '.join(missing)}", hint="; ".join(hints[n] for n in missing))
+    names = [name for name in hints if given.get(name, "") == ""]
+    if not names or host.local:
+        return []
+    what = f"hosts/{host.name}/host.toml: no {', no '.join(names)}"
+    return [Wrong(what, hint="; ".join(hints[name] for name in names))]
 
 
 def secret_settings(name: str) -> SecretSettings:
     """Where the secrets of the host NAME are, which need not have a complete host.toml yet."""
-    where = f"hosts/{name}/host.toml"
+    where, wrong = f"hosts/{name}/host.toml", list[Wrong]()
     given = settings(name) if (find(name) / "host.toml").is_file() else {}
-    found = SecretSettings(
-        **checked(f"{where}, [secrets]", SecretSettings, given.get("secrets", {}))
-    )
-    check_source(where, found)
+    table = checked(f"{where}, [secrets]", SecretSettings, given.get("secrets", {}), wrong)
+    found = SecretSettings(**table)
+    refuse(where, [*wrong, *choice(f"{where}, [secrets]", "source", found.source, SOURCES)])
     return found
 
 
-def check_source(where: str, found: SecretSettings | None) -> None:
-    if found and found.source not in SOURCES:
-        die(
-            f"{where}, [secrets]: source is {found.source!r}",
-            hint=f"one of: {', '.join(SOURCES)}",
-        )
-
-
-def checked(where: str, kind: type, given: Any) -> dict[str, Any]:
-    """GIVEN, when it is a table with names and types of the dataclass KIND."""
+def checked(where: str, kind: type, given: Any, wrong: list[Wrong]) -> dict[str, Any]:
+    """What of the table GIVEN has names and types of the dataclass KIND. The rest goes to WRONG."""
     if not isinstance(given, dict):
-        die(f"{where}: {given!r} is not a table")
+        wrong.append(Wrong(f"{where}: {given!r} is not a table"))
+        return {}
     types = {each.name: each.type for each in fields(kind) if each.name not in INTERNAL}
+    good = {}
     for name, value in given.items():
         if name not in types:
-            die(f"{where}: unknown name {name!r}", hint=f"known: {', '.join(types)}")
-        if not fits(value, types[name]):
-            die(f"{where}: {name} is {value!r}, expected {EXPECTED[types[name]]}")
-    return given
+            known = f"known: {', '.join(types)}"
+            wrong.append(Wrong(f"{where}: unknown name {name!r}", hint=known))
+        elif not fits(value, types[name]):
+            expected = EXPECTED[types[name]]
+            wrong.append(Wrong(f"{where}: {name} is {value!r}, expected {expected}"))
+        else:
+            good[name] = value
+    return good
 
 
 def fits(value: Any, kind: Any) -> bool:

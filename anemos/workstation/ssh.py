@@ -239,7 +239,7 @@ def presented_key(address: str, port: int) -> str:
         with closing(Transport(dial(endpoint))) as transport:
             transport.start_client(timeout=HANDSHAKE_S)
             key = transport.get_remote_server_key()
-    except (OSError, EOFError, SSHException) as error:
+    except (OSError, EOFError, SSHException, UnicodeError, OverflowError) as error:
         raise translate(endpoint, error, BAD_INPUT) from None
     return f"{key.get_name()} {key.get_base64()}"
 
@@ -381,6 +381,9 @@ def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:
             " (PermitRootLogin prohibit-password)?",
             status=status,
         )
-    many = hung_up and not endpoint.identity
-    hint = "too many keys in the agent? name one as identity" if many else ""
+    hint = ""
+    if hung_up and not endpoint.identity:
+        hint = "too many keys in the agent? name one as identity"
+    if isinstance(error, socket.gaierror):
+        hint = "a host of ~/.ssh/config? Nothing of it is used: host.toml has address and port"
     return Unreachable(f"{endpoint}: no SSH connection: {reason}", hint=hint, status=status)
