@@ -18,14 +18,15 @@ from tests.packages import Package, Signer, pacman_repository, signer
 pytestmark = [pytest.mark.real("run"), pytest.mark.root, pytest.mark.vm]
 
 SERVER = Path(__file__).parents[1] / "anemos/server"
-# The old system, but for its /run. $1: the payload, $2: the layer; the rest: enter.sh, base, ...
+# The old system, but for its /run. $1: the payload, $2: the layer, $3: the payload's
+# digest; the rest: enter.sh, base, ...
 OLD_SYSTEM = """
 set -e
 mount -t tmpfs tmpfs /run
 mkdir /run/anemos
 cp "$1" /run/anemos/payload
-layer=$2; shift 2
-sh "$@"
+layer=$2 digest=$3; shift 3
+printf '["%s"]' "$digest" | sh "$@"
 cp /run/anemos/layer "$layer"
 """
 
@@ -57,7 +58,7 @@ def sent(tmp_path: Path, key: Signer) -> Path:
 def enter(sent: Path, digest: str) -> str:
     argv: list[str | Path] = ["unshare", "--mount", "--propagation=private", "sh"]
     argv += ["-c", OLD_SYSTEM, "sh", sent]
-    argv += [sent.parent / "layer", SERVER / "enter.sh", images.base(), "bootstrap", digest]
+    argv += [sent.parent / "layer", digest, SERVER / "enter.sh", images.base(), "bootstrap"]
     return run(argv, timeout=120)
 
 

@@ -45,7 +45,7 @@ def test_nothing_secret_on_the_disk(
     digest = sha256(stage / "payload")
     (stage / "payload").unlink()
 
-    server.main("build-once", base, "/boot/grub", json.dumps(manifest), digest, "l", "1.5")
+    server.main("build-once", [base, "/boot/grub", manifest, digest, "l", 1.5])
 
     said = json.loads(capsys.readouterr().out)
     assert (said["payload"], said["layer"], said["once"]) == (digest, "l", True)
@@ -83,6 +83,7 @@ def test_armed_and_disarmed(stage: Path, grub: Path, there: str) -> None:  # noq
     assert custom.read_text() == first
     assert first.startswith(there + once.BEGIN)
     line = f"'console=ttyS1,115200n8' 'panic=10' 'oops=panic' 'anemos.deadline={900 + 1800}'"
+    line = f"'console=tty0' {line}"
     assert f'linux "$anemos/vmlinuz" {line}; then' in first
     env = (grub / "anemos/env").read_bytes()
     assert len(env) == 1024

@@ -11,10 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from anemos import log
+from anemos import archive, log
+from anemos.digest import sha256
+from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import clean, facts, hostkeys, phases, places, reach, staged
+from anemos.workstation import clean, facts, hostkeys, payload, phases, places, reach, staged
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
 from anemos.workstation.plan import Sizes
@@ -27,7 +29,14 @@ from anemos.workstation.ssh import (
     Unreachable,
     WrongHostKey,
 )
-from anemos.workstation.state import WORD, State, expected_downtime, load_state, remember_downtime
+from anemos.workstation.state import (
+    WORD,
+    State,
+    expected_downtime,
+    load_state,
+    payload_file,
+    remember_downtime,
+)
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -347,8 +356,10 @@ class Server:
         if self.lost:
             raise LOST
 
-    def script(self, remote: "Server", name: str, *words: str, **_options: object) -> str:
-        self.done.append(" ".join([name, *words]))
+    def script(
+        self, remote: "Server", name: str, *words: str, data: bytes = b"", **_options: object
+    ) -> str:
+        self.done.append(" ".join([name, *words, *map(str, json.loads(data or "[]"))]))
         saved = json.loads((places.state("mx") / "state.json").read_text())
         assert name != "jump.sh" or saved["old_boot_id"] == "old"
         if name == "jump.sh" and self.lost:
@@ -480,6 +491,39 @@ def test_jump_into_something_else(monkeypatch: pytest.MonkeyPatch, seen: Identit
     assert server.done[-4:-2] == ["await end", "ended.sh"]
     assert server.done[-1] == "disarm.sh"
     assert said[-2] == "Before the jump: systemd-shutdown[1]: Failed to switch root"
+
+
+@pytest.mark.parametrize("entry", [[], ["grub", "/boot/grub", "vda2"]], ids=["kexec", "once"])
+def test_no_digest_of_a_secret_can_be_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: list[str]
+) -> None:
+    """All users of the server see arguments, and a PIN's digest is as good as the PIN."""
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/pin").write_text("1234")
+    (tmp_path / "IMGBUILD").write_text("target=debian\n")
+    spec = imgbuild.interpret(tmp_path, {"target": "debian"})
+    payload.write(payload_file(HOST), spec, "d-1", {}, tmp_path / "secrets")
+    State("mx", "d-1", remote_base="/base", entry=entry).save()
+    seen: list[str] = []
+    given: list[Any] = []
+
+    def sh(argv: list[str], *, data: bytes, shown: list[str], **_options: object) -> str:
+        seen.extend([*argv, *shown])
+        given.extend(json.loads(data))
+        return '{"kept": [], "network": {}}'
+
+    @contextmanager
+    def connected(_endpoint: Endpoint) -> Iterator[Any]:
+        yield SimpleNamespace(sh=sh)
+
+    monkeypatch.setattr(phases, "connect", connected)
+    phases.build_initramfs(HOST)
+
+    manifest = archive.read_manifest(payload_file(HOST))
+    digests = [sha256(payload_file(HOST)), *manifest["files"].values()]
+    assert not [each for each in digests if each in " ".join(seen)]
+    assert manifest["files"]["secrets/pin"] not in json.dumps(given)
+    assert digests[0] in given
 
 
 @pytest.mark.parametrize(

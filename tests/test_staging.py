@@ -284,14 +284,14 @@ def test_build_command(
     base.write_bytes(b"hsqs")
     digest = sha256(stage / "payload")
 
-    server.main("build-initramfs", f"/var/lib/anemos/base-{BASE}.squashfs", digest, "", "1.5")
+    server.main("build-initramfs", [f"/var/lib/anemos/base-{BASE}.squashfs", digest, "", 1.5])
 
     said = json.loads(capsys.readouterr().out)
     assert (said["base"], said["ssh_port"], said["payload"]) == (BASE, 2222, digest)
 
 
 def test_fingerprint_command(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server.main("fingerprint", json.dumps([{"name": "data", "match": {"serial": "S"}}]))
+    server.main("fingerprint", [[{"name": "data", "match": {"serial": "S"}}]])
 
     assert json.loads(capsys.readouterr().out) == [KEPT]
 

@@ -1,9 +1,11 @@
-"""python3 -m anemos.server COMMAND ...: one JSON document on standard output."""
+"""python3 -m anemos.server COMMAND: a JSON array on standard input, one JSON document on standard
+output. Arguments can be seen by every user of this machine."""
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from anemos import log
 from anemos.log import Failure
@@ -22,31 +24,31 @@ def old(path: str) -> Path:
     return staging.HOST / path.lstrip("/")
 
 
-def main(command: str, *words: str) -> None:
+def main(command: str, given: list[Any]) -> None:
     no_core_dumps()
-    match command, words:
+    match command, given:
         case "fingerprint", [keep]:
-            print(json.dumps(staging.fingerprints(json.loads(keep))))
+            print(json.dumps(staging.fingerprints(keep)))
         case "bootstrap", [payload]:
             print(json.dumps(layer.make(payload)))
         case "build-initramfs", [base, payload, digest, now]:
-            print(json.dumps(staging.build(old(base), payload, digest, float(now), *came_in_by())))
+            print(json.dumps(staging.build(old(base), payload, digest, now, *came_in_by())))
         case "build-once", [base, directory, manifest, payload, digest, now]:
-            given = (old(base), json.loads(manifest), payload, digest, float(now))
-            described = staging.describe(*given, *came_in_by())
+            words = (old(base), manifest, payload, digest, now)
+            described = staging.describe(*words, *came_in_by())
             print(json.dumps(once.build(old(base), described, old(directory))))
         case "arm", [loader, directory, device, hold]:
             line = Path("/proc/cmdline").read_text()
-            print(json.dumps(once.arm(loader, old(directory), device, line, int(hold))))
+            print(json.dumps(once.arm(loader, old(directory), device, line, hold)))
         case "load", [hold]:
-            kexec.load(int(hold))
+            kexec.load(hold)
         case _:
-            raise AssertionError(f"{command} {words}")
+            raise AssertionError(f"{command}: {len(given)}")
 
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        main(sys.argv[1], json.load(sys.stdin))
     except Failure as failure:
         log.to_stderr(f"error: {failure}")
         raise

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # Runs the Python part of Anemos on this system: the base image is mounted and chrooted into, in a
 # mount namespace of its own, so everything is gone with the command. The old system is at /host.
-# $1: the base image; the rest: arguments of `python3 -m anemos.server`.
+# $1: the base image; $2: the command of `python3 -m anemos.server`, which reads the rest of its input.
 set -e
 # The kernel, out of memory, ends this before anything that serves (proc_pid_oom_score_adj(5)).
 echo 1000 2>/dev/null >/proc/self/oom_score_adj || :

@@ -219,11 +219,12 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     state = packed(host, "remote_base", "upload")
     with staged.undone(host), connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
-        words = [sha256(payload_file(host)), layer, str(time.time())]
-        command = ["build-initramfs", state.remote_base]
+        words = [sha256(payload_file(host)), layer, time.time()]
+        command: list[Any] = ["build-initramfs", state.remote_base]
         if state.entry:
-            manifest = json.dumps(archive.read_manifest(payload_file(host)))
-            command = ["build-once", state.remote_base, state.entry[1], manifest]
+            manifest = archive.read_manifest(payload_file(host))
+            wanted = {name: manifest[name] for name in ("deployment", "host", "keep")}
+            command = ["build-once", state.remote_base, state.entry[1], wanted]
         answer = reach.answer(remote, state.remote_base, *command, *words)
     state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
     captured = {key: answer[key] for key in ("network", "kept")}
@@ -276,7 +277,7 @@ def jump(host: Host, state: State, hold: bool) -> dict[str, str]:
         if seen.in_initramfs:
             die(f"{host.name} is in the initramfs already", hint="./inv status")
         state.old_boot_id, state.reached = seen.boot_id, ""
-        keys = load(host, state, remote, str(host.timeouts.hold if hold else 0))
+        keys = load(host, state, remote, host.timeouts.hold if hold else 0)
         state.save()
         script = ["reboot.sh"] if state.once_key else ["jump.sh", state.remote_base]
         with suppress(ConnectionLost):  # it may be that quick
@@ -313,7 +314,7 @@ def tell_end(where: Endpoint) -> None:
             log.info(f"Before the jump: {line}")
 
 
-def load(host: Host, state: State, remote: Remote, hold: str) -> dict[str, str]:
+def load(host: Host, state: State, remote: Remote, hold: int) -> dict[str, str]:
     """Make the next boot the initramfs's. For a one-shot boot: the host keys to `deliver`."""
     if state.once_key:
         return dict(reach.answer(remote, state.remote_base, "arm", *state.entry, hold))

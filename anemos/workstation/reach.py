@@ -149,27 +149,44 @@ def login(where: Endpoint, known_hosts: Path) -> list[str]:
 
 
 def script(
-    remote: Remote, name: str, *words: str, timeout: float = 60, sink: Sink | None = None
+    remote: Remote,
+    name: str,
+    *words: str,
+    data: bytes = b"",
+    timeout: float = 60,
+    sink: Sink | None = None,
 ) -> str:
-    """Run a script of anemos/server on the server. SINK: as LOG of Remote.sh."""
+    """Run a script of anemos/server on the server. DATA, SINK: as DATA, LOG of Remote.sh."""
     argv = ["sh", "-c", (SERVER / name).read_text(), name, *words]
-    return remote.sh(argv, timeout=timeout, log=sink, shown=[name, *words])
+    return remote.sh(argv, data=data, timeout=timeout, log=sink, shown=[name, *words])
 
 
 def enter(
-    remote: Remote, base: str, *words: str, timeout: float = 300, sink: Sink | None = None
+    remote: Remote,
+    base: str,
+    command: str,
+    *given: Any,
+    timeout: float = 300,
+    sink: Sink | None = None,
 ) -> str:
-    """Run `python3 -m anemos.server WORDS` on the server, in the base image."""
-    return script(remote, "enter.sh", base, *words, timeout=timeout, sink=sink)
+    """Run `python3 -m anemos.server COMMAND` on the server, in the base image. What it is GIVEN
+    goes to its standard input, as a JSON array."""
+    data = json.dumps(given).encode()
+    return script(remote, "enter.sh", base, command, data=data, timeout=timeout, sink=sink)
 
 
 def answer(
-    remote: Remote, base: str, *words: str, timeout: float = 300, sink: Sink | None = None
+    remote: Remote,
+    base: str,
+    command: str,
+    *given: Any,
+    timeout: float = 300,
+    sink: Sink | None = None,
 ) -> Any:
     """The same, for the JSON document in the last line."""
-    said = enter(remote, base, *words, timeout=timeout, sink=sink)
+    said = enter(remote, base, command, *given, timeout=timeout, sink=sink)
     try:
         return json.loads(said.splitlines()[-1])
     except (IndexError, ValueError):
         # It may hold a key: it is not shown.
-        die(f"{words[0]}: the server's answer is no JSON ({len(said)} characters)", status=FAILED)
+        die(f"{command}: the server's answer is no JSON ({len(said)} characters)", status=FAILED)

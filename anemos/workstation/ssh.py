@@ -151,19 +151,21 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         self,
         argv: Argv,
         *,
+        data: bytes = b"",
         timeout: float = 60,
         log: Sink | None = None,
         shown: Argv | None = None,
     ) -> str:
-        """Run ARGV as root with empty standard input, return its standard output, decoded.
+        """Run ARGV as root with DATA as standard input, return its standard output, decoded.
 
         With LOG, every line of its standard output and error goes there as it comes, and both are
         returned. TIMEOUT: seconds until its end; it is not killed then, only left alone. ARGV is
-        visible in the server's process list: no secret belongs there. SHOWN stands for it in
+        visible in the server's process list, and its words have at most 128 KiB (execve(2)): no
+        secret belongs there, nor its digest, nor what the operator writes. SHOWN stands for it in
         messages.
         Raises CommandFailed, ConnectionLost, TimedOut, all with status FAILED; NotRun.
         """
-        return self._exchange(argv, shown or argv, (), timeout, log)
+        return self._exchange(argv, shown or argv, (data,), timeout, log)
 
     def put(self, source: bytes | Path, path: str, *, mode: int, timeout: float = 60) -> int:
         """Make the file PATH (absolute, no directory) out of SOURCE, return its size in bytes.

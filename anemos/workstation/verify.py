@@ -1,6 +1,5 @@
 """Proves that the machine became what was described: positive evidence for every check."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,7 +91,7 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
     if not seen.base:
         yield Check("kept disks", False, "the base image, which compares them, is not there")
         return
-    words = json.dumps([asdict(each) for each in keep])
+    words = [asdict(each) for each in keep]
     try:
         found = reach.answer(remote, seen.base, "fingerprint", words)
     except Failure as failure:
@@ -105,12 +104,12 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
         yield Check(f"kept disk {new['serial']}", old == new, evidence)
 
 
-# $1: the text of an IMGBUILD, $2: the script that calls its verify().
+# $1: the script that calls verify() of the IMGBUILD on standard input.
 OWN = """
 directory=$(mktemp -d)
 trap 'rm -r "$directory"' EXIT
-printf %s "$1" >"$directory/IMGBUILD"
-if command -v bash >/dev/null; then set -- bash --posix -c "$2"; else set -- sh -c "$2"; fi
+cat >"$directory/IMGBUILD"
+if command -v bash >/dev/null; then set -- bash --posix -c "$1"; else set -- sh -c "$1"; fi
 "$@" IMGBUILD "$directory/IMGBUILD"
 """
 
@@ -120,9 +119,9 @@ def check_own(host: Host, remote: Remote) -> Iterator[Check]:
     spec = host.imgbuild()
     if "verify" not in spec.functions:
         return
-    argv = ["sh", "-c", OWN, "sh", spec.file.read_text(), functions.script(spec, "verify")]
+    argv, text = ["sh", "-c", OWN, "sh", functions.script(spec, "verify")], spec.file.read_bytes()
     try:
-        said = remote.sh(argv, timeout=SETTLE_S, shown=["verify()"]).splitlines()
+        said = remote.sh(argv, data=text, timeout=SETTLE_S, shown=["verify()"]).splitlines()
         yield Check("verify()", True, said[-1] if said else "succeeded")
     except Failure as failure:
         if isinstance(failure, CommandFailed):
