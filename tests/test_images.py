@@ -4,6 +4,9 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
+from anemos.run import CommandFailed
 from anemos.workstation import images
 
 HOUR_S = 3600.0
@@ -38,3 +41,21 @@ def test_prune(tmp_path: Path) -> None:
         os.utime(image, times=(0, 0))
     images.prune(tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == kept | {"layer-x.tar.zst"}
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "message", "status"),
+    [
+        (2, "Building\nerror: IMGBUILD: line 3: no\n", "IMGBUILD: line 3: no", 2),
+        (1, "error: one\nmore\nerror: why\n  | last\n", "why\n  | last", 1),
+        (2, "error: no error: in the middle\n", "no error: in the middle", 2),
+        (-9, "Building\n", "mx: the image builder: killed by signal 9\n  | Building", 1),
+        (-11, "error: told before\n", "mx: the image builder: killed by signal 11\n", 1),
+        (1, "Traceback\nKeyError: 1\n", "mx: the image builder: exit status 1\n  | Traceback", 1),
+    ],
+)
+def test_end_of_the_builder(code: int, output: str, message: str, status: int) -> None:
+    failure = images.said(Path("mx"), CommandFailed(["python3"], code, output))
+
+    assert failure.message.startswith(message)
+    assert failure.status == status

@@ -291,3 +291,14 @@ def test_writes_are_counted(
 
     if caught:
         assert caught.value.message == f"written to, although kept: {says}"
+
+
+def test_what_is_there(sysfs: Sysfs, done: list[str]) -> None:
+    """Where no old system has told it, this is what the kept disks are compared with."""
+    sysfs.virtio("vda", 1)
+
+    found = kept.fingerprints((keep("data", "VDA"),))
+
+    assert [(each["name"], each["digest"]) for each in found] == [("data", "same")]
+    kept.secure((keep("data", "VDA"),), found)
+    assert done == ["taken vda"]

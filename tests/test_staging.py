@@ -108,7 +108,8 @@ def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
     found = boot.load(tmp_path / "boot.json")
     assert (found.deployment, found.host, found.base) == ("d-1", "mx", BASE)
     assert (found.ssh_port, found.network, found.kept) == (2222, NETWORK, [KEPT])
-    assert json.loads(found.stamp) == {"deployment": "d-1", "host": "mx", "base": BASE}
+    stamp = {"deployment": "d-1", "host": "mx", "base": BASE, "kept": [KEPT]}
+    assert json.loads(found.stamp) == stamp
 
 
 def test_initramfs(stage: Path) -> None:

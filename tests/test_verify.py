@@ -222,6 +222,21 @@ def test_kept(
 
 
 @pytest.mark.real("run")
+@pytest.mark.parametrize(("kept", "passed"), [([BEFORE], True), (None, False), ([], False)])
+def test_kept_by_what_the_initramfs_saw(
+    host: Host, monkeypatch: pytest.MonkeyPatch, kept: Any, passed: bool
+) -> None:
+    """Started by hand, or verified from elsewhere: this workstation knows no fingerprint."""
+    server: Any = object()
+    monkeypatch.setattr(reach, "enter", lambda *_, **__: json.dumps([BEFORE]))
+    seen = replace(FACTS, stamp=FACTS.stamp | {"kept": kept})
+
+    (check,) = verify.check_kept(host, replace(STATE, kept=[]), server, seen)
+
+    assert (check.name, check.passed) == ("kept disk S", passed)
+
+
+@pytest.mark.real("run")
 def test_kept_without_base_image(host: Host) -> None:
     server: Any = object()
 

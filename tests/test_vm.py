@@ -158,6 +158,8 @@ def test_install(tmp_path: Path) -> None:
     vm.install(MACHINE, [image], "ssh-ed25519 AAAA")
 
     assert MACHINE.host_key == "ssh-ed25519 AAAA"
+    with pytest.raises(Failure, match="there is no VM other yet"):
+        _ = replace(MACHINE, name="other", directory=MACHINE.directory / "other").host_key
     (disk,) = MACHINE.directory.glob("*.img")
     assert (disk.name, disk.stat().st_size) == ("stock-system.img", 2**30)
     assert disk.stat().st_blocks * 512 < 2**20

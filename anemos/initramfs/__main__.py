@@ -77,6 +77,9 @@ def begin(given: Boot) -> None:
         spec = planned(spec, spec.keep, erase)
         if not given.layer:
             check_mirror(spec)
+        if given.kept is None:  # started by hand: `verify` compares with what is there now
+            given = replace(given, kept=kept.fingerprints(spec.keep))
+            boot.save(given)
         mounts = kept.secure(spec.keep, given.kept)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")

@@ -27,7 +27,7 @@ class Boot:
     def stamp(self) -> str:
         """What the new system says of itself, as /etc/anemos/deployment.json."""
         fields = {"deployment": self.deployment, "host": self.host, "base": self.base}
-        return json.dumps(fields) + "\n"
+        return json.dumps({**fields, "kept": self.kept}) + "\n"
 
 
 FILE = HERE / "boot.json"

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from anemos.image.layout import Kept, Mounted
 from anemos.initramfs.hardware import wait_for
 from anemos.log import FAILED, die
 from anemos.run import run
+
+
+def fingerprints(keep: Sequence[Kept]) -> list[dict[str, Any]]:
+    """What the disks are that KEEP names. Raises Failure for one that is missing or ambiguous."""
+    found = [(each, disks.resolve(each.name, each.match, disks.devices())) for each in keep]
+    return [asdict(disks.fingerprint(each.name, disk, each.only)) for each, disk in found]
 
 
 def secure(keep: tuple[Kept, ...], before: list[dict[str, Any]] | None) -> list[Mounted]:

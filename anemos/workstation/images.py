@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from anemos.digest import sha256
 from anemos.image import bootstrap
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import Failure, die
-from anemos.run import CommandFailed, run
+from anemos.run import CommandFailed, meaning, run, tail
 from anemos.workstation import places
 
 PACKAGE = places.ROOT / "anemos"
@@ -145,12 +146,22 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
     try:
         lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=relay).splitlines()
     except CommandFailed as failed:
-        reason = failed.output.rstrip().rpartition("error: ")[2]
-        raise Failure(reason, status=failed.returncode) from None
+        raise said(directory, failed) from None
     files = [Path(line) for line in lines if line.startswith("/")]
     if not files:
         die(f"{directory}: the image builder made nothing", status=log.FAILED)
     return files
+
+
+def said(directory: Path, failed: CommandFailed) -> Failure:
+    """The builder's last word, with its status; of one that was killed, or fell over, our own."""
+    _, spoke, reason = f"\n{failed.output.rstrip()}".rpartition("\nerror: ")
+    if spoke and failed.returncode > 0:
+        return Failure(reason, status=failed.returncode)
+    how = f"{directory}: the image builder: {meaning(failed.returncode)}"
+    out_of_memory = "the kernel kills so when memory is short (dmesg)"
+    hint = out_of_memory if failed.returncode == -signal.SIGKILL else ""
+    return Failure(f"{how}\n{tail(failed.output)}", hint=hint, status=log.FAILED)
 
 
 def relay(line: str) -> None:

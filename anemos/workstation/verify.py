@@ -97,7 +97,8 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
     except Failure as failure:
         yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
         return
-    before, now = ({each["name"]: each for each in each_time} for each_time in (state.kept, found))
+    known = state.kept or seen.stamp.get("kept") or []  # the latter: by the initramfs itself
+    before, now = ({each["name"]: each for each in each_time} for each_time in (known, found))
     for each in keep:
         old, new = before.get(each.name, {}), now[each.name]
         evidence = f"{old.get('digest', 'nothing')[:16]} before, {new['digest'][:16]} now"

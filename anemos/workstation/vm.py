@@ -44,7 +44,10 @@ class Vm:
     @property
     def host_key(self) -> str:
         """The pinned public key: the stock system's."""
-        return (self.directory / "host_key").read_text()
+        file = self.directory / "host_key"
+        if not file.exists():
+            die(f"there is no VM {self.name} yet", hint=f"./inv demo --host {self.name} makes it")
+        return file.read_text()
 
     @property
     def pid(self) -> int:
