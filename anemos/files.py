@@ -12,9 +12,20 @@ from tempfile import TemporaryDirectory
 def replace(file: Path, text: str, mode: int = 0o666) -> None:
     """Make TEXT the content of FILE: nobody ever reads half of it. MODE: less the umask."""
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
-    fresh.touch(mode)
-    fresh.write_text(text)
-    settle(fresh, file)
+    with named(file):
+        fresh.touch(mode)
+        fresh.write_text(text)
+        settle(fresh, file)
+
+
+@contextmanager
+def named(file: Path) -> Iterator[None]:
+    """Errors inside are about FILE: write(2) names none, of a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(file)
+        raise
 
 
 def settle(fresh: Path, file: Path) -> None:

@@ -1,9 +1,15 @@
 """Files that others read while they are written."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from anemos import files
+
+X = Path("/x/payload")
 
 
 def test_scratch(tmp_path: Path) -> None:
@@ -12,6 +18,15 @@ def test_scratch(tmp_path: Path) -> None:
     with files.scratch(tmp_path, "x-") as first, files.scratch(tmp_path, "x-") as second:
         assert set(tmp_path.iterdir()) == {first, second}
     assert not list(tmp_path.iterdir())
+
+
+def test_error_of_writing_names_the_file(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left on device: '/x/payload'"), files.named(X):
+        raise full
+    other = r"No such file or directory: '.*/other'"
+    with pytest.raises(FileNotFoundError, match=other), files.named(X):
+        (tmp_path / "other").read_text()
 
 
 def test_replace(tmp_path: Path) -> None:

@@ -111,6 +111,20 @@ def test_home_that_cannot_be_used(project: Tree, task: str, variable: str) -> No
 
 
 @pytest.mark.real("run")
+def test_file_that_cannot_be_written(project: Tree) -> None:
+    """As on a full disk: write(2) does not say what it was that could not be written."""
+    assert project.inv("reveal-secrets", "--host", "mx").status == 0
+    task = 'ulimit -f 0; exec "$PYTHON" -m anemos.workstation.program pack --host mx --json'
+    env = tree.environment(project.home) | {"PYTHON": sys.executable}
+    with Popen(["sh", "-c", task], cwd=project.directory, env=env, stdout=PIPE, text=True) as pack:
+        said = json.loads(pack.communicate()[0])
+
+    # The lock, which comes first; `payload` is written the same way.
+    assert said["error"] == f"{project.memory}/.locks/mx: File too large"
+    assert said["status"] == pack.returncode == FAILED
+
+
+@pytest.mark.real("run")
 @pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "<&- 2>&-"])
 def test_json_without_standard_error(project: Tree, streams: str) -> None:
     argv = ["sh", "-c", f'"$PYTHON" -m anemos.workstation.program plan --json {streams}']

@@ -301,6 +301,17 @@ def test_await_boot_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint == "the last try: no answer"
 
 
+def test_a_long_wait_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reach, "QUIET_S", 0)
+    Machine(monkeypatch, AWAY, "old", "new")
+
+    await_boot()
+
+    assert "Still waiting for the new system, 0 s: no answer\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("end", [AWAY, LOST, KILLED, "new"])
 def test_await_end(monkeypatch: pytest.MonkeyPatch, end: object) -> None:
     """The last answer of the old system is where its downtime begins."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anemos import archive
+from anemos import archive, files
 from anemos.archive import Keys
 from anemos.digest import sha256
 from anemos.run import run
@@ -34,7 +34,7 @@ def write(directory: Path, parts: Parts) -> None:
         out = directory / "initrd"
         out.unlink(missing_ok=True)
         out.touch(0o600)
-        with out.open("wb") as file:
+        with files.named(out), out.open("wb") as file:
             archive.found(file, initrd, parts.base, parts.layer)
             archive.finish(file, boot(parts), parts.payload, parts.keys, stay=parts.stay)
     (directory / "cmdline").write_text(kexec.cmdline("") + "\n")

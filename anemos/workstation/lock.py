@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from anemos import files
 from anemos.log import die
 from anemos.workstation import places
 
@@ -32,7 +33,8 @@ def tried(name: str) -> str:
             file.seek(0)
             return file.read() or "it has just begun"
     held[name] = file
-    file.truncate(0)
-    file.write(f"./inv {' '.join(sys.argv[1:2])}, process {os.getpid()}, since {time.ctime()}")
-    file.flush()
+    with files.named(Path(file.name)):
+        file.truncate(0)
+        file.write(f"./inv {' '.join(sys.argv[1:2])}, process {os.getpid()}, since {time.ctime()}")
+        file.flush()
     return ""

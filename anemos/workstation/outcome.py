@@ -51,7 +51,8 @@ def explained(end: BaseException) -> Failure:
         return Failure("interrupted", hint="./inv status tells what runs there", status=130)
     if isinstance(end, OSError):
         where = "" if end.filename is None else f"{end.filename}: "
-        return Failure(f"{where}{end.strerror or end}", status=FAILED)
+        hint = "" if where else "which file, the system does not say: df tells what is full"
+        return Failure(f"{where}{end.strerror or end}", hint=hint, status=FAILED)
     for line in traceback.format_exception(end):
         log.to_stderr(line.rstrip())
     what = "".join(traceback.format_exception_only(end)).strip()

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from anemos import files
 from anemos.image import definition, fstab, layout, template, tree
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
@@ -69,7 +70,7 @@ def write(
     head = Member("manifest.json", json.dumps(manifest, indent=1).encode(), 0o600)
     out.unlink(missing_ok=True)
     out.touch(0o600)
-    with tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as archive:
+    with files.named(out), tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as archive:
         for member in [head, *members]:
             add(archive, member)
 

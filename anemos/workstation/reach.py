@@ -32,6 +32,7 @@ from anemos.workstation.state import WORD, State
 SERVER = places.ROOT / "anemos/server"
 STAGE = "/run/anemos"
 POLL_S = 0.5
+QUIET_S = 60.0  # a wait tells now and then what it waits for
 REFUSED_S = 60.0  # a system that comes up may not know all of its keys and users yet
 # What a system on its way down or up may answer with; a command may be killed with everything else.
 GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed, NotRun)
@@ -81,10 +82,10 @@ def await_boot(
 
     Raises Failure at the end, or after a minute when somebody refuses us, or holds another key.
     """
-    start = time.monotonic()
+    start = told = time.monotonic()
     refused: list[float] = []  # since when
     tries = cycle([replace(where, host_key=other_key), where] if other_key else [where])
-    why = "another system answers"
+    why = "another system answers"  # if anybody does
     while time.monotonic() < start + timeout:
         try:
             with connect(next(tries), status=FAILED) as remote:
@@ -98,6 +99,9 @@ def await_boot(
             if not other_key and refused[-1] - refused[0] >= REFUSED_S:
                 raise
             why = failure.message
+        if time.monotonic() - told >= QUIET_S:
+            told = time.monotonic()
+            log.info(f"Still waiting for the {what}, {told - start:.0f} s: {why}")
         time.sleep(POLL_S)
     die(
         f"{host.name}: no answer from the {what} within {timeout} s",

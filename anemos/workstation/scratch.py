@@ -11,6 +11,7 @@ from secrets import token_hex
 from types import FrameType
 from typing import NoReturn
 
+from anemos import files
 from anemos.log import die
 from anemos.workstation import places
 
@@ -70,7 +71,8 @@ def write_private(top: Path, name: str, data: bytes) -> None:
     for parent in reversed(PurePath(name).parents):
         (top / parent).mkdir(mode=0o700, exist_ok=True)
     (top / name).touch(mode=0o600, exist_ok=False)
-    (top / name).write_bytes(data)
+    with files.named(top / name):
+        (top / name).write_bytes(data)
 
 
 def remove(path: Path) -> None:
