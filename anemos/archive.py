@@ -40,6 +40,7 @@ def boot(
         "base": base.stem.removeprefix("base-"),
         "payload": payload,
         "layer": layer,
+        "agreed": manifest["agreed"],
         **system,
     }
 

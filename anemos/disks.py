@@ -45,6 +45,11 @@ class Device:
         infix = "p" if self.name[-1].isdigit() else ""
         return Path(f"/dev/{self.name}{infix}{number}") if number else self.path
 
+    def same(self, other: "Device") -> bool:
+        """Whether OTHER is this disk, by all that both kernels tell of it: drivers differ."""
+        names = [(self.serial, other.serial), (self.wwn, other.wwn)]
+        return self.size == other.size and all(a == b or not (a and b) for a, b in names)
+
     def describe(self) -> str:
         return f"{self.name} (serial {self.serial or '-'}, {self.size / 1e9:.1f} GB)"
 
@@ -74,6 +79,13 @@ def attribute(entry: Path, places: Sequence[str]) -> str:
         data = data[VPD_HEAD:] if place.endswith("vpd_pg80") else data
         return data.decode(errors="replace").strip(" \n\0")
     return ""
+
+
+def named_by(wanted: Sequence[Mapping[str, str]]) -> list[tuple[Device, str]]:
+    """The disks that any of WANTED names, each with its number since the boot: one that was taken
+    away and put back has another (kernel: ABI/stable/sysfs-block, diskseq)."""
+    found = [each for each in devices() if any(matches(each, match) for match in wanted)]
+    return [(each, attribute(SYS_BLOCK / each.name, ["diskseq"])) for each in found]
 
 
 def read_only(found: Device) -> bool:

@@ -41,7 +41,7 @@ def test_nothing_secret_on_the_disk(
     """Neither the payload, which need not be on the server at all, nor the old host keys."""
     base = f"/base-{BASE}.squashfs"
     (stage.parent / "host" / base[1:]).write_bytes(b"hsqs")
-    manifest = {"deployment": "d-1", "host": "mx", "keep": []}
+    manifest = {"deployment": "d-1", "host": "mx", "keep": [], "agreed": {"layout": "x"}}
     digest = sha256(stage / "payload")
     (stage / "payload").unlink()
 
@@ -49,6 +49,7 @@ def test_nothing_secret_on_the_disk(
 
     said = json.loads(capsys.readouterr().out)
     assert (said["payload"], said["layer"], said["once"]) == (digest, "l", True)
+    assert said["agreed"] == {"layout": "x"}
     entries = unpack(grub / "anemos/initrd")
     assert list(entries) == [
         "anemos/base.squashfs",

@@ -111,6 +111,7 @@ def test_manifest(host: Path, secrets: Path) -> None:
             asdict(Kept("more", {"wwn": "naa.1"})),
         ],
         "finish": "reboot",
+        "agreed": {},
         "files": {
             "host/IMGBUILD": sha256(IMGBUILD.encode()).hexdigest(),
             "files/etc/motd": sha256(b"hello\n").hexdigest(),

@@ -16,7 +16,17 @@ from anemos.digest import sha256
 from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import clean, facts, hostkeys, payload, phases, places, reach, staged
+from anemos.workstation import (
+    clean,
+    consent,
+    facts,
+    hostkeys,
+    payload,
+    phases,
+    places,
+    reach,
+    staged,
+)
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import Host, Timeouts, VmSettings
 from anemos.workstation.plan import Sizes
@@ -380,15 +390,36 @@ class Server:
         return '{"ssh_host_rsa_key": "private"}' if "arm" in words else ""
 
 
+AGREED = {"layout": "digest", "erase": {}}
+
+
+@pytest.fixture
+def agreed() -> None:
+    """What the last plan has shown."""
+    (places.state("mx") / consent.FILE).write_text(json.dumps(AGREED))
+
+
+@pytest.mark.parametrize(
+    ("packed", "hint"), [({}, "./inv plan, then ./inv pack"), ({"layout": "x"}, "./inv pack again")]
+)
+def test_jump_without_consent(agreed: None, packed: dict[str, str], hint: str) -> None:
+    """Before a word is said to the server."""
+    State("mx", deployment="d-1", remote_base="/base", agreed=packed).save()
+
+    with pytest.raises(Failure, match="mx: packed") as caught:
+        phases.kexec(HOST)
+    assert (caught.value.status, caught.value.hint) == (BAD_INPUT, hint)
+
+
 def jump(monkeypatch: pytest.MonkeyPatch, seen: Identity, *, hold: bool = False) -> dict[str, Any]:
-    State("mx", deployment="d-1", remote_base="/base").save()
+    State("mx", deployment="d-1", remote_base="/base", agreed=AGREED).save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
     monkeypatch.setattr(reach, "await_boot", lambda *_, **__: seen)
     return phases.kexec(HOST, hold)
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+def test_jump(monkeypatch: pytest.MonkeyPatch, agreed: None, lost: bool) -> None:
     """A connection that ends with the jump or the word to go on is no failure: events tell."""
     server = Server(monkeypatch, lost=lost)
 
@@ -405,12 +436,14 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     assert state.last_answer > 0
 
 
-def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     """Secrets and host keys go to the initramfs alone, which is met under the key of this boot."""
     server = Server(monkeypatch)
     (places.memory("mx") / "payload").write_text("payload")
     entry = ["grub", "/boot/grub", "vda2"]
-    State("mx", "d-1", remote_base="/base", entry=entry, once_key="ssh-ed25519 B").save()
+    state = State("mx", "d-1", remote_base="/base", entry=entry, once_key="ssh-ed25519 B")
+    state.agreed = AGREED
+    state.save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
     keys: list[str] = []
 
@@ -453,10 +486,11 @@ def test_word_without_an_answer(monkeypatch: pytest.MonkeyPatch, answer: Failure
     assert reached == [WORD]
 
 
-def test_jump_from_the_initramfs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jump_from_the_initramfs(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     """It is no old system that could still be there."""
     Server(monkeypatch)
-    State("mx", deployment="d-1", remote_base="/base", reached=WORD).save()
+    state = State("mx", deployment="d-1", remote_base="/base", reached=WORD, agreed=AGREED)
+    state.save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("b", True, "d-1", 1.0))
 
     with pytest.raises(Failure, match="mx is in the initramfs already") as caught:
@@ -478,7 +512,7 @@ def test_payload_that_is_gone() -> None:
         phases.upload(HOST)
 
 
-def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     """The initramfs waits longer, and gets no word."""
     server = Server(monkeypatch)
 
@@ -489,7 +523,9 @@ def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "seen", [Identity("new", False, "d-1", 2.0), Identity("new", True, "d-0", 2.0)]
 )
-def test_jump_into_something_else(monkeypatch: pytest.MonkeyPatch, seen: Identity) -> None:
+def test_jump_into_something_else(
+    monkeypatch: pytest.MonkeyPatch, agreed: None, seen: Identity
+) -> None:
     """It does not get the word to go on, and tells how the old system ended."""
     server = Server(monkeypatch)
     said: list[str] = []

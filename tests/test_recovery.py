@@ -369,7 +369,7 @@ def test_resuming_with_another_layer(here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(boot.load, "__defaults__", (here / "boot.json",))
     monkeypatch.setattr(boot.save, "__defaults__", (here / "boot.json",))
     monkeypatch.setattr(brain, "definition", lambda given: other)
-    monkeypatch.setattr(brain, "resolve", lambda spec: {})
+    monkeypatch.setattr(brain, "resolve", lambda spec, agreed: {})
     monkeypatch.setattr(brain, "planned", lambda spec, keep, erase: spec)
     monkeypatch.setattr(events, "PASSED", here)
     layers: list[str] = []

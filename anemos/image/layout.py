@@ -5,11 +5,13 @@ are called DISK/PART, volumes by their names; whatever may carry a file system i
 Sizes are bytes.
 """
 
+import json
 import re
 import uuid
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -336,6 +338,12 @@ def divided(layout: Layout, group: Volume, room: int) -> dict[str, int]:
 def identity(seed: str, *names: str) -> str:
     """A UUID that depends on SEED (a deployment's id, say) and NAMES alone (RFC 9562, 5.5)."""
     return str(uuid.uuid5(NAMESPACE, "/".join((seed, *names))))
+
+
+def digest(layout: Layout, keep: Sequence[Kept]) -> str:
+    """SHA-256 over all that LAYOUT and KEEP say."""
+    text = json.dumps([asdict(layout), [asdict(each) for each in keep]], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
 
 
 def fs_uuid(carrier: Carrier, seed: str) -> str:

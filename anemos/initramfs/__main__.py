@@ -18,10 +18,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from anemos import disks, log
 from anemos.digest import sha256
-from anemos.image import bootstrap, imgbuild
+from anemos.disks import Device
+from anemos.image import bootstrap, imgbuild, layout
 from anemos.image.bootstrap import fetching
 from anemos.image.bootstrap.targets import TARGETS
 from anemos.image.imgbuild import Imgbuild
@@ -73,7 +75,8 @@ def begin(given: Boot) -> None:
     with log.step("Preflight"):
         spec = definition(given)
         await_disks(spec)
-        erase = resolve(spec)
+        check_layout(spec, given.agreed)
+        erase = resolve(spec, given.agreed)
         spec = planned(spec, spec.keep, erase)
         if not given.layer:
             check_mirror(spec)
@@ -83,8 +86,11 @@ def begin(given: Boot) -> None:
         mounts = kept.secure(spec.keep, given.kept)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
+    before = disks.named_by(matches(spec))
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
     events.await_word(math.inf if events.STAY.exists() else OPERATOR_S)
+    if disks.named_by(matches(spec)) != before:
+        die("a disk came or went while the word was awaited", hint="look again", status=FAILED)
     reached = progress.begin(spec, mounts)
     events.point_of_no_return()
     install.install(given, spec, erase, reached)
@@ -115,7 +121,7 @@ def go_on(given: Boot, asked: Request) -> None:
         log.info("Other packages: they are bootstrapped here")
         given = replace(given, layer="")
         boot.save(given)
-    erase = resolve(spec)
+    erase = resolve(spec, given.agreed)
     # Kept disks are out of reach by now, kept partitions are still there.
     spec = planned(spec, [each for each in spec.keep if each.disk], erase)
     first = reached.first_step(given.payload, asked.step)
@@ -178,22 +184,37 @@ def check_complete(unpacked: Path) -> None:
 
 def await_disks(spec: Imgbuild) -> None:
     """Controllers take their time. Whatever is missing then, `resolve` tells."""
-    matches = [d.match for d in spec.layout.disks] + [k.match for k in spec.keep]
 
     def present() -> bool:
         found = disks.devices()
-        return all(any(disks.matches(device, match) for device in found) for match in matches)
+        return all(any(disks.matches(device, match) for device in found) for match in matches(spec))
 
     with suppress(Failure):
         hardware.wait_for("disk", present)
 
 
-def resolve(spec: Imgbuild) -> dict[str, disks.Device]:
+def matches(spec: Imgbuild) -> list[Mapping[str, str]]:
+    return [disk.match for disk in spec.layout.disks] + [kept.match for kept in spec.keep]
+
+
+def check_layout(spec: Imgbuild, agreed: Mapping[str, Any]) -> None:
+    """An IMGBUILD is a script: what it says here must be what it said when the plan was shown."""
+    if agreed and agreed["layout"] != layout.digest(spec.layout, spec.keep):
+        die("layout or keep is not what the plan has shown", status=FAILED)
+
+
+def resolve(spec: Imgbuild, agreed: Mapping[str, Any]) -> dict[str, Device]:
+    """The disks to erase, which must be those that the plan has shown (AGREED: see Boot)."""
     found = disks.devices()
-    return {disk.name: disks.resolve(disk.name, disk.match, found) for disk in spec.layout.disks}
+    erase = {disk.name: disks.resolve(disk.name, disk.match, found) for disk in spec.layout.disks}
+    for name, shown in agreed.get("erase", {}).items():
+        if not Device(**shown).same(erase[name]):
+            told = f"{erase[name].describe()}, the plan has shown {Device(**shown).describe()}"
+            die(f"disk {name!r} is {told}", status=FAILED)
+    return erase
 
 
-def planned(spec: Imgbuild, keep: Sequence[Kept], erase: Mapping[str, disks.Device]) -> Imgbuild:
+def planned(spec: Imgbuild, keep: Sequence[Kept], erase: Mapping[str, Device]) -> Imgbuild:
     """SPEC with its layout around what is kept, when all of it can be done; and all its secrets."""
     for name, device in erase.items():
         if disks.read_only(device):

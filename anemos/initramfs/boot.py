@@ -1,7 +1,7 @@
 """What the old system left for the initramfs (archive.py puts it there)."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Boot:
     kept: list[dict[str, Any]] | None  # fingerprints taken in the old system, if there was one
     time: float = 0.0  # the workstation's: seconds since the epoch; 0: not told
     once: bool = False  # payload, layer and host keys are still to come (delivery.py)
+    # What `plan` has shown (workstation/consent.py), {} where nobody has asked it.
+    agreed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stamp(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.workstation import initramfs, payload, phases, places, plan, qemu
+from anemos.workstation import consent, initramfs, payload, phases, places, plan, qemu
 from anemos.workstation.host import Host
 from anemos.workstation.initramfs import Parts
 from anemos.workstation.scratch import require_memory
@@ -66,6 +66,7 @@ def export(host: Host, options: Options) -> dict[str, Any]:
     check_output(options, directory)
     phases.refuse(host, list(plan.bootable(host.imgbuild())))
     network, kept = described(options) if options.mac or options.address else captured(host)
+    consent.withdraw(host)
     with phases.forgotten(host):
         phases.reveal(host)
         keys = host_keys(host)  # first, as packing takes its time

@@ -1,7 +1,7 @@
 """The payload: a tar with everything that is particular to one deployment of one host.
 
     manifest.json     {"deployment", "host", "keep": [kept disks], "finish": see host.toml,
-                      "files": {path: SHA-256}}
+                      "files": {path: SHA-256}, "agreed": see consent.py}
     host/IMGBUILD     and, where the host has them, pacman.conf, repositories, keys/...
     files/PATH        the host's input files, templates rendered
     secrets/PATH      revealed files, mode 0600
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from anemos import files
 from anemos.image import definition, fstab, layout, template, tree
@@ -44,6 +45,7 @@ def write(
     values: Mapping[str, str],
     secrets: Path,
     finish: str = "reboot",
+    agreed: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the payload to OUT, mode 0600. SECRETS: the tree of revealed files.
 
@@ -61,6 +63,7 @@ def write(
         "host": spec.directory.name,
         "keep": [asdict(each) for each in spec.keep],
         "finish": finish,
+        "agreed": agreed or {},
         "files": {member.path: sha256(member.data).hexdigest() for member in members},
     }
     for member in members:

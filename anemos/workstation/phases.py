@@ -21,6 +21,7 @@ from anemos.image import bootstrap, definition
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import (
+    consent,
     facts,
     hostkeys,
     images,
@@ -54,6 +55,7 @@ def make_plan(host: Host) -> dict[str, Any]:
         seen = facts.gather(remote, state.base_hash)
     sizes = measure(host, state, seen)
     require(host, spec, seen, sizes, hostkeys.foresee(host))
+    consent.remember(host, spec, seen)
     lines = [*plan.describe(host, spec, seen, sizes), ("downtime", expected_downtime(host))]
     for what, which in lines:
         log.info(f"{what:8} {which}")
@@ -98,7 +100,8 @@ def reveal(host: Host) -> dict[str, Any]:
 
 def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     """Make the payload, and whatever else is to be sent."""
-    state = State(host.name, deployment=deployment or new_deployment())
+    agreed = consent.to_pack(host, host.imgbuild())
+    state = State(host.name, deployment=deployment or new_deployment(), agreed=agreed)
     digest = make_payload(host, state)
     state.base = str(images.base())
     state.save()
@@ -115,7 +118,9 @@ def make_payload(host: Host, state: State) -> str:
         die(f"{host.name}: {wrong}")
     values = {**revealed.values, **builtin_values(host, state)}
     files = into / "files"
-    payload.write(payload_file(host), spec, state.deployment, values, files, host.finish)
+    payload.write(
+        payload_file(host), spec, state.deployment, values, files, host.finish, state.agreed
+    )
     if not any(payload.authorized(payload_file(host))):
         log.info(f"No file /{payload.AUTHORIZED} in files/ or secrets/: who will log in?")
     make_layer(host, spec, state)
@@ -156,6 +161,7 @@ def upload(host: Host) -> dict[str, Any]:
         seen = facts.gather(remote, state.base_hash)
         sizes = measure(host, state, seen)
         require(host, host.imgbuild(), seen, sizes)
+        consent.check_disks(host, state, seen)
         with staged.undone(host):
             stage(state, remote, sizes)
             send_all(host, state, remote, seen, sizes)
@@ -223,7 +229,7 @@ def build_initramfs(host: Host) -> dict[str, Any]:
         command: list[Any] = ["build-initramfs", state.remote_base]
         if state.entry:
             manifest = archive.read_manifest(payload_file(host))
-            wanted = {name: manifest[name] for name in ("deployment", "host", "keep")}
+            wanted = {name: manifest[name] for name in ("deployment", "host", "keep", "agreed")}
             command = ["build-once", state.remote_base, state.entry[1], wanted]
         answer = reach.answer(remote, state.remote_base, *command, *words)
     state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
@@ -262,6 +268,7 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     if state.once_key:  # all is sent after the jump
         packed(host)
     with outcome.following(host), staged.undone(host):
+        consent.check(host, state)
         seen = arrive(host, state, jump(host, state, hold))
         if not hold:
             reach.give_word(reach.endpoint(host), state)

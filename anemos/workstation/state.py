@@ -37,6 +37,7 @@ class State:
     first_answer: float = 0.0  # of the new system
     kept: list[dict[str, Any]] = field(default_factory=list)  # fingerprints in the old system
     stays: bool = False  # started by hand: there is no old system that the initramfs goes back to
+    agreed: dict[str, Any] = field(default_factory=dict)  # see consent.py
     sent: dict[str, int] = field(default_factory=dict)  # bytes: base, layer, payload
     reached: str = ""  # one of LEAST
 
