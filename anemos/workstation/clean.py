@@ -40,7 +40,7 @@ def here() -> list[str]:
 
 def wanted(path: Path) -> bool:
     """An editor that still runs has its directory."""
-    return path.parent.name == scratch.NAME and Path("/proc", path.name).exists()
+    return path.parent.name == scratch.NAME and scratch.in_use(path)
 
 
 def there(host: Host, yes: str) -> None:

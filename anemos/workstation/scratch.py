@@ -31,7 +31,7 @@ def directory() -> Iterator[Path]:
     top = places.memory(NAME)
     require_memory(top)
     for old in top.iterdir():
-        if not Path("/proc", old.name.partition(".")[0]).exists():
+        if not in_use(old):
             remove(old)
     mine = top / f"{os.getpid()}.{token_hex(4)}"  # one may need another one meanwhile
     with ending():
@@ -40,6 +40,11 @@ def directory() -> Iterator[Path]:
             yield mine
         finally:
             remove(mine)
+
+
+def in_use(directory: Path) -> bool:
+    """Whether the process that made DIRECTORY still runs."""
+    return Path("/proc", directory.name.partition(".")[0]).exists()
 
 
 @contextmanager
