@@ -64,6 +64,8 @@ def main() -> None:
         status = CLOSED
     except SystemExit as end:
         status = end.code
+    except KeyboardInterrupt:  # before a task has begun
+        status = 130
     if not flushed(sys.stdout):
         status = status or CLOSED
     flushed(sys.stderr)

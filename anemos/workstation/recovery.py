@@ -113,6 +113,7 @@ def go_back(host: Host) -> dict[str, Any]:
         )
     if back.in_initramfs or back.deployment == seen.deployment:
         die(f"{host.name} did not go back: ./inv status", status=FAILED)
+    status.old_system(host, back.deployment)
     staged.leave_nothing(host)  # the boot entry, if there was one
     return {"host": host.name, "boot_id": back.boot_id, "deployment": back.deployment}
 

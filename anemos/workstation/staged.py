@@ -8,13 +8,13 @@ from anemos import log
 from anemos.log import FAILED, Failure
 from anemos.workstation import places, reach
 from anemos.workstation.host import Host
-from anemos.workstation.ssh import LoginRefused, Remote, WrongHostKey, connect
+from anemos.workstation.ssh import LoginRefused, NotRun, Remote, WrongHostKey, connect
 from anemos.workstation.state import load_state
 
 PATIENCE_S = 60.0  # an sshd that starts again, a moment without memory
 PAUSE_S = 2.0
 END_S = 180.0  # the kernel may be reading an initramfs of hundreds of MiB
-HOPELESS = (WrongHostKey, LoginRefused)
+HOPELESS = (WrongHostKey, LoginRefused, NotRun)
 INITRAMFS = "initramfs"  # unstage.sh says so
 
 

@@ -120,6 +120,11 @@ def remember(host: Host, seen: Status) -> dict[str, Any]:
     return before
 
 
+def old_system(host: Host, deployment: str) -> None:
+    """It is back, of DEPLOYMENT or of none: what was known of the one that did not end is over."""
+    remember(host, Status(DEPLOYED if deployment else SYSTEM, deployment))
+
+
 def last_known(host: Host) -> dict[str, Any]:
     """What was seen or done last."""
     state = load_state(host)

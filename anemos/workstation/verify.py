@@ -8,7 +8,7 @@ from anemos import log
 from anemos.image import functions
 from anemos.log import FAILED, UNVERIFIED, Failure, die
 from anemos.run import CommandFailed
-from anemos.workstation import facts, outcome, reach
+from anemos.workstation import facts, outcome, reach, status
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host
 from anemos.workstation.outcome import Witnessed
@@ -43,6 +43,7 @@ def prove(host: Host, state: State) -> dict[str, Any]:
         up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
     if up.deployment != state.deployment:
         if state.reached not in (PASSED, DONE):
+            status.old_system(host, up.deployment)
             raise Witnessed(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
         die(f"{host.name}: a system answers that is not the new one", status=FAILED)
     state.first_answer = state.first_answer or up.answered

@@ -120,6 +120,7 @@ def ended(host: Host, watching: Watch) -> None:
         raise Witnessed(f"{host.name} is not being installed", hint="./inv status")
     if watching.passed:
         die(f"{host.name}: a system answers that is not the new one", status=IN_INITRAMFS)
+    status.old_system(host, str(watching.then))
     raise Witnessed(f"{host.name} runs the old system: nothing was installed", status=FAILED)
 
 
@@ -130,11 +131,12 @@ def failed(host: Host, watching: Watch) -> None:
         code = IN_INITRAMFS if watching.passed else FAILED
         raise Witnessed(f"{host.name}: {message}", hint=hint, status=code)
     with log.step("Waiting for the old system"):
-        reach.await_boot(
+        back = reach.await_boot(
             host,
             reach.endpoint(host),
             lambda seen: not seen.in_initramfs,
             host.timeouts.up,
             "old system",
         )
+    status.old_system(host, back.deployment)
     raise Witnessed(f"{host.name} runs the old system again: {message}", status=FAILED)
