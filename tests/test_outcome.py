@@ -18,7 +18,7 @@ from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.workstation import outcome
 from anemos.workstation.command import command
 from tests import tree
-from tests.tree import Tree
+from tests.tree import TOML, Tree
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm/x")
 
@@ -108,6 +108,28 @@ def test_home_that_cannot_be_used(project: Tree, task: str, variable: str) -> No
     assert json.loads(done.out)["status"] == done.status == BAD_INPUT
     assert done.err.startswith("error: /proc/none")
     assert "No such file or directory" in done.err
+
+
+IMPATIENT = f"{TOML}[timeouts]\nup = 1\ninstall = 1\ninitramfs = 1\n"
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize("task", ["watch", "verify", "resume", "abort", "rescue", "go"])
+def test_no_task_takes_the_word_back(project: Tree, task: str) -> None:
+    """Nobody answers, and the word was given: that the old system still runs is not known."""
+    project.host("mx", IMPATIENT)
+    state = tree.where("state('mx')", project.directory, project.home) / "state.json"
+    known = {"host": "mx", "deployment": "d-1", "old_boot_id": "b", "stays": True}
+    state.write_text(json.dumps({**known, "reached": "word"}))
+    words = ["--yes", "mx"] if task == "go" else []
+
+    done = project.inv(task, "--host", "mx", "--json", *words)
+
+    assert json.loads(done.out)["status"] == done.status == IN_INITRAMFS
+    assert "the word to erase was given" in done.err
+    told = json.loads(project.inv("status", "--host", "mx", "--json").out)["last_known"]
+    assert (told["state"], told["deployment"]) == ("told to install", "d-1")
+    state.unlink()
 
 
 @pytest.mark.real("run")

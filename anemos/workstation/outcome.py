@@ -4,6 +4,7 @@
 them because of the place in the code that failed, but only on the evidence of the machine itself.
 """
 
+import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +52,8 @@ def explained(end: BaseException) -> Failure:
         return Failure("interrupted", hint="./inv status tells what runs there", status=130)
     if isinstance(end, OSError):
         where = "" if end.filename is None else f"{end.filename}: "
-        hint = "" if where else "which file, the system does not say: df tells what is full"
+        full = end.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "df -h tells which file system is full" if full else ""
         return Failure(f"{where}{end.strerror or end}", hint=hint, status=FAILED)
     for line in traceback.format_exception(end):
         log.to_stderr(line.rstrip())

@@ -121,7 +121,7 @@ def go_back(host: Host) -> dict[str, Any]:
 def rescue(host: Host) -> NoReturn:
     """Become ssh(1), logged in to HOST, which must hold the pinned key."""
     where = reach.endpoint(host)
-    with connect(where) as remote:
+    with outcome.following(host), connect(where) as remote:
         in_initramfs = status.ask(remote).state not in (status.SYSTEM, status.DEPLOYED)
     argv = reach.login(where, places.memory(host.name) / "known_hosts")
     if in_initramfs:
