@@ -231,6 +231,25 @@ def test_abort_wins(here: Path) -> None:
     assert not (here / "panic").exists()
 
 
+def test_console_that_is_gone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is there memory for the log: the installation goes on, and its end is told."""
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(events, "CONSOLE", full.fileno())
+        events.tell("one")
+        events.done()
+        monkeypatch.setattr(events, "LOG", Path("/dev/full"))
+        events.tell("two")
+
+    told = [json.loads(line) for line in events.EVENTS.read_text().splitlines()]
+    assert [each["event"] for each in told] == ["log", "done", "log"]
+
+
+def test_console(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    events.tell("one")
+
+    assert capfd.readouterr().out == events.LOG.read_text() == "one\n"
+
+
 def test_point_that_cannot_be_passed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends in the old system, and nobody was told otherwise."""
     monkeypatch.setattr(events, "PANICS", [here])  # no file

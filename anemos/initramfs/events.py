@@ -6,13 +6,16 @@ stream; when the installation is resumed, it begins anew.
 """
 
 import json
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from anemos import log
 from anemos.initramfs.boot import HERE
 from anemos.log import FAILED, die
 
+CONSOLE = 1  # standard output: init has opened it
 EVENTS = HERE / "events"
 LOG = HERE / "log"
 PASSED = HERE / "point-of-no-return"  # init looks for it
@@ -29,10 +32,13 @@ def start() -> None:
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
-    with LOG.open("a") as file:
+    """Raises nothing: a console that hung up, or memory that is full, ends no installation."""
+    with suppress(OSError):
+        os.write(CONSOLE, f"{line}\n".encode(errors="replace"))  # print() would keep what failed
+    with suppress(OSError), LOG.open("a") as file:
         file.write(line + "\n")
-    emit("log", line=line)
+    with suppress(OSError):
+        emit("log", line=line)
 
 
 def emit(event: str, **fields: str | float) -> None:
