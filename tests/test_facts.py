@@ -379,3 +379,31 @@ def test_entry_that_the_firmware_starts(options: list[str], expected: str) -> No
     )
 
     assert facts.parse(text).boot_first == expected
+
+
+def test_network() -> None:
+    lines = (
+        'ip_links=[{"ifname":"eth0"}]\nip_routes4=[{"dst":"default"}]\nip_rules=[{"priority":0}]\n'
+    )
+    lines += 'ip_rules=[{"priority":1}]\nconnection=192.0.2.9 40000 192.0.2.7 22\n'
+
+    found = facts.parse(captured("virtio") + lines)
+
+    assert found.network == (
+        [{"ifname": "eth0"}],
+        [{"dst": "default", "family": "-4"}],
+        [{"priority": 0}, {"priority": 1}],
+    )
+    assert found.connection == ("192.0.2.9", "40000", "192.0.2.7", "22")
+    assert facts.parse(captured("virtio") + "ip_links=[{]\n").network is None
+
+
+@pytest.mark.real("run")
+def test_network_of_this_machine() -> None:
+    text = run(["sh", "-c", facts.SCRIPT.read_text(), "facts", ""])
+
+    found = facts.parse(text).network
+
+    assert found
+    assert "lo" in [link["ifname"] for link in found.links]
+    assert {"local", "main"} <= {rule["table"] for rule in found.rules if "table" in rule}

@@ -557,7 +557,7 @@ def test_no_digest_of_a_secret_can_be_seen(
     def sh(argv: list[str], *, data: bytes, shown: list[str], **_options: object) -> str:
         seen.extend([*argv, *shown])
         given.extend(json.loads(data))
-        return '{"kept": [], "network": {}}'
+        return '{"kept": [], "network": {"left": []}}'
 
     @contextmanager
     def connected(_endpoint: Endpoint) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """What stands in the way of a deployment, and what the operator is told."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 from anemos.disks import Device
 from anemos.image import imgbuild
 from anemos.image.imgbuild import Imgbuild
+from anemos.server import network
 from anemos.workstation import facts, plan
-from anemos.workstation.facts import Entry, Facts
+from anemos.workstation.facts import Entry, Facts, Network
 from anemos.workstation.host import Host
 from anemos.workstation.plan import MIB, Sizes
 
@@ -613,3 +615,41 @@ def test_way_back_that_needs_somebody() -> None:
     (line,) = warnings(replace(THREE, mounts=("/dev/loop0 /run/live ext4",)))
     assert line.startswith("/ is on no disk that is known (a rescue system, a network?)")
     assert warnings(THREE) == []
+
+
+# The network
+
+CAPTURED = json.loads((DATA / "network.json").read_text())
+NETWORK = Network(
+    CAPTURED["address show"],
+    network.routes_of(CAPTURED["-4 route show"], CAPTURED["-6 route show"]),
+    [{"priority": 0, "src": "all", "table": "local"}],
+)
+
+
+def came_by(address: str, **changed: Any) -> Facts:
+    there = NETWORK._replace(**changed)
+    return replace(FACTS, network=there, connection=("192.0.2.9", "40000", address, "22"))
+
+
+def test_network_that_can_be_carried_over() -> None:
+    given = came_by("203.0.113.7")
+
+    assert problems(given) == []
+    assert ("network", "left behind: docker0 (bridge)") in plan.describe(HOST, spec(), given, SIZES)
+
+
+def test_network_that_cannot() -> None:
+    """The same words as when the initramfs is put together, before anything is sent."""
+    (line,) = problems(came_by("172.17.0.1"))
+    assert line.startswith("you came in by 172.17.0.1, which the initramfs could not bring up; doc")
+
+    rule = {"priority": 9, "src": "203.0.113.7", "table": "7"}
+    (line,) = problems(came_by("203.0.113.7", rules=[rule]))
+    assert line.startswith("a rule (from 203.0.113.7, table 7)")
+
+
+def test_network_that_facts_do_not_tell() -> None:
+    assert problems(replace(came_by("172.17.0.1"), connection=())) == []
+    assert problems(replace(came_by("172.17.0.1"), network=None)) == []
+    assert problems(came_by("172.17.0.1", links=[{"ifname": "of another time"}])) == []

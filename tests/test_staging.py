@@ -40,7 +40,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("INITRAMFS", stage / "initramfs"),
     ):
         monkeypatch.setattr(staging, name, place)
-    monkeypatch.setattr(network, "capture", lambda host, needed: NETWORK)
+    monkeypatch.setattr(network, "capture", lambda host, needed, client: NETWORK)
     monkeypatch.setattr(disks, "devices", lambda: [DEVICE])
     monkeypatch.setattr(disks, "fingerprint", lambda name, device, only: PRINT)
     stage.mkdir()
@@ -182,7 +182,7 @@ def test_without_layer(stage: Path) -> None:
 
 def test_bootstrap_without_name_server(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the point of no return it would be too late to find out."""
-    monkeypatch.setattr(network, "capture", lambda host, needed: NETWORK | {"dns": []})
+    monkeypatch.setattr(network, "capture", lambda host, needed, client: NETWORK | {"dns": []})
 
     with pytest.raises(Failure, match="no name server"):
         build(stage, layer="")
@@ -264,12 +264,12 @@ def came(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("connection", "expected"),
     [
-        ("10.0.2.2 40000 10.0.2.15 2222", ("10.0.2.15", 2222)),
-        ("2001:db8::9 40000 2001:db8::7 22", ("2001:db8::7", 22)),
+        ("10.0.2.2 40000 10.0.2.15 2222", ("10.0.2.15", 2222, "10.0.2.2")),
+        ("2001:db8::9 40000 2001:db8::7 22", ("2001:db8::7", 22, "2001:db8::9")),
     ],
 )
 def test_came_in_by(
-    monkeypatch: pytest.MonkeyPatch, connection: str, expected: tuple[str, int]
+    monkeypatch: pytest.MonkeyPatch, connection: str, expected: tuple[str, int, str]
 ) -> None:
     monkeypatch.setenv("SSH_CONNECTION", connection)
 

@@ -34,6 +34,11 @@ def inside(root: Path, path: str | os.PathLike[str]) -> Path:
     return done
 
 
+def resolved(root: Path, path: str | os.PathLike[str]) -> Path:
+    """The same, its last component followed, too."""
+    return inside(root, Path(path, "_")).parent
+
+
 def write(root: Path, path: str, data: str | bytes, mode: int = 0o644) -> Path:
     """Replace PATH below ROOT by a file with DATA, created with MODE, owned by root."""
     target = place(root, path)

@@ -1,4 +1,8 @@
-"""Brings up the network that the old system had, interface by interface, by MAC address."""
+"""Brings up the network that the old system had, interface by interface, by MAC address.
+
+It stays as it was captured: no router's advertisement adds to it, IPv6 stays off where it was off.
+What the operator does not need may fail; then it is left out.
+"""
 
 import json
 import socket
@@ -11,10 +15,13 @@ from typing import Any
 from anemos import log
 from anemos.initramfs import daemons
 from anemos.initramfs.hardware import wait_for
+from anemos.log import FAILED, Failure, die
 from anemos.run import CommandFailed, run
 
 NETWORK = Path("/sys/class/net")
-NO_IPV6 = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")  # kernel: networking/ip-sysctl.rst
+# Parameters: interface; whether IPv6 is off there (kernel: networking/ip-sysctl.rst).
+SETTLE = 'cd "/proc/sys/net/ipv6/conf/$0" && echo 0 >accept_ra && echo "$1" >disable_ipv6'
+APPEAR_S = 30.0  # for all cards together
 FAMILIES = {"inet": "-4", "inet6": "-6"}  # names in addresses -> ip(8)'s option
 GATEWAY_S = 10.0  # for a gateway to be found: a switch may take some seconds to forward
 DISCARD = 9  # any port: what counts is that the neighbour has to be found first
@@ -24,51 +31,81 @@ Commands = list[list[str]]
 
 
 def up(network: dict[str, Any], resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
-    """NETWORK as server/network.py captured it. Raises Failure when an interface is missing."""
+    """NETWORK as server/network.py captured it. Raises Failure when what the operator needs is
+    missing or cannot be made."""
     run(["ip", "link", "set", "lo", "up"])
     names: dict[str, str] = {}  # in the old system -> here
+    end = time.monotonic() + APPEAR_S
     for interface in network["interfaces"]:
-        names[interface["name"]] = name = present(interface)
-        for argv in commands(name, interface, names):
-            log.info(" ".join(argv))
-            run(argv)
-        if interface["dhcp"]:
-            keep_lease(name, interface)
+        try:
+            make(interface, names, max(end - time.monotonic(), 0))
+        except Failure as failure:
+            if interface["needed"]:
+                raise
+            names.pop(interface["name"], None)
+            log.info(f"{interface['name']} is left out: {failure.message}")
     dead = [each for each in FAMILIES if each != network["operator"] and not lives(each)]
     for family in dead:
         drop(family)
     write_resolver(resolv_conf, [each for each in network["dns"] if family_of(each) not in dead])
 
 
-def present(interface: Interface) -> str:
+def make(interface: Interface, names: dict[str, str], patience_s: float) -> None:
+    """Bring INTERFACE up, once those below it are in NAMES, and add it there. Raises Failure."""
+    name = present(interface, patience_s)
+    lower = interface.get("members", [interface["parent"]] if "parent" in interface else [])
+    if lower and not names.keys() & set(lower):
+        die(f"{name}: nothing below it works: {', '.join(lower)}", status=FAILED)
+    names[interface["name"]] = name
+    for argv in commands(name, interface, names):
+        log.info(" ".join(argv))
+        run(argv)
+    if interface["dhcp"]:
+        keep_lease(name, interface)
+
+
+def present(interface: Interface, patience_s: float) -> str:
     """The name of INTERFACE here. One of hardware is waited for."""
     if interface["kind"] != "ether":
         return str(interface["name"])
-    mac = interface["mac"]
-    wait_for(f"network interface with MAC address {mac}", lambda: bool(name_of(mac)))
-    return name_of(mac)
+    what = f"network interface with MAC address {interface['mac']}"
+    wait_for(what, lambda: bool(name_of(interface)), patience_s)
+    return name_of(interface)
 
 
-def name_of(mac: str) -> str:
-    """The interface's name under this kernel, or "". In a bond, its own address is hidden."""
-    for entry in NETWORK.iterdir():
+def name_of(interface: Interface) -> str:
+    """The card's name under this kernel, or "". In a bond, its own address is hidden.
+
+    A cloud's synthetic card has the address of the physical one that it commands: its bus tells
+    them apart, until it commands it. An address that was set by hand may have outlived the jump.
+    """
+    macs = {interface["mac"], interface["address"]} - {""}
+    for entry in sorted(NETWORK.iterdir()):
         own = [entry / "address", entry / "bonding_slave/perm_hwaddr"]
-        if (entry / "device").exists() and mac in [
+        if not (entry / "device").exists() or is_commanded(entry):
+            continue
+        bus = (entry / "device/subsystem").resolve().name
+        if interface["bus"] in ("", bus) and macs & {
             f.read_text().strip() for f in own if f.exists()
-        ]:
+        }:
             return entry.name
     return ""
 
 
+def is_commanded(entry: Path) -> bool:
+    return (entry / "master").exists() and not (entry / "bonding_slave").exists()
+
+
 def commands(name: str, interface: Interface, names: Mapping[str, str]) -> Commands:
-    """The argv lists that make the interface NAME: link, MTU, addresses, routes. Pure.
+    """The argv lists that make the interface NAME: link, IPv6, MTU, addresses, routes. Pure.
 
     NAMES: what the interfaces below it are called here, by their names in the old system.
     """
     return [
         *link_commands(name, interface, names),
+        ["sh", "-c", SETTLE, name, "0" if interface["ipv6"] else "1"],
         ["ip", "link", "set", name, "mtu", str(interface["mtu"]), "up"],
-        # "replace": a router's advertisement may have been quicker.
+        # "replace": the kernel may have been quicker.
         *(
             ["ip", "address", "replace", *address_words(address), "dev", name]
             for address in interface["addresses"]
@@ -76,7 +113,7 @@ def commands(name: str, interface: Interface, names: Mapping[str, str]) -> Comma
         # Routes without a gateway first: they make the gateways of the others reachable.
         *(
             ["ip", route["family"], "route", "replace", *route_words(route), "dev", name]
-            for route in sorted(interface["routes"], key=lambda route: "gateway" in route)
+            for route in sorted(interface["routes"], key=lambda route: bool(gateway_of(route)))
         ),
     ]
 
@@ -86,25 +123,26 @@ def link_commands(name: str, interface: Interface, names: Mapping[str, str]) -> 
     match interface["kind"]:
         case "bond":
             options = {key: str(value) for key, value in interface["options"].items()}
-            if "primary" in options:  # it names a member, which has to be one by then
-                primary = [["ip", "link", "set", name, "type", "bond", "primary"]]
-                primary[0].append(names[options.pop("primary")])
-            else:
-                primary = []
+            # It names a member, which has to be one by then, and which may be missing.
+            first = names.get(options.pop("primary", ""))
+            primary = [["ip", "link", "set", name, "type", "bond", "primary", first]]
             words = [word for pair in options.items() for word in pair]
-            members = [names[each] for each in interface["members"]]
+            members = [names[each] for each in interface["members"] if each in names]
             return [
                 # On its own, the module would make a bond0 (kernel: networking/bonding.rst).
                 ["modprobe", "bonding", "max_bonds=0"],
                 [*add, "address", interface["mac"], "type", "bond", *words],
                 *(["ip", "link", "set", each, "down"] for each in members),
                 *(["ip", "link", "set", each, "master", name] for each in members),
-                *primary,
+                *(primary if first else []),
             ]
         case "vlan":
             parent = ["link", names[interface["parent"]]]
+            own = ["address", interface["mac"]] if interface["mac"] else []
             kind = ["type", "vlan", "protocol", interface["protocol"], "id", str(interface["id"])]
-            return [[*add[:3], *parent, *add[3:], *kind]]
+            return [[*add[:3], *parent, *add[3:], *own, *kind, *interface["options"]]]
+    if interface["address"]:
+        return [["ip", "link", "set", name, "address", interface["address"]]]
     return []
 
 
@@ -112,16 +150,33 @@ def address_words(address: dict[str, Any]) -> list[str]:
     """`LOCAL/LENGTH`, or where the other end has an address: `LOCAL peer ADDRESS/LENGTH`."""
     local, far = address["local"], address.get("address")
     own = [local, "peer", far] if far else [local]
+    words = [*own[:-1], f"{own[-1]}/{address['prefixlen']}"]
+    for key in ("scope", "metric"):
+        words += [key, str(address[key])] if key in address else []
+    words += ["noprefixroute"] if address.get("noprefixroute") else []
+    words += ["valid_lft", "forever", "preferred_lft", "0"] if address.get("deprecated") else []
     # Without duplicate address detection (RFC 4862) an address works at once; it did before.
-    nodad = ["nodad"] if address["family"] == "inet6" else []
-    return [*own[:-1], f"{own[-1]}/{address['prefixlen']}", *nodad]
+    return words + (["nodad"] if address["family"] == "inet6" else [])
 
 
 def route_words(route: dict[str, Any]) -> list[str]:
+    gateway = gateway_of(route)
     words = [route["dst"]]
-    words += ["via", route["gateway"]] if "gateway" in route else []
+    words += ["tos", route["tos"]] if "tos" in route else []
+    words += ["via", *(["inet6"] if "via" in route else []), gateway] if gateway else []
+    words += ["src", route["prefsrc"]] if "prefsrc" in route else []
     words += ["metric", str(route["metric"])] if "metric" in route else []
+    usual = "link" if not gateway else "global"  # what ip-route(8) takes by itself
+    words += ["scope", route["scope"]] if route.get("scope", usual) != usual else []
+    words += ["pref", route["pref"]] if route.get("pref", "medium") != "medium" else []
+    for metrics in route.get("metrics", []):
+        words += [str(word) for pair in metrics.items() for word in pair]
     return words + (["onlink"] if "onlink" in route.get("flags", []) else [])
+
+
+def gateway_of(route: dict[str, Any]) -> str:
+    """The next hop, "" without one. That of an IPv4 route may have an IPv6 address."""
+    return str(route.get("gateway", route.get("via", {}).get("host", "")))
 
 
 def keep_lease(name: str, interface: Interface) -> None:
@@ -138,13 +193,13 @@ def keep_lease(name: str, interface: Interface) -> None:
 def lives(family: str) -> bool:
     """Whether a gateway of FAMILY is there, or none is needed."""
     argv = ["ip", "-json", FAMILIES[family], "route", "show", "default"]
-    routes = [route for route in json.loads(run(argv) or "[]") if "gateway" in route]
+    routes = [route for route in json.loads(run(argv) or "[]") if gateway_of(route)]
     return not routes or any(map(answers, routes))
 
 
 def answers(route: dict[str, Any]) -> bool:
     """Whether the gateway of ROUTE is found on its link (ip-neighbour(8)) within GATEWAY_S."""
-    gateway, name = route["gateway"], route["dev"]
+    gateway, name = gateway_of(route), route["dev"]
     end = time.monotonic() + GATEWAY_S
     while time.monotonic() < end:
         provoke(gateway, name)
@@ -165,12 +220,13 @@ def provoke(gateway: str, name: str) -> None:
 
 
 def drop(family: str) -> None:
-    """Take FAMILY's addresses away: programs would wait for it before they try the other one."""
+    """Take FAMILY's addresses away: programs would wait for it before they try the other one.
+
+    IPv6 itself stays: the gateway of an IPv4 route may have such an address.
+    """
     log.info(f"No gateway answers: {family} is dropped")
-    if family == "inet6":  # or a router's advertisement would bring it back
-        NO_IPV6.write_text("1")
-    else:
-        run(["ip", "-4", "address", "flush", "scope", "global"])
+    run(["ip", FAMILIES[family], "address", "flush", "scope", "global"])
+    run(["ip", FAMILIES[family], "route", "flush", "default"])
 
 
 def family_of(address: str) -> str:

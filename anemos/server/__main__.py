@@ -13,10 +13,11 @@ from anemos.run import no_core_dumps
 from anemos.server import kexec, layer, once, staging
 
 
-def came_in_by() -> tuple[str, int]:
-    """This machine's address and port that the operator came in by (ssh(1), SSH_CONNECTION)."""
-    _, _, address, port = os.environ["SSH_CONNECTION"].split()
-    return address, int(port)
+def came_in_by() -> tuple[str, int, str]:
+    """This machine's address and port that the operator came in by, and where he came from (ssh(1),
+    SSH_CONNECTION)."""
+    client, _, address, port = os.environ["SSH_CONNECTION"].split()
+    return address, int(port), client
 
 
 def old(path: str) -> Path:

@@ -104,6 +104,19 @@ ip -o addr show scope global 2>/dev/null | sed 's/^[0-9]*: *//; s/ *\\.*//' |
     while read -r line; do fact address "$line"; done
 { ip -4 route show default; ip -6 route show default; } 2>/dev/null |
     while read -r line; do fact route "$line"; done
+# The network as server/network.py looks at it, and how the operator came. Not every ip(8) knows JSON.
+answer() {
+    key=$1
+    shift
+    said=$(ip "$@" 2>/dev/null | tr -d '\n')
+    case $said in '['*']') fact "$key" "$said" ;; esac
+}
+answer ip_links -json -details address show
+for family in 4 6; do
+    answer "ip_routes$family" -json "-$family" route show table all
+    answer "ip_rules" "-$family" -json rule show
+done
+fact connection "${SSH_CONNECTION:-}"
 # Listening TCP ports, hexadecimal, as /proc/net/tcp has them (proc(5)): state 0A is LISTEN.
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | sed -n 's/^ *[0-9]*: [0-9A-F]*:\([0-9A-F]*\) [^ ]* 0A .*/\1/p' |
     sort -u | while read -r port; do fact listen "$port"; done

@@ -22,16 +22,16 @@ NO_DNS = 'host.toml: build_on = "workstation"'
 
 
 def build(
-    base: Path, payload: str, layer: str, now: float, address: str, port: int
+    base: Path, payload: str, layer: str, now: float, address: str, port: int, client: str = ""
 ) -> dict[str, Any]:
     """Write the initramfs; PAYLOAD and LAYER are the SHA-256 that the staged files must have.
 
     NOW is the workstation's time, in seconds since the epoch. ADDRESS and PORT are where its sshd
-    is going to be looked for. Raises Failure.
+    is going to be looked for, from CLIENT. Raises Failure.
     """
     check(STAGE / "payload", payload)
     manifest = archive.read_manifest(STAGE / "payload")
-    boot = describe(base, manifest, payload, layer, now, address, port)
+    boot = describe(base, manifest, payload, layer, now, address, port, client)
     assemble(boot, base)
     return boot
 
@@ -44,6 +44,7 @@ def describe(
     now: float,
     address: str,
     port: int,
+    client: str = "",
 ) -> dict[str, Any]:
     """What boot.json says: the deployment, and this system as it is now. Parameters as of `build`;
     MANIFEST: the payload's."""
@@ -53,7 +54,7 @@ def describe(
         payload,
         layer,
         ssh_port=port,
-        network=network.capture(HOST, address),
+        network=network.capture(HOST, address, client),
         kept=fingerprints(manifest["keep"]),
         time=now,
     )

@@ -2,11 +2,13 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from anemos.disks import SECTOR, Device
 from anemos.log import FAILED, die
+from anemos.server import network as capture
 from anemos.workstation import places
 from anemos.workstation.ssh import Remote
 
@@ -33,6 +35,14 @@ class Entry(NamedTuple):
     device: str  # "vda1"; "" when it is no block device
     fs: str
     free: int  # bytes
+
+
+class Network(NamedTuple):
+    """ip(8)'s answers, as server/network.py wants them."""
+
+    links: list[dict[str, Any]]
+    routes: list[Mapping[str, Any]]
+    rules: list[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,8 @@ class Facts:
     groups: tuple[tuple[str, str], ...] = ()  # (/dev/sda2, vg0): a physical volume and its group
     identities: tuple[tuple[str, str], ...] = ()  # (sda2, "btrfs UUID")
     staged: str = ""  # "deployment who since" (server/stage.sh), if anything is
+    network: Network | None = None  # None where ip(8) knows no JSON
+    connection: tuple[str, ...] = ()  # the operator's address and port, then the server's
 
     @property
     def deployment(self) -> str:
@@ -173,11 +185,23 @@ def interpret(pairs: list[list[str]]) -> Facts:
         groups=pairs_of(every("group")),
         identities=pairs_of(every("identity")),
         staged=one.get("staged", ""),
+        network=network(one, every("ip_rules")),
+        connection=tuple(one.get("connection", "").split()),
     )
 
 
 def pairs_of(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((value.split("|")[0], value.split("|")[1]) for value in values)
+
+
+def network(one: Mapping[str, str], rules: tuple[str, ...]) -> Network | None:
+    try:
+        links = json.loads(one["ip_links"])
+        routes = [json.loads(one.get(f"ip_routes{family}", "[]")) for family in (4, 6)]
+        said = [rule for each in rules for rule in json.loads(each)]
+    except (KeyError, ValueError):
+        return None
+    return Network(links, capture.routes_of(*routes), said)
 
 
 def first_option(options: tuple[str, ...]) -> str:

@@ -233,6 +233,8 @@ def build_initramfs(host: Host) -> dict[str, Any]:
             command = ["build-once", state.remote_base, state.entry[1], wanted]
         answer = reach.answer(remote, state.remote_base, *command, *words)
     state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
+    for each in answer["network"]["left"]:
+        log.info(f"The initramfs is without {each}")
     captured = {key: answer[key] for key in ("network", "kept")}
     files.replace(places.state(host.name) / CAPTURED, json.dumps(captured))
     state.save()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from anemos import disks
 from anemos.disks import Device
@@ -10,6 +11,7 @@ from anemos.image import bootloader, layout, partitions
 from anemos.image.imgbuild import Imgbuild
 from anemos.image.layout import Disk, Entry, Kept, Table
 from anemos.log import Failure
+from anemos.server import network
 from anemos.workstation import places, stack
 from anemos.workstation.facts import Entry as BootEntry
 from anemos.workstation.facts import Facts
@@ -86,6 +88,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
         *_staged(host, facts),
         *(_once(host, facts, sizes) if sizes.once else _kexec(facts)),
         *_memory(facts, sizes),
+        *_network(facts),
         *_disks(spec, facts),
         *_boot(spec, facts),
         *_identity(host, facts),
@@ -187,6 +190,28 @@ def _memory(facts: Facts, sizes: Sizes) -> Iterator[str]:
             f"memory: {sizes.after_jump // MIB} MiB needed in the initramfs,"
             f" {facts.memory_total // MIB} MiB in the machine"
         )
+
+
+def _network(facts: Facts) -> Iterator[str]:
+    """What keeps the initramfs from coming up as this system does, where the operator looks."""
+    try:
+        captured(facts)
+    except Failure as failure:
+        yield f"{failure.message}; {failure.hint}"
+
+
+def captured(facts: Facts) -> dict[str, Any]:
+    """The network as it is going to be captured, as far as facts tell; {} where they do not."""
+    if not facts.network or len(facts.connection) != 4:
+        return {}
+    try:
+        return network.chosen(*facts.network, facts.connection[2])
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # ip(8) of another time: it is not the base image's
+        return {}
 
 
 def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
@@ -337,6 +362,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("untouched", _disk(each, facts)) for each in _others(spec, facts)),
         *(("warning", each) for each in _warnings(spec, facts)),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
+        *(("network", f"left behind: {each}") for each in captured(facts).get("left", ())),
         ("boot", _way(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),
