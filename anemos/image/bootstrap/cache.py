@@ -87,7 +87,8 @@ def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> 
         reason = missing(imgbuild, cache)
     if not reason:
         log.info(f"Package layer: {layer.name} from the cache")
-        remember(layer, imgbuild, recorded(layer)["mirror"], recorded(layer)["sha256"])
+        known = recorded(layer)
+        remember(layer, imgbuild, known.get("mirror"), known.get("sha256", ""))
         return layer
     log.info(f"Package layer: to be made ({reason})")
     with reproducible.environment(reproducible.given() or date(now) or int(time.time())):
@@ -135,8 +136,9 @@ def remember(layer: Path, imgbuild: Imgbuild, mirror: Mirror, digest: str) -> No
 
 
 def damaged(layer: Path) -> str:
-    """Why LAYER is not what was written, or "": a power cut, a full or a bad disk."""
-    return "" if recorded(layer).get("sha256") == sha256(layer) else "the cached one is damaged"
+    """Why LAYER is not what was written, or "": a power cut, a bad disk."""
+    written = recorded(layer).get("sha256", "")
+    return "the cached one is damaged" if written not in ("", sha256(layer)) else ""
 
 
 def stale(layer: Path, now: Mirror, max_age_s: float) -> str:
