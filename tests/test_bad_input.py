@@ -263,6 +263,23 @@ def test_host_key_among_the_secrets(server: Played, tmp_path: Path) -> None:
     assert f"  - {file_} is damaged" in refused(project, "plan", "--host", "mx").err
 
 
+@root
+def test_what_the_definition_lacks(server: Played) -> None:
+    """All of it, before anything is sent: declared secrets, and whoever may log in."""
+    declares = GOOD + "\nsecrets='\nPASSWORD password\netc/x ask\n'\n"
+    server.host(declares)
+    (server.project.directory / "hosts/mx/files/root/.ssh/authorized_keys").unlink()
+
+    done = refused(server.project, "plan", "--host", "mx")
+
+    first = declares.split("\n").index("PASSWORD password") + 1
+    assert (
+        f"IMGBUILD declares: PASSWORD (line {first}), etc/x (line {first + 1}): ./inv" in done.err
+    )
+    assert "  - nobody could log in to the new system as root" in done.err
+    assert server.calls.read_text() == "facts\n"
+
+
 LITTLE = FACTS.replace("memory_total_kib=1001432", "memory_total_kib=100000")
 TWICE = FACTS.replace("vdb|2097152|demo-data", "vdb|2097152|demo-system")
 

@@ -58,7 +58,7 @@ def test_build(project: Tree) -> None:
     assert done.status == 0, done.err
     assert json.loads(done.out) == {"host": "web", "format": "dir", "files": [os.fspath(out)]}
     assert "web: secret\n" in done.err
-    assert "Not made by test_secrets(): OTHER\n" in done.err
+    assert "Neither declared nor made by test_secrets(): OTHER\n" in done.err
     assert (out / "etc/key").read_text() == "throw-away\n"
     assert stat.S_IMODE((out / "etc/key").stat().st_mode) == 0o440
 
@@ -108,6 +108,7 @@ def builders(project: Tree) -> list[bytes]:
         ("format=dir", ["--output", "tasks.py/x"], 2, "tasks.py/x: Not a directory"),
         ("provision() { ls /none; }", [], 1, "in provision(): `provision() { ls /none; }`: exit "),
         ("test_secrets() { false; }", [], 1, "in test_secrets(): `test_secrets() { false; }`: ex"),
+        ("bootloader=grub", [], 2, "error: web: nobody could log in to the new system as root"),
         ("test_secrets() { :; }", [], 2, "motd.makeimg.template: line 1: undefined name 'PASSWO"),
     ],
 )

@@ -47,6 +47,7 @@ from anemos.workstation.state import (
     payload_file,
     remember_downtime,
 )
+from anemos.workstation.values import values
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -204,11 +205,12 @@ def test_sizes_of_what_is_not_made_yet(tmp_path: Path) -> None:
 
 def test_values_for_templates(tmp_path: Path) -> None:
     (tmp_path / "id.pub").write_text("ssh-ed25519 AAAA me\n")
-    state = State("mx", deployment="d-1")
+    always = {"deployment": "d-1", "host": "mx", "NAME": "value"}
 
-    assert phases.builtin_values(HOST, state) == {"deployment": "d-1", "host": "mx"}
-    known = phases.builtin_values(replace(HOST, identity=f"{tmp_path}/id"), state)
-    assert known["operator_key"] == "ssh-ed25519 AAAA me"
+    for nothing in (None, tmp_path / "other"):
+        assert values("mx", "d-1", nothing, {"NAME": "value"}) == always
+    known = {**always, "operator_key": "ssh-ed25519 AAAA me"}
+    assert values("mx", "d-1", tmp_path / "id", {"NAME": "value"}) == known
 
 
 @pytest.mark.real("run")

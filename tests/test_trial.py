@@ -1,5 +1,6 @@
 """`inv test` without a machine: who may log in, and under which key."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,10 +10,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from anemos.image import imgbuild
-from anemos.log import Failure
+from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
-from anemos.workstation import local, places, stock
+from anemos.workstation import images, local, phases, places, stock, vm
 from anemos.workstation.host import Host, VmSettings
+from anemos.workstation.payload import AUTHORIZED
 
 pytestmark = pytest.mark.real("run", "gpg")
 
@@ -33,6 +35,7 @@ def host(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setenv("XDG_STATE_HOME", os.fspath(state))
     (tmp_path / "mx/files/root/.ssh").mkdir(parents=True)
     (tmp_path / "mx/IMGBUILD").write_text(IMGBUILD)
+    (tmp_path / "mx/files/root/.ssh/authorized_keys").write_text(FOREIGN)
     return Host("mx", tmp_path / "mx", "192.0.2.1", "ssh-ed25519 AAAA", 2222)
 
 
@@ -59,25 +62,38 @@ def test_everything_is_made_for_the_test(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "anew"),
     [
-        ("hex 8", "hex 9"),
-        ("}\n    :", "}\n    true"),
-        ("helper() { :; }", "helper() { true; }"),
-        ("number=1", "number=2"),
+        ("hex 8", "hex 9", True),
+        ("}\n    : $", "}\n    true $", True),
+        ("helper() { :; }", "helper() { true; }", True),
+        ("number=1", "number=2", True),
+        ("OTHER password", "OTHERS password", True),
+        ("packages='\nvim", "packages='\nnano", False),
+        ("echo provision", "echo more", False),
     ],
 )
-def test_changed_imgbuild(host: Host, before: str, after: str) -> None:
-    """Throw-away secrets are made anew by whatever of it may decide, and only then."""
+def test_changed_imgbuild(host: Host, before: str, after: str, anew: bool) -> None:
+    """Throw-away secrets are made anew by whatever of it may decide."""
     text = """target=debian
+packages='
+vim
+'
 number=1
+secrets='OTHER password'
 helper() { :; }
+provision() {
+    echo provision
+}
 test_secrets() {
-    cat >etc <<END
+    cat >/dev/null <<END
+}
+END
+    helper
+    cat >/dev/null <<END
 }
     : $number
 END
-    helper
     openssl rand -hex 8 >NAME
 }
 """
@@ -88,7 +104,8 @@ END
 
     first = revealed(text)
     assert revealed(text) == first
-    assert revealed(text.replace(before, after)) != first
+    assert before in text
+    assert (revealed(text.replace(before, after)) != first) == anew
 
 
 DECLARES = """target=debian
@@ -156,6 +173,7 @@ def test_host_key_among_the_secrets(host: Host) -> None:
     ],
 )
 def test_operator_logs_in_to_the_new_system(host: Host, name: str, expected: str | None) -> None:
+    (host.directory / "files" / AUTHORIZED).unlink()
     if name:
         (host.directory / "files/root/.ssh" / name).write_text(FOREIGN)
     trial = local.prepare(host)
@@ -167,6 +185,59 @@ def test_operator_logs_in_to_the_new_system(host: Host, name: str, expected: str
         assert (file.read_text() if file.exists() else None) == expected
     finally:
         local.discard(trial)
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_forgotten_key_is_not_hidden(
+    host: Host, monkeypatch: pytest.MonkeyPatch, real: bool
+) -> None:
+    """The test's own key lets it in, but nobody into the server. A real secret's name counts."""
+    (host.directory / "files" / AUTHORIZED).unlink()
+    monkeypatch.setattr(places, "SECRETS", host.directory.parent / "secrets")
+    if real:
+        file = places.SECRETS / f"mx/{AUTHORIZED}.gpg"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"for somebody else")
+    trial = local.prepare(host)
+    try:
+        if real:
+            local.reveal(trial)
+        else:
+            with pytest.raises(Failure, match="nobody could log in") as caught:
+                local.reveal(trial)
+            assert caught.value.status == BAD_INPUT
+    finally:
+        local.discard(trial)
+
+
+def test_secrets_of_a_test_are_throw_away_ones_in_every_phase(host: Host) -> None:
+    """`plan` of a second deployment in a VM asks for them, too."""
+    trial = local.prepare(host)
+    try:
+        local.reveal(trial)
+
+        assert stock.secrets_of(trial.double).names("mx") == ["NAME"]
+        assert list(filter(None, phases.foresee(trial.double, host.imgbuild()))) == []
+    finally:
+        local.discard(trial)
+
+
+def test_every_template_has_the_same_values(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the stock system of a VM, too."""
+    seen: dict[str, str] = {}
+
+    def image(_directory: Path, options: list[str | Path]) -> list[Path]:
+        seen.update(json.loads(Path(options[options.index("--values") + 1]).read_text()))
+        return []
+
+    monkeypatch.setattr(images, "image", image)
+    monkeypatch.setattr(vm, "install", lambda *_: None)
+    (host.directory / "IMGBUILD").write_text(IMGBUILD.replace("NAME", "host_key"))
+
+    stock.create(replace(host, name="vm", address="", vm=VmSettings(stock="mx")))
+
+    assert (seen["host"], seen["host_key"]) == ("mx", "value")
+    assert seen["operator_key"].startswith("ssh-ed25519 ")
 
 
 def test_disk_that_starts_the_new_system_comes_first(tmp_path: Path) -> None:

@@ -493,6 +493,26 @@ def test_list(alice: Vault, people: People, capsys: pytest.CaptureFixture[str]) 
     assert [each["host"] for each in audit.show(alice, "www")["secrets"]] == ["www"]
 
 
+def test_declared(alice: Vault, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which secrets the IMGBUILD declares, and all that are missing, by line."""
+    text = "target=debian\nsecrets='\nPASSWORD password\netc/x ask\nTOKEN ask\n'\n"
+    (places.HOSTS / "mx/IMGBUILD").write_text(text)
+    for name in (KEY, "PASSWORD"):
+        alice.write("mx", name, b"x")
+    missing = f"{places.HOSTS}/mx/IMGBUILD declares: etc/x (line 4), TOKEN (line 5)"
+
+    found = {each["name"]: each["declared"] for each in audit.show(alice)["secrets"]}
+
+    assert found == {KEY: False, "PASSWORD": True}
+    said = f"secrets are missing that {missing}: ./inv secrets.generate --host mx\n"
+    assert capsys.readouterr().err.endswith(said)
+    with pytest.raises(Failure) as caught:
+        audit.check(alice, "mx")
+    assert f"  - {said.strip()}" in str(caught.value)
+    (places.HOSTS / "mx/host.toml").write_text('[vm]\nstock = "stock"\n')
+    assert audit.check(alice, "mx")["checked"] == 2  # a VM makes its own
+
+
 # check
 
 

@@ -87,6 +87,9 @@ class Tree:
         directory.mkdir(parents=True)
         (directory / "host.toml").write_text(toml)
         (directory / "IMGBUILD").write_text(imgbuild)
+        keys = directory / "files/root/.ssh/authorized_keys"
+        keys.parent.mkdir(parents=True)
+        keys.write_text(f"{HOST_KEY} operator\n")
         return directory
 
     def files(self) -> dict[str, bytes]:

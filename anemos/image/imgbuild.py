@@ -13,7 +13,7 @@ from anemos.image.typos import Typo
 from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, meaning, run
 
-SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader")
+SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader", "login")
 VARIABLES = (
     *SINGLE,
     "hostconf",
@@ -81,6 +81,7 @@ class Imgbuild:
     keep: tuple[Kept, ...]
     bootloader: str
     cmdline: str
+    login: str
     secrets: tuple[Declared, ...]
     server_secrets: tuple[str, ...]
     functions: frozenset[str]
@@ -194,6 +195,7 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
         keep=kept,
         bootloader=choice(where, "bootloader", found.get("bootloader", "").strip(), loaders),
         cmdline=" ".join(found.get("cmdline", "").split()),
+        login=found.get("login", "").strip(),
         secrets=secrets,
         server_secrets=tuple(found.get("server_secrets", "").split()),
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),

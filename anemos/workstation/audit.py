@@ -1,6 +1,6 @@
 """What can be told about secrets, and what is wrong with them. Nothing is changed."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from anemos import log
-from anemos.image import template, tree
+from anemos.image import imgbuild, template, tree
+from anemos.image.imgbuild import Imgbuild
 from anemos.log import Failure, die
 from anemos.workstation import host, places, report, secrets, sources
 from anemos.workstation.secrets import Source
@@ -25,12 +26,14 @@ class Entry:
 
     SIGNATURE is UNKNOWN when no key is here that decrypts the secret, NONE where SOURCE has none. A
     file is always used, a value when a template names it, neither when there is no such host.
+    DECLARED: by the IMGBUILD.
     """
 
     host: str
     name: str
     kind: str  # "file" or "value"
     used: bool
+    declared: bool
     source: str
     recipients: list[str]
     signature: str
@@ -41,17 +44,19 @@ def show(vault: Vault, only: str = "") -> dict[str, Any]:
     """List the secrets of all hosts, or of one, on standard error."""
     found = [each for of in hosts(vault, only) for each in entries(vault, of)]
     table = Table()
-    for title in ("host", "name", "kind", "encrypted to", "signature", "used"):
+    for title in ("host", "name", "kind", "encrypted to", "signature", "used", "declared"):
         table.add_column(title, overflow="fold")  # whole, however narrow: they are to be copied
     for each in found:
-        used = "yes" if each.used else "no"
+        used, declared = ("yes" if is_so else "no" for is_so in (each.used, each.declared))
         whom = "\n".join(each.recipients) or f"({each.source})"
-        row = (each.host, each.name, each.kind, whom, each.signature, used)
+        row = (each.host, each.name, each.kind, whom, each.signature, used, declared)
         table.add_row(*map(report.plain, row))
     report.to_stderr(table)
-    for each in found:
-        if each.problem:
-            log.info(each.problem)
+    for line in [each.problem for each in found if each.problem]:
+        log.info(line)
+    for of in hosts(vault, only):
+        for line in lacking(of, [each.name for each in found if each.host == of]):
+            log.info(line)
     return {"secrets": [asdict(each) for each in found]}
 
 
@@ -62,6 +67,7 @@ def check(vault: Vault, only: str = "") -> dict[str, Any]:
     for of in hosts(vault, only):
         try:
             found += entries(vault, of)
+            wrong += lacking(of, [each.name for each in found if each.host == of])
         except Failure as failure:  # of the tree, not of a secret
             wrong.append(failure.message)
     signed = any(each.source == "gpg" for each in found)
@@ -81,6 +87,20 @@ def conclude(found: list[Entry]) -> dict[str, Any]:
     for each in unused:
         log.info(f"{each}: not used: no template names it, or there is no such host")
     return {"checked": len(found), "unknown": unknown, "unused": unused}
+
+
+def lacking(of: str, there: Collection[str]) -> list[str]:
+    """What the host OF declares and has not got, unless it is a VM, which makes it for itself."""
+    spec = description(of)
+    if spec is None or host.is_local(of):
+        return []
+    return list(filter(None, [secrets.lacking(spec, there)]))
+
+
+def description(of: str) -> Imgbuild | None:
+    """The IMGBUILD of the host OF, where there is one."""
+    directory = places.HOSTS / of
+    return imgbuild.load(directory) if (directory / "IMGBUILD").is_file() else None
 
 
 def hosts(vault: Vault, only: str) -> list[str]:
@@ -116,11 +136,14 @@ def entries(vault: Vault, of: str) -> Iterator[Entry]:
     """Yield the secrets of a host. Raises Failure for what secrets.walk refuses."""
     values, exists = named_by_templates(of), (places.HOSTS / of).is_dir()
     source = host.secret_settings(of).source if exists else "gpg"
+    spec = description(of)
+    declared = {name for each in (spec.secrets if spec else ()) for name in each.names}
     seen = signed(vault, of) if source == "gpg" else opened(sources.of(of), of)
     for name, recipients, signature, problem in seen:
         kind = "file" if "/" in name else "value"
         used = exists if kind == "file" else name in values
-        yield Entry(of, name, kind, used, source, recipients, signature, problem)
+        known = name in declared
+        yield Entry(of, name, kind, used, known, source, recipients, signature, problem)
 
 
 def signed(vault: Vault, of: str) -> Iterator[Seen]:

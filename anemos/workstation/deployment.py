@@ -79,6 +79,7 @@ def plan_of(hold: bool) -> dict[str, Phase]:
 
 def kexec(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
     """The phase after which there is no way back, run alone."""
+    phases.require_access(host)
     confirm(host, yes)
     with scratch.ending():
         return phases.kexec(host, hold)

@@ -64,7 +64,7 @@ def export(host: Host, options: Options) -> dict[str, Any]:
     """Write kernel, initrd, cmdline and README of a new deployment. Raises Failure."""
     directory = Path(options.output)
     check_output(options, directory)
-    phases.refuse(host, list(plan.bootable(host.imgbuild())))
+    phases.refuse(host, *plan.bootable(host.imgbuild()))
     network, kept = described(options) if options.mac or options.address else captured(host)
     consent.withdraw(host)
     with phases.forgotten(host):

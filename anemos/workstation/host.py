@@ -301,6 +301,13 @@ def secret_settings(name: str) -> SecretSettings:
     return found
 
 
+def is_local(name: str) -> bool:
+    """Whether the host NAME, which need not have a complete host.toml yet, is a VM and no more."""
+    given = settings(name) if (find(name) / "host.toml").is_file() else {}
+    table = given.get("vm")
+    return isinstance(table, dict) and bool(table.get("stock"))
+
+
 def checked(where: str, kind: type, given: Any, wrong: list[Wrong]) -> dict[str, Any]:
     """What of the table GIVEN has names and types of the dataclass KIND. The rest goes to WRONG."""
     if not isinstance(given, dict):

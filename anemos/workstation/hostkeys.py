@@ -31,7 +31,8 @@ def foresee(host: Host) -> str:
     """The same before anything is revealed, or why these secrets cannot be read."""
     try:
         source = stock.secrets_of(host)
-        names = among(source.names(host.name))
-        return problem(host, {name: source.reveal(host.name, name) for name in names})
+        of = host.directory.name
+        keys = {name: source.reveal(of, name) for name in among(source.names(of))}
+        return problem(host, keys)
     except Failure as failure:
         return failure.message

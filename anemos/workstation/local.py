@@ -9,7 +9,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from anemos.image.bootloader.places import disks_below
 from anemos.image.layout import Disk, Layout
 from anemos.log import UNVERIFIED, Failure, die
 from anemos.workstation import (
+    access,
     blank,
     deployment,
     initramfs,
@@ -31,6 +32,7 @@ from anemos.workstation import (
     report,
     scratch,
     secrets,
+    sources,
     stock,
     vm,
     watch,
@@ -117,7 +119,7 @@ def test(host: Host, options: Options) -> dict[str, Any]:
 
     Raises Failure with the exit statuses of log.py.
     """
-    phases.refuse(host, list(plan.bootable(host.imgbuild())))
+    phases.refuse(host, *plan.bootable(host.imgbuild()))
     trial = prepare(host)
     lock.take(trial.double.name)
     if options.reuse:
@@ -242,7 +244,8 @@ def login(trial: Trial) -> list[str]:
 def reveal(trial: Trial) -> None:
     """Throw-away secrets, an operator's key, and host keys where there are none among them."""
     name = trial.host.directory.name
-    secrets.reveal(stock.source(name, trial.double.name), name, trial.revealed)
+    made = secrets.reveal(stock.source(name, trial.double.name), name, trial.revealed)
+    require_access(trial, made.files)
     operator = stock.operator_key(trial.double.name)
     let_in(trial, operator.with_suffix(".pub").read_text())
     keys = initramfs.host_keys(trial.revealed)
@@ -253,6 +256,14 @@ def reveal(trial: Trial) -> None:
     public = initramfs.public_key(next(iter(keys.values())))
     trial.double = replace(trial.double, host_key=public, identity=os.fspath(operator))
     trial.keys = {**keys, "authorized_keys": operator.with_suffix(".pub")}
+
+
+def require_access(trial: Trial, made: list[str]) -> None:
+    """Refuse a server that nobody could log in to, before the test's own key hides that."""
+    name = trial.host.directory.name
+    with suppress(Failure):  # of the real secrets only the names count; they need not be in order
+        made = [*made, *sources.of(name).names(name)]
+    phases.refuse(trial.host, access.problem(trial.host.imgbuild(), made))
 
 
 def let_in(trial: Trial, public: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from anemos.image import bootstrap, definition
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import (
+    access,
     consent,
     facts,
     hostkeys,
@@ -40,6 +41,7 @@ from anemos.workstation.host import Host
 from anemos.workstation.plan import Sizes
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
 from anemos.workstation.state import State, expected_downtime, load_state, payload_file
+from anemos.workstation.values import values
 
 # What the old system said last, for `export`: it may be gone by then.
 CAPTURED = "captured.json"
@@ -54,7 +56,7 @@ def make_plan(host: Host) -> dict[str, Any]:
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
     sizes = measure(host, state, seen)
-    require(host, spec, seen, sizes, hostkeys.foresee(host))
+    require(host, spec, seen, sizes, foresee(host, spec))
     consent.remember(host, spec, seen)
     lines = [*plan.describe(host, spec, seen, sizes), ("downtime", expected_downtime(host))]
     for what, which in lines:
@@ -62,13 +64,35 @@ def make_plan(host: Host) -> dict[str, Any]:
     return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
 
 
-def require(host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes, also: str = "") -> None:
-    refuse(host, [*plan.problems(host, spec, seen, sizes), *([also] if also else [])])
+def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
+    """What secrets and definition tell against a deployment, before anything is revealed."""
+    yield hostkeys.foresee(host)
+    with suppress(Failure):  # which has just been told
+        names = stock.secrets_of(host).names(host.directory.name)
+        yield secrets.lacking(spec, names)
+        yield who(host, spec, names)
 
 
-def refuse(host: Host, wrong: Sequence[str]) -> None:
-    """Die with all that is WRONG, if anything is."""
-    if wrong:
+def who(host: Host, spec: Imgbuild, names: Iterable[str]) -> str:
+    """Why nobody could log in to the new system. A test has asked before it let itself in."""
+    return access.problem(spec, names) if host.name == host.directory.name else ""
+
+
+def require_access(host: Host) -> None:
+    """Refuse a host whose new system nobody could log in to."""
+    names = stock.secrets_of(host).names(host.directory.name)
+    refuse(host, who(host, host.imgbuild(), names))
+
+
+def require(
+    host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes, also: Iterable[str] = ()
+) -> None:
+    refuse(host, *plan.problems(host, spec, seen, sizes), *also)
+
+
+def refuse(host: Host, *problems: str) -> None:
+    """Die with all PROBLEMS but "", if there are any."""
+    if wrong := list(filter(None, problems)):
         die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
 
 
@@ -93,7 +117,7 @@ def reveal(host: Host) -> dict[str, Any]:
     """Decrypt the secrets of HOST into memory."""
     with scratch.ending():
         source = stock.secrets_of(host)
-        found = secrets.reveal(source, host.name, places.memory(host.name) / "secrets")
+        found = secrets.reveal(source, host.directory.name, places.memory(host.name) / "secrets")
     log.info(f"Revealed {len(found.files)} files, {len(found.values)} values")
     return {"host": host.name, "files": found.files, "values": sorted(found.values)}
 
@@ -114,15 +138,14 @@ def make_payload(host: Host, state: State) -> str:
     into = places.memory(host.name) / "secrets"
     revealed = secrets.load(into, host.name)
     keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
-    if wrong := hostkeys.problem(host, keys):
-        die(f"{host.name}: {wrong}")
-    values = {**revealed.values, **builtin_values(host, state)}
+    names = [*revealed.files, *revealed.values]
+    problems = secrets.lacking(spec, names), who(host, spec, names)
+    refuse(host, hostkeys.problem(host, keys), *problems)
+    identity = stock.operator_key(host.name) if host.local else host.identity_file
+    given = values(host.directory.name, state.deployment, identity, revealed.values)
     files = into / "files"
-    payload.write(
-        payload_file(host), spec, state.deployment, values, files, host.finish, state.agreed
-    )
-    if not any(payload.authorized(payload_file(host))):
-        log.info(f"No file /{payload.AUTHORIZED} in files/ or secrets/: who will log in?")
+    target = payload_file(host)
+    payload.write(target, spec, state.deployment, given, files, host.finish, state.agreed)
     make_layer(host, spec, state)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
     return sha256(payload_file(host))
@@ -139,16 +162,6 @@ def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
 
 def new_deployment() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(3)}"
-
-
-def builtin_values(host: Host, state: State) -> dict[str, str]:
-    """The values that every template may use."""
-    values = {"deployment": state.deployment, "host": host.directory.name}
-    identity = stock.operator_key(host.name) if host.local else host.identity_file
-    public = identity.with_name(identity.name + ".pub") if identity else None
-    if public and public.is_file():
-        values["operator_key"] = public.read_text().strip()
-    return values
 
 
 # --- upload, build-initramfs, kexec

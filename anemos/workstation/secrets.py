@@ -9,13 +9,14 @@ Other sources than GPG (see sources/) have other suffixes and no recipients here
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from anemos import files
 from anemos.image import declared
+from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, die
 from anemos.workstation import scratch
 from anemos.workstation.gpg import Keyring
@@ -82,6 +83,20 @@ def names(root: Path, host: str, suffix: str = ".gpg") -> Listing:
         name = name_of(path, root / host, suffix)
         (listing.files if "/" in name else listing.values)[name] = path
     return listing
+
+
+def lacking(spec: Imgbuild, there: Collection[str]) -> str:
+    """Which secrets the IMGBUILD declares that are not THERE, by name; "" when all are."""
+    found = [
+        f"{name} (line {each.line})" if each.line else name
+        for each in spec.secrets
+        for name in each.names
+        if name not in there
+    ]
+    if not found:
+        return ""
+    command = f"./inv secrets.generate --host {spec.directory.name}"
+    return f"secrets are missing that {spec.file} declares: {', '.join(found)}: {command}"
 
 
 def name_of(path: Path, top: Path, suffix: str = ".gpg") -> str:

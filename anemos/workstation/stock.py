@@ -1,32 +1,41 @@
 """Throw-away material of a host with a [vm]: keys, secrets, and the stock system it starts with."""
 
 import json
+import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.digest import sha256
 from anemos.image import functions, imgbuild
 from anemos.run import run
 from anemos.workstation import generate, images, places, scratch, secrets, sources, vm
 from anemos.workstation.host import Host
 from anemos.workstation.secrets import Source
 from anemos.workstation.sources.gpg import Gpg
+from anemos.workstation.values import values
 
 OPERATOR_KEY = "id_ed25519"
+# Parts of an IMGBUILD that change often.
+ASIDE = re.compile(
+    r"^(?:provision|verify|setup|cleanup)\(\) \{\n(?:.*\n)*?\}\n"
+    r"|^(?:packages|excludes|layout|keep|cmdline)='[^']*'\n",
+    re.MULTILINE,
+)
 
 
 def secrets_of(host: Host) -> Source:
-    """What opens the secrets of HOST: throw-away ones, if it is no more than a VM."""
-    return source(host.name, host.name) if host.local else sources.of(host.name)
+    """What opens the secrets of HOST: throw-away ones, if it is no more than a VM, or a test."""
+    name = host.directory.name
+    return source(name, host.name) if host.local or host.name != name else sources.of(name)
 
 
 def source(name: str, of: str) -> Source:
     """The throw-away secrets of the IMGBUILD NAME, for the machine OF.
 
-    Made outside of the repository, on first use and when the IMGBUILD has changed: by its
-    test_secrets(), and for what that leaves out by what `secrets` declares.
+    Made outside of the repository, on first use and when what decides has changed: by the
+    IMGBUILD's test_secrets(), and for what that leaves out by what `secrets` declares.
     """
     spec = imgbuild.load(places.HOSTS / name)
 
@@ -38,13 +47,20 @@ def source(name: str, of: str) -> Source:
     home = places.state(of)
     root = home / "secrets"
     origin = home / f"secrets-{name}.origin"
-    # All of it decides: helpers of test_secrets(), their variables.
-    now = sha256(spec.file)
+    now = sha256(deciding(spec.file.read_text(errors="replace")).encode()).hexdigest()
     if not origin.exists() or origin.read_text() != now:
         shutil.rmtree(root / name, ignore_errors=True)
     keyring = secrets.ensure_throwaway(home / "gnupg", root, name, make)
     origin.write_text(now)
     return Gpg(keyring, root)
+
+
+def deciding(text: str) -> str:
+    """The IMGBUILD TEXT without what is surely not for test_secrets(). Pure.
+
+    Whatever else there is may decide: its helpers, and their variables.
+    """
+    return ASIDE.sub(lambda found: found[0] if "secrets" in found[0] else "", text)
 
 
 def operator_key(name: str) -> Path:
@@ -73,10 +89,10 @@ def create(host: Host) -> None:
     with step, TemporaryDirectory() as out, scratch.directory() as memory:
         clear = memory / "stock"
         revealed = secrets.reveal(throwaway, stock, clear)
-        values = memory / "values.json"
-        public = operator_key(host.name).with_suffix(".pub").read_text().strip()
-        values.write_text(json.dumps({"operator_key": public}))
+        file = memory / "values.json"
+        given = values(stock, "stock", operator_key(host.name), revealed.values)
+        file.write_text(json.dumps(given))
         options: list[str | Path] = ["--output", out, "--cache", places.cache()]
-        options += ["--values", values, "--secrets", clear / "files"]
+        options += ["--values", file, "--secrets", clear / "files"]
         files = images.image(places.HOSTS / stock, options)
         vm.install(machine, files, revealed.values["host_key"])

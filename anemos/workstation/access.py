@@ -1,0 +1,105 @@
+"""Who may log in to the new system: told before the jump, not found out after it.
+
+As far as the definition tells. It has to be root: Anemos verifies the new system as root, and
+deploys it again as root.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from anemos.image import template, tree
+from anemos.image.imgbuild import Imgbuild
+
+PATCH = ".makeimg.patch"
+CONFIG = "etc/ssh/sshd_config"
+DEFAULT = [".ssh/authorized_keys", ".ssh/authorized_keys2"]  # sshd_config(5)
+# With one of these, keys come from elsewhere.
+ELSEWHERE = ("authorizedkeyscommand", "trustedusercakeys")
+
+# What is put into the image, by path; None: what it holds is not known here.
+Files = Mapping[str, Path | None]
+
+
+def problem(spec: Imgbuild, secrets: Iterable[str]) -> str:
+    """Why root could not log in to the new system over SSH; "" when nothing tells that.
+
+    SECRETS: the names of the host's. Nothing of them is read.
+    """
+    files = defined(spec, secrets)
+    said = settings(files)
+    if spec.login or any(said.get(each, ["none"]) != ["none"] for each in ELSEWHERE):
+        return ""
+    places = [place(each) for each in said.get("authorizedkeysfile", DEFAULT) if each != "none"]
+    if any(opens(each, files, spec) for each in places):
+        return ""
+    return (
+        "nobody could log in to the new system as root: neither files/ nor the secrets have a key"
+        f" in /{places[0] if places else 'any file'}; if provision() puts one there, say so in the"
+        " IMGBUILD: login='provision() writes it'"
+    )
+
+
+def defined(spec: Imgbuild, secrets: Iterable[str]) -> Files:
+    found: dict[str, Path | None] = {}
+    for path, file in tree.inputs(spec.directory / "files"):
+        found[path.removesuffix(template.SUFFIX)] = None if file.is_symlink() else file
+    return found | dict.fromkeys([*secrets, *spec.server_secrets])
+
+
+def opens(path: str, files: Files, spec: Imgbuild) -> bool:
+    """Whether PATH lists a key, or nothing here tells what it will be."""
+    pure = PurePosixPath(path)
+    if any(pure.is_relative_to(kept.mount.lstrip("/")) for kept in spec.keep if kept.mount):
+        return True
+    if any(files.get(each, ...) is None for each in map(str, (pure, *pure.parents))):
+        return True  # a secret, or behind a symbolic link
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lines(files, path))
+
+
+def lines(files: Files, path: str) -> list[str]:
+    file = files.get(path)
+    return file.read_text(errors="replace").splitlines() if file else []
+
+
+def place(pattern: str) -> str:
+    """Where the AuthorizedKeysFile PATTERN lies for root, without leading slash."""
+    known = {"%%": "%", "%h": "/root", "%u": "root", "%U": "0"}
+    path = re.sub("%.", lambda match: known.get(match[0], match[0]), pattern)
+    return str(PurePosixPath("/root", path)).lstrip("/")
+
+
+def settings(files: Files) -> dict[str, list[str]]:
+    """What the definition's sshd_config(5) says of root: keyword in lower case -> words.
+
+    The first one counts; one below a Match for root before all others.
+    """
+    parts = sorted(path for path in files if re.fullmatch(rf"{CONFIG}\.d/[^/]*\.conf", path))
+    general: dict[str, list[str]] = {}
+    special: dict[str, list[str]] = {}
+    for path in [*parts, CONFIG, CONFIG + PATCH]:
+        into: dict[str, list[str]] = general
+        for keyword, words in statements(lines(files, path), patched=path.endswith(PATCH)):
+            if keyword == "match":
+                into = special if for_root(words) else {}
+            else:
+                into.setdefault(keyword, words)
+    return general | special
+
+
+def statements(text: Iterable[str], *, patched: bool) -> Iterator[tuple[str, list[str]]]:
+    for line in text:
+        if patched and (line[:1] not in (" ", "+") or line.startswith("+++")):
+            continue
+        words = re.split(r"[\s=]+", (line[1:] if patched else line).strip(), maxsplit=1)
+        if words[0] and not words[0].startswith("#"):
+            yield words[0].lower(), words[-1].replace('"', "").split()
+
+
+def for_root(criteria: list[str]) -> bool:
+    """Whether a Match may be for root: `all`, or a User or Group that fits."""
+    pairs = dict(zip(map(str.lower, criteria[::2]), criteria[1::2], strict=False))
+    patterns = [pairs[each] for each in ("user", "group") if each in pairs]
+    fits = all(any(fnmatchcase("root", p) for p in each.split(",")) for each in patterns)
+    return criteria == ["all"] or (bool(patterns) and fits)
