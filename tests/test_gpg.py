@@ -161,7 +161,6 @@ REFUSED: dict[str, tuple[Callable[[People], bytes], str]] = {
     ),
     "unsigned": (lambda p: raw(p.bob.gpg, p.a), "is not signed"),
     "signed by Eve": (lambda p: raw(p.eve.gpg, p.a, sign=True), "is signed by an unknown key"),
-    "expired key": (lambda p: raw(p.old, p.expired, sign=p.expired), "by a key that has expired"),
     "revoked key": (by_revoked_key, "by a key that was revoked"),
 }
 
@@ -196,6 +195,50 @@ def test_errors_of_newer_gpg(code: int, message: str) -> None:
     result = SimpleNamespace(stderr=NEWER.format(code), ok=False)
     with pytest.raises(Failure, match=message):
         check_result(result, NAME, [])
+
+
+def test_key_that_has_expired_since(people: People, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it has signed stays readable, for those who still trust it; and that is said."""
+    notation = f"secret@anemos={LABEL}"
+    words = {"sign": people.expired, "extra_args": ["--sig-notation", notation]}
+    data = raw(people.old, people.expired, **words)
+
+    assert people.alice.decrypt(data, NAME, [people.a, people.expired], LABEL) == SECRET
+    assert f"the key {people.expired} that signed it has expired" in capsys.readouterr().err
+    with pytest.raises(Failure, match="which is not a recipient"):
+        people.alice.decrypt(data, NAME, [people.a], LABEL)
+
+
+@pytest.mark.parametrize("line", ["throw-keyids", "encrypt-to {}", "hidden-encrypt-to {}"])
+def test_gpg_conf_for_mail(people: People, line: str) -> None:
+    """Nobody is hidden, and nobody is added."""
+    ring = Keyring(people.home())
+    key, other = ring.generate("Hardened"), ring.generate("Other")
+    Path(ring.gpg.gnupghome, "gpg.conf").write_text(f"{line.format(other)}\n")
+
+    data = ring.encrypt(SECRET, NAME, [key], LABEL)
+
+    assert ring.recipients(data, NAME) == [key]
+    assert ring.key_ids(data, NAME) == ring.chosen([key])
+
+
+def test_new_subkey(people: People) -> None:
+    """gpg takes the newest one. For a hidden recipient it tries all of them, and ends with 2."""
+    ring = Keyring(people.home())
+    made = gnupg.GPG(gnupghome=ring.gpg.gnupghome, options=IN_2020)
+    key = str(made.gen_key(THROWAWAY_KEY.format(name="Subkeys")).fingerprint)
+    before = ring.encrypt(SECRET, NAME, [key], LABEL)
+    old = ring.chosen([key])
+    gpg = ["gpg", "--homedir", ring.gpg.gnupghome, "--batch", "--passphrase", ""]
+    run([*gpg, "--quick-add-key", key, "cv25519", "encr"])
+    words = ["--throw-keyids", "--sig-notation", f"secret@anemos={LABEL}"]
+    hidden = raw(ring.gpg, key, sign=key, extra_args=words)
+
+    assert ring.recipients(before, NAME) == [key]
+    assert ring.key_ids(before, NAME) == old != ring.chosen([key])
+    assert ring.decrypt(before, NAME, [key], LABEL) == SECRET
+    assert ring.decrypt(hidden, NAME, [key], LABEL) == SECRET
+    assert ring.recipients(hidden, NAME) == ["0000000000000000"]
 
 
 def test_signer_must_be_a_recipient(people: People) -> None:

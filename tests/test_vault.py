@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import gnupg
 import pytest
 
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import run
 from anemos.workstation import audit, editor, places, scratch, vault
-from anemos.workstation.gpg import Keyring
+from anemos.workstation.gpg import THROWAWAY_KEY, Keyring
 from anemos.workstation.vault import Vault
 
 pytestmark = pytest.mark.real("run", "gpg")
@@ -441,6 +442,33 @@ def test_rekey_without_a_former_recipient(alice: Vault, people: People) -> None:
     assert alice.read("mx", "VALUE") == b"v"
     with pytest.raises(Failure, match="whose secret part is not here"):
         Vault(people.bob, alice.root).read("mx", KEY)
+
+
+def test_rekey_for_a_new_subkey(alice: Vault, people: People) -> None:
+    """And for what hides its recipients. Afterwards nothing is left to do."""
+    home = tempfile.mkdtemp(prefix="anemos-gpg-", dir="/tmp")
+    ring = Keyring(Path(home))
+    made = gnupg.GPG(gnupghome=home, options=["--faked-system-time", "20200101T000000!"])
+    key = str(made.gen_key(THROWAWAY_KEY.format(name="Subkeys")).fingerprint)
+    vault_ = Vault(ring, alice.root)
+    share(alice.root, key)
+    try:
+        vault_.write("mx", "OLD", b"x")
+        argv = ["gpg", "--homedir", home, "--batch", "--passphrase", "", "--quick-add-key", key]
+        run([*argv, "cv25519", "encr"])
+        vault_.write("mx", "NEW", b"x")
+
+        with pytest.raises(Failure) as caught:
+            audit.check(vault_)
+        assert caught.value.message.splitlines()[1:] == [
+            "  - mx/OLD is encrypted to an old subkey: ./inv secrets.rekey"
+        ]
+        assert vault.rekey(vault_) == {"rekeyed": ["mx/OLD.gpg"]}
+        assert vault.rekey(vault_) == {"rekeyed": []}
+        assert audit.check(vault_)["checked"] == 2
+    finally:
+        run(["gpgconf", "--homedir", home, "--kill", "all"])
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def test_rekey_does_not_launder(alice: Vault, people: People) -> None:

@@ -73,9 +73,23 @@ def check(vault: Vault, only: str = "") -> dict[str, Any]:
     signed = any(each.source == "gpg" for each in found)
     recipients = sorted(set(vault.recipients())) if signed else []
     wrong += [problem for each in found for problem in problems(each, recipients)]
+    wrong += stale(vault, [each for each in found if each.recipients == recipients != []])
     if wrong:
         die("secrets are not as they should be:\n" + "\n".join(f"  - {each}" for each in wrong))
     return conclude(found)
+
+
+def stale(vault: Vault, found: list[Entry]) -> Iterator[str]:
+    """Which of FOUND, all of them to the recipients, are to other subkeys than gpg takes today."""
+    try:
+        wanted = vault.keyring.chosen(vault.recipients()) if found else []
+    except Failure as failure:  # expired: nothing new can be encrypted, what is there is still good
+        log.info(failure.message)
+        return
+    for each in found:
+        path = vault.root / each.host / f"{each.name}.gpg"
+        if vault.keyring.key_ids(path.read_bytes(), str(path)) != wanted:
+            yield f"{each.host}/{each.name} is encrypted to an old subkey: ./inv secrets.rekey"
 
 
 def conclude(found: list[Entry]) -> dict[str, Any]:

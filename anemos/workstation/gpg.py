@@ -14,12 +14,17 @@ from urllib.parse import quote, unquote
 
 import gnupg
 
+from anemos import log
 from anemos.log import die
 
 TTY = "gpg-agent asks for passphrases on the terminal that it knows: export GPG_TTY=$(tty)"
 DAMAGED = "is damaged: truncated or tampered with"
 NOTATION = "secret@anemos"
 MOVED = "renamed it? gpg --decrypt FILE | ./inv secrets.set --host HOST --name NAME"
+
+# What the user's gpg.conf may say, for mail: hide the recipients, add one.
+NO_MORE_NO_LESS = ["--no-throw-keyids", "--no-encrypt-to"]
+HIDDEN = "0000000000000000"  # the key ID of a recipient who is hidden
 
 # Status keyword (doc/DETAILS of GnuPG) -> what a failed decryption means; the first match counts.
 UNREADABLE = {
@@ -38,7 +43,6 @@ NOT_CIPHERTEXT = ("is not encrypted, or only the beginning of an encrypted file"
 UNTRUSTED = {
     "BADSIG": "has a bad signature",
     "NO_PUBKEY": "is signed by an unknown key",
-    "EXPKEYSIG": "is signed by a key that has expired",
     "REVKEYSIG": "is signed by a key that was revoked",
     "EXPSIG": "has an expired signature",
     "NEWSIG": "has a signature that gpg cannot check",
@@ -93,7 +97,7 @@ class Keyring:
             die(f"cannot sign {name}: no recipient's secret key is here")
         # gpg expands %-words, and notation data is printable.
         notation = f"{NOTATION}={quote(label)}".replace("%", "%%")
-        words = ["--local-user", signer, "--sig-notation", notation]
+        words = [*NO_MORE_NO_LESS, "--local-user", signer, "--sig-notation", notation]
         options = {"sign": True, "armor": False, "extra_args": words}
         # always_trust: full fingerprints leave nothing to guess.
         result = self.gpg.encrypt(data, recipients, always_trust=True, **options)
@@ -114,18 +118,31 @@ class Keyring:
 
         For a key that is not here, its key ID stands there (16 digits); ANYBODY for a passphrase.
         """
-        # Twice verbose, gpg lists the packets: of passphrases it has no status line.
-        lines = self._decrypt(data, name, "--list-only", "-v", "-v").stderr.splitlines()
         owners = {
             key_id: key["fingerprint"]
             for key in self.gpg.list_keys()
             for key_id in (key["keyid"], *(subkey[0] for subkey in key["subkeys"]))
         }
-        ids = [line.split()[2] for line in lines if line.startswith("[GNUPG:] ENC_TO ")]
-        found = {owners.get(key_id, key_id) for key_id in ids}
+        return sorted({owners.get(key_id, key_id) for key_id in self.key_ids(data, name)})
+
+    def key_ids(self, data: bytes, name: str) -> list[str]:
+        """Tell which keys DATA is encrypted to, mostly subkeys: their IDs, sorted; or ANYBODY."""
+        # Twice verbose, gpg lists the packets: of passphrases it has no status line.
+        lines = self._decrypt(data, name, "--list-only", "-v", "-v").stderr.splitlines()
+        found = {line.split()[2] for line in lines if line.startswith("[GNUPG:] ENC_TO ")}
         if any(line.startswith(":symkey enc packet:") for line in lines):
             found.add(ANYBODY)
         return sorted(found) or die(f"{name} {NOT_CIPHERTEXT[0]}")
+
+    def chosen(self, recipients: list[str]) -> list[str]:
+        """The IDs of the keys that gpg encrypts to today for RECIPIENTS: it chooses a subkey."""
+        name = "to the recipients"
+        self._check(recipients, name)
+        options = {"armor": False, "extra_args": NO_MORE_NO_LESS}
+        result = self.gpg.encrypt(b"", recipients, always_trust=True, **options)
+        if not result.ok:
+            die(f"cannot encrypt {name}: {complaint(result)}")
+        return self.key_ids(bytes(result.data), name)
 
     def holds(self, fingerprints: list[str]) -> bool:
         """Tell whether the secret part of one of these keys is here."""
@@ -162,7 +179,10 @@ def check_result(result: Any, name: str, signers: list[str]) -> None:
     if not result.ok:
         what, hint = next((UNREADABLE[key] for key in UNREADABLE if key in seen), NOT_CIPHERTEXT)
         die(f"{name} {what}", hint=hint)
-    if not result.valid or result.returncode:
+    # A signature stays good when its key expires; whom it is trusted from, SIGNERS say. Revoked
+    # keys are no good.
+    expired = {"EXPKEYSIG", "VALIDSIG"} <= seen
+    if not (result.valid or expired) or (result.returncode and not tried(status)):
         what = next((UNTRUSTED[key] for key in UNTRUSTED if key in seen), "is not signed")
         die(f"{name} {what}")
     # Of several signatures gpg tells no more than one by one which of them says what.
@@ -170,6 +190,14 @@ def check_result(result: Any, name: str, signers: list[str]) -> None:
         die(f"{name} has several signatures")
     if result.pubkey_fingerprint not in signers:  # of the primary key, even if a subkey signed
         die(f"{name} is signed by {result.pubkey_fingerprint}, which is not a recipient")
+    if expired:
+        log.info(f"{name}: the key {result.pubkey_fingerprint} that signed it has expired since")
+
+
+def tried(status: list[list[str]]) -> bool:
+    """Tell whether gpg fails only as it tried one key after the other for a hidden recipient."""
+    hidden = any(words[:2] == ["ENC_TO", HIDDEN] for words in status)
+    return hidden and {"DECRYPTION_OKAY", "VALIDSIG"} <= {words[0] for words in status}
 
 
 def key_of_others(words: list[str]) -> bool:

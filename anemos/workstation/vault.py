@@ -143,12 +143,13 @@ def rekey(vault: Vault, only: str = "", former: str = "") -> dict[str, Any]:
     """
     fresh: dict[Path, bytes] = {}
     wrong: list[str] = []
-    for of in vault.hosts(only):
-        for name in vault.names(of):
-            try:
-                fresh |= rekeyed(vault, of, name, signer(former))
-            except Failure as failure:
-                wrong.append(str(failure))
+    found = [(of, name) for of in vault.hosts(only) for name in vault.names(of)]
+    wanted = vault.keyring.chosen(vault.recipients()) if found else []
+    for of, name in found:
+        try:
+            fresh |= rekeyed(vault, of, name, signer(former), wanted)
+        except Failure as failure:
+            wrong.append(str(failure))
     if wrong:
         hint = "--former FINGERPRINT: accept what a former recipient has signed"
         die("nothing was changed:\n" + "\n".join(f"  - {each}" for each in wrong), hint=hint)
@@ -159,11 +160,13 @@ def rekey(vault: Vault, only: str = "", former: str = "") -> dict[str, Any]:
     return {"rekeyed": [path.relative_to(vault.root).as_posix() for path in fresh]}
 
 
-def rekeyed(vault: Vault, of: str, name: str, former: list[str]) -> dict[Path, bytes]:
-    """The file of a secret with its new ciphertext, if it needs one."""
+def rekeyed(
+    vault: Vault, of: str, name: str, former: list[str], wanted: list[str]
+) -> dict[Path, bytes]:
+    """The file of a secret with its new ciphertext, unless it is encrypted to the WANTED keys."""
     keyring, recipients = vault.keyring, vault.recipients()
     path = vault.root / of / f"{name}.gpg"
-    if keyring.recipients(path.read_bytes(), str(path)) == sorted(set(recipients)):
+    if keyring.key_ids(path.read_bytes(), str(path)) == wanted:
         return {}
     clear = vault.decrypt(of, name, path, [*recipients, *former])
     return {path: keyring.encrypt(clear, str(path), recipients, f"{of}/{name}")}
