@@ -100,6 +100,26 @@ def test_tar(tmp_path: Path, root: Path, out: Path, form: str, name: str, mode: 
         assert "SCHILY.xattr.security.capability" in archive.getmember("./usr/bin/su").pax_headers
 
 
+def test_sparse_file_in_a_tar(tmp_path: Path, root: Path, out: Path) -> None:
+    """Its holes take no room, and come out as they were."""
+    with (root / "sparse").open("wb") as file:
+        file.seek(48 * 2**20)
+        file.write(b"middle")
+        file.truncate(64 * 2**20)
+    (made,) = write(tmp_path, root, out, "tar")
+    first = made.read_bytes()
+    (made,) = write(tmp_path, root, out, "tar")
+    assert made.read_bytes() == first
+    assert len(first) < 16 * 2**20
+    run(["tar", "--extract", "--file", made, "-C", tmp_path, "./sparse"])
+    assert (tmp_path / "sparse").read_bytes() == (root / "sparse").read_bytes()
+    assert (tmp_path / "sparse").stat().st_blocks * 512 < 2**20
+    with tarfile.open(made) as archive:
+        member = archive.extractfile("./sparse")
+        assert member is not None
+        assert member.read() == (root / "sparse").read_bytes()
+
+
 @pytest.mark.parametrize("form", ["squashfs", "squashfs xz -Xbcj x86"])
 def test_squashfs(tmp_path: Path, root: Path, out: Path, form: str) -> None:
     (made,) = write(tmp_path, root, out, form)

@@ -102,6 +102,8 @@ def tar(job: Job, _: Read) -> dict[str, Path]:
     options = ["--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
     # Extended headers must not hold the number of tar's process, nor times of access and change.
     options += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"]
+    # Holes by content, as they differ by file system; later versions write tar's number, too.
+    options += ["--sparse", "--hole-detection=raw", "--sparse-version=0.0"]
     by = compressor(job)
     options += [f"--use-compress-program={' '.join(by)}"] if by else ["--auto-compress"]
     run(["tar", "--create", *options, "--file", made, "--directory", job.root, "."])
