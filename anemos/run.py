@@ -15,6 +15,11 @@ from anemos.log import FAILED, Failure, die
 TAIL_LINES = 25  # the reason of a failure stands at the end of the output
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+# The time that a reproducible build goes by (reproducible-builds.org), and what leads out of a
+# network: apt(8) knows the small ones, curl(1) and Python the others, too.
+PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+PASSED = ("SOURCE_DATE_EPOCH", *PROXIES)
+
 Argv = Sequence[str | os.PathLike[str]]
 
 
@@ -52,8 +57,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "DEBIAN_FRONTEND": "noninteractive",
         # A lost DNS answer costs the resolver's default of 5 s (resolv.conf(5)).
         "RES_OPTIONS": "timeout:1 attempts:5",
-        # The time that a reproducible build goes by (reproducible-builds.org).
-        **{name: os.environ[name] for name in ["SOURCE_DATE_EPOCH"] if name in os.environ},
+        **{name: os.environ[name] for name in PASSED if name in os.environ},
         **(extra or {}),
     }
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from anemos import log
 from anemos.image import bootstrap, imgbuild
 from anemos.image.bootstrap import debian
 from anemos.log import Failure
-from anemos.run import CommandFailed
+from anemos.run import CommandFailed, run
 
 pytestmark = pytest.mark.real("run")
 
@@ -25,6 +26,8 @@ E: Failed to fetch http://nowhere.invalid/debian/dists/bookworm/InRelease  Could
 E: Some index files failed to download. They have been ignored, or old ones used instead.
 """
 NO_SUITE = "E: The repository 'http://x/debian bookwurm Release' does not have a Release file.\n"
+EXPIRED = "E: Release file for http://x/InRelease is expired (invalid since 19d 2h). Updates ...\n"
+EARLY = "E: Release file for http://x/InRelease is not valid yet (invalid for another 2h). ...\n"
 UNTRUSTED = """
   The following signatures couldn't be verified because the key is not available: NO_PUBKEY 0E98
 E: The repository 'http://x/debian bookworm InRelease' is not signed.
@@ -41,6 +44,12 @@ E: The repository 'http://x/debian bookworm InRelease' is not signed.
             "{0}: packages: Debian has no package other",
         ),
         (AWAY, 1, "the mirror cannot be reached: nowhere.invalid\n  ("),
+        (
+            EXPIRED,
+            1,
+            "the mirror is out of date, its Release file has expired: http://x/InRelease\n",
+        ),
+        (EARLY, 1, "the mirror's Release file is from the future: http://x/InRelease\n"),
         (NO_SUITE, 1, "no Debian suite at the mirror: http://x/debian bookwurm Release\n  ("),
         (UNTRUSTED, 1, "the mirror is signed with a key that is not trusted: 0E98"),
         ("E: something else\n", 1, "sh -c"),
@@ -57,6 +66,90 @@ def test_failures(
     assert str(failure.value).startswith(message.format(tmp_path / "IMGBUILD"))
     assert failure.value.status == status
     assert isinstance(failure.value, CommandFailed) == (message == "sh -c")
+
+
+SOURCES = """
+target=debian
+debian_suite=bookworm
+components='main contrib non-free-firmware'
+apt_sources='
+deb [arch=amd64 signed-by=keys/own.asc] https://example.org/apt bookworm stable
+deb [trusted=yes] file:/srv/flat ./
+'
+"""
+
+
+def test_sources(tmp_path: Path) -> None:
+    """mmdebstrap's own lines stay; others come beside them, the keys as the new system has them."""
+    (tmp_path / "IMGBUILD").write_text(SOURCES.replace("file:/", "file:///"))
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/own.asc").write_text("key")
+    spec = imgbuild.load(tmp_path)
+    bootstrap.check(spec)
+    argv = [str(word) for word in debian.mmdebstrap(spec, tmp_path / "x.tar")]
+    assert argv[-2:] == ["bookworm", str(tmp_path / "x.tar")]
+    assert "--components=main,contrib,non-free-firmware" in argv
+    root = tmp_path / "root"
+    (root / "etc/apt/sources.list.d").mkdir(parents=True)
+    seen = []
+    for kind in ("--setup-hook=", "--customize-hook="):
+        for option in debian.sources(spec):
+            if option.startswith(kind):
+                run(["sh", "-ec", option.removeprefix(kind), "sh", root])
+        seen.append((root / debian.LIST).read_text().splitlines()[0])
+    options = "deb [arch=amd64 signed-by={}/etc/apt/keyrings/own.asc] https://example.org/apt"
+    assert seen == [f"{options.format(where)} bookworm stable" for where in (root, "")]
+    assert (root / "etc/apt/keyrings/own.asc").read_text() == "key"
+    before = bootstrap.key(spec)
+    (tmp_path / "keys/own.asc").write_text("another key")
+    assert bootstrap.key(spec) != before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("https://example.org/apt bookworm main", "is no line of sources.list"),
+        ("deb example.org bookworm main", "is no line of sources.list"),
+        ("deb [signed-by=keys/none.asc] https://example.org x main", "there is no keys/none.asc"),
+    ],
+)
+def test_bad_sources(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "IMGBUILD").write_text(f"target=debian\napt_sources='{line}'\n")
+    with pytest.raises(Failure, match=message):
+        bootstrap.check(imgbuild.load(tmp_path))
+
+
+def test_indexes_of_all_sources(tmp_path: Path) -> None:
+    (tmp_path / "IMGBUILD").write_text(SOURCES + "mirror=http://x/debian/")
+    assert debian.indexes(imgbuild.load(tmp_path)) == [
+        "http://x/debian/dists/bookworm/InRelease",
+        "https://example.org/apt/dists/bookworm/InRelease",
+    ]
+
+
+def test_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fetches packages takes the way out that its user has, and no other variable."""
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "mirror.example")
+    monkeypatch.setenv("OTHER", "x")
+    monkeypatch.setattr(debian, "mmdebstrap", lambda *_: ["sh", "-c", "env >env"])
+    (tmp_path / "IMGBUILD").write_text("target=debian\n")
+    bootstrap.bootstrap(imgbuild.load(tmp_path), tmp_path / "root")
+    found = (tmp_path / "env").read_text().splitlines()
+    assert {"http_proxy=http://proxy.example:3128", "no_proxy=mirror.example"} <= set(found)
+    assert not [line for line in found if line.startswith("OTHER=")]
+
+
+@pytest.mark.parametrize(("suite", "told"), [("", 1), ("stable", 1), ("trixie", 0)])
+def test_moving_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, told: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "sink", said.append)
+    monkeypatch.setattr(debian, "mmdebstrap", lambda *_: ["true"])
+    (tmp_path / "IMGBUILD").write_text(f"target=debian\ndebian_suite={suite}\n")
+    bootstrap.bootstrap(imgbuild.load(tmp_path), tmp_path / "root")
+    assert sum("stable becomes another release by itself" in line for line in said) == told
 
 
 def test_hostconf_is_for_others(tmp_path: Path) -> None:

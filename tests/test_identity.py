@@ -7,7 +7,7 @@ import pytest
 
 from anemos import log
 from anemos.image import tree
-from anemos.image.bootstrap import identity
+from anemos.image.bootstrap import debian, identity
 from anemos.run import run
 from tests import tiny
 
@@ -98,6 +98,6 @@ def test_packages_make_it_again(tmp_path: Path, said: list[str]) -> None:
 
 @pytest.mark.real("run")
 def test_as_a_program(root: Path) -> None:
-    project = Path(__file__).parents[1]
-    run([sys.executable, "-m", identity.__name__, root], env={"PYTHONPATH": str(project)})
+    argv = [sys.executable, "-W", "error", "-c", debian.STRIP, str(root)]
+    run(argv, env={"PYTHONPATH": debian.PYTHON})
     assert not (root / "etc/munge/munge.key").exists()

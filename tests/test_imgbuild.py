@@ -155,6 +155,33 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("target=debian\nexit 0\n", "ends the shell that reads it\n  (remove the `exit`)"),
         ("while :; do :; done\n", "does not end within 1 s when sourced"),
         ("target=debian\r\nformat=dir\r\n", "line 1: carriage return\n"),
+        ("\ufefftarget=debian\n", "line 1: a byte order mark (BOM)\n  (save it as UTF-8"),
+        ("target=debian\n\0", "is no UTF-8 text, but UTF-16 perhaps\n"),
+        (
+            "target=debian\npackages='nginx\u200b vim'\n",
+            "packages: 'nginx\\u200b vim' has a zero width space (U+200B)\n  (retype it",
+        ),
+        (
+            "target=\u201cdebian\u201d\n",
+            "target: '\u201cdebian\u201d' has a left double quotation mark",
+        ),
+        ("target=debian\ncmdline='quiet\u00a0ro'", "cmdline: 'quiet\\xa0ro' has a no-break space"),
+        (
+            "\u200btarget=debian\n",
+            "line 1: \u200btarget=debian: not found (it has a zero width space",
+        ),
+        (
+            "target=debian\npackages='\nnginx # web\n'",
+            "packages: 'nginx # web': a comment in a value\n",
+        ),
+        (
+            "target=debian\nlayout='\n# first disk\n'",
+            "layout: '# first disk': a comment in a value\n",
+        ),
+        (
+            "target=debian\nversion=trixie\n",
+            "line 2: unknown variable 'version'\n  (did you mean debian_suite?",
+        ),
         ("target=debian\nprovision() {\r\n:\n}\n", "line 2: carriage return\n"),
         ("", "target is not set\n  (one of: debian, arch, alpine)"),
         ("target=\n", "target is not set"),
@@ -343,3 +370,24 @@ def test_any_values(found: dict[str, str]) -> None:
     else:
         assert spec.format in imgbuild.FORMATS
         assert "/" not in spec.name
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "IMGBUILD").write_bytes("target=debian\n".encode(encoding))
+    with pytest.raises(Failure, match="is no UTF-8 text, but UTF-16 perhaps"):
+        load(tmp_path)
+
+
+def test_characters_and_names_of_ones_own(tmp_path: Path) -> None:
+    """Whatever stands in comments, names and functions; a version of something else."""
+    text = """# \u201cquoted\u201d, \u00a0 and \u2013
+imgname='a \u2013 b'
+target=debian
+debian_suite=trixie
+version=2.1
+packages=c++ # a comment of the shell
+provision() { echo '\u201cHello\u201d # no comment'; }
+"""
+    assert load(write(tmp_path, text)).packages == ("c++",)
+    assert load(write(tmp_path, "target=arch\nversion=2\n")).target == "arch"

@@ -1,5 +1,6 @@
 """Loads an IMGBUILD: sources it in a POSIX shell and reads back its variables and functions."""
 
+import codecs
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ VARIABLES = (
     *SINGLE,
     "hostconf",
     "packages",
+    "components",
+    "apt_sources",
     "excludes",
     "layout",
     "keep",
@@ -25,6 +28,9 @@ VARIABLES = (
     "secrets",
     "server_secrets",
 )
+WORDS = ("packages", "excludes", "layout", "keep", "hostconf", "components", "server_secrets")
+FREE = ("imgname", "secrets")  # with words that people read
+RETYPE = "retype it, with plain blanks, quotes and hyphens"
 FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets", "fetch_secrets")
 TARGETS = ("debian", "arch", "alpine")
 FORMATS = ("dir", "tar", "raw", "custom", "squashfs", "disk")
@@ -85,6 +91,8 @@ class Imgbuild:
     secrets: tuple[Declared, ...]
     server_secrets: tuple[str, ...]
     functions: frozenset[str]
+    components: tuple[str, ...] = ()
+    apt_sources: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -109,6 +117,10 @@ def load(directory: Path, format: str = "", *, name: str = "") -> Imgbuild:
         data = file.read_bytes()
     except OSError as error:
         die(f"{file}: {error.strerror}")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        die(f"{file}: is no UTF-8 text, but UTF-16 perhaps", hint="save it as UTF-8, without BOM")
+    if data.startswith(codecs.BOM_UTF8):
+        die(f"{file}: line 1: a byte order mark (BOM)", hint="save it as UTF-8, without BOM")
     before, carriage_return, _ = data.partition(b"\r")
     if carriage_return:
         line = before.count(b"\n") + 1
@@ -155,13 +167,18 @@ def shell_error(failed: CommandFailed) -> str:
     """
     shells = r"(?ms)^(?:\S*/)?(?:sh|IMGBUILD): (?:line )?(\d+): (?:\./IMGBUILD: )?(.*)"
     if match := re.search(shells, failed.output):
-        return f"line {match[1]}: {' '.join(match[2].split())}"
+        found = typos.odd(" ".join(match[2].split()))
+        why = f" (it has a {typos.described(found)}: {RETYPE})" if found else ""
+        return f"line {match[1]}: {' '.join(match[2].split())}{why}"
     message = failed.output.rstrip().rpartition("\n")[2]
     return f"a command in it fails, {meaning(failed.returncode)}: {message or 'no message'}"
 
 
 def refuse_typos(file: Path, suspects: Iterable[Typo], found: Mapping[str, str]) -> None:
     for each in suspects:
+        other = each.name in typos.ALIASES.get(each.meant, ())
+        if other and (each.meant in found or found.get("target", "").strip() != "debian"):
+            continue
         if each.name + ("()" if each.kind == "function" else "") in found:
             hint = f"did you mean {each.meant}? Names of your own may begin with _"
             die(f"{file}: line {each.line}: unknown {each.kind} {each.name!r}", hint=hint)
@@ -199,6 +216,8 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
         secrets=secrets,
         server_secrets=tuple(found.get("server_secrets", "").split()),
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
+        components=tuple(found.get("components", "").split()),
+        apt_sources=tuple(filter(None, map(str.strip, found.get("apt_sources", "").split("\n")))),
     )
     check(where, spec)
     return spec
@@ -209,7 +228,20 @@ def check_values(where: str, found: Mapping[str, str]) -> None:
         if "\ufffd" in value:
             die(f"{where}: {name} has bytes that are not UTF-8")
         if name in SINGLE and "\n" in value.strip():
-            die(f"{where}: {name} has several lines, it takes one")
+            hint = "`apt_sources` names more repositories" if name == "mirror" else ""
+            die(f"{where}: {name} has several lines, it takes one", hint=hint)
+        if name in VARIABLES and name not in FREE:
+            check_characters(where, name, value)
+
+
+def check_characters(where: str, name: str, value: str) -> None:
+    """Refuse what an editor or a web page made of a blank or a quote, and comments in a value."""
+    for line in value.split("\n"):
+        if found := typos.odd(line.replace("\t", " ")):
+            die(f"{where}: {name}: {line.strip()!r} has a {typos.described(found)}", hint=RETYPE)
+        if name in WORDS and any(word.startswith("#") for word in line.split()):
+            hint = "comments stand on lines of their own, outside of the quotes"
+            die(f"{where}: {name}: {line.strip()!r}: a comment in a value", hint=hint)
 
 
 def check(where: str, spec: Imgbuild) -> None:

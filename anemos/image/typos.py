@@ -1,10 +1,18 @@
-"""Finds names in an IMGBUILD that are almost those of a variable or a function that it may have."""
+"""Finds what is not meant in an IMGBUILD: names that are almost known ones, characters that look
+like others or like nothing."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 LONG = 8  # letters of a name in which two slips are forgiven, not one
+# What others call it. A variable of that name counts only where the one that is meant is not set.
+ALIASES = {
+    "debian_suite": ("codename", "debian_release", "debian_version", "release", "suite", "version")
+}
+QUOTES_AND_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2018\u2019\u201a\u201c\u201d\u201e\u2212"
+UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of Unicode: controls, formats, blanks
 PATTERNS = {
     "variable": re.compile(r"^[ \t]*(?:export[ \t]+)?([A-Za-z]\w*)=", re.MULTILINE | re.ASCII),
     "function": re.compile(r"^[ \t]*([A-Za-z]\w*)[ \t]*\(\)", re.MULTILINE | re.ASCII),
@@ -28,10 +36,22 @@ def suspects(text: str, kind: str, known: Iterable[str]) -> list[Typo]:
     found = []
     for match in PATTERNS[kind].finditer(text):
         name = match[1]
-        meant = [each for each in known if close(name, each)]
+        meant = [each for each in known if close(name, each) or name in ALIASES.get(each, ())]
         if meant and name not in known:
             found.append(Typo(kind, name, text.count("\n", 0, match.start(1)) + 1, meant[0]))
     return found
+
+
+def odd(text: str) -> str:
+    """The first character of TEXT that nobody means: invisible, or another one's double; or ""."""
+    for each in text:
+        if each in QUOTES_AND_DASHES or (each > "~" and unicodedata.category(each) in UNSEEN):
+            return each
+    return ""
+
+
+def described(character: str) -> str:
+    return f"{unicodedata.name(character, 'character').lower()} (U+{ord(character):04X})"
 
 
 def close(name: str, known: str) -> bool:

@@ -1,12 +1,14 @@
 """Debian, by mmdebstrap(1)."""
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 
+from anemos import log
 from anemos.image.bootstrap import identity
-from anemos.image.bootstrap.common import MIRROR, NO_PACKAGE, Explanation, call
+from anemos.image.bootstrap.common import MIRROR, NO_PACKAGE, Explanation, call, digests
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, die
 from anemos.run import Argv
@@ -26,16 +28,44 @@ for kernel in /boot/vmlinuz-*; do
     fi
 done
 """
+STRIP = f"from {identity.__name__} import main; main()"
+PROGRAM = shlex.quote(sys.executable)
 PYTHON = os.fspath(Path(__file__).parents[3])  # where this package lies
+MOVING = ("stable", "oldstable", "testing")
+# sources.list(5), the one-line style.
+SOURCE = re.compile(
+    r"deb(?:-src)?\s+(?P<options>\[[^]]*\]\s+)?(?P<url>\S+://\S+)\s+(?P<suite>\S+).*"
+)
+LIST = "etc/apt/sources.list.d/anemos.list"
+KEYS = "etc/apt/keyrings"
 UNSAFE = "etc/dpkg/dpkg.cfg.d/anemos"
 
+ELSEWHERE = "is it in another component or repository? `components`, `apt_sources` name them"
+
 EXPLANATIONS: list[Explanation] = [
-    (r"E: Unable to locate package (\S+)", NO_PACKAGE.format("Debian", r"\1"), "", BAD_INPUT),
+    (
+        r"E: Unable to locate package (\S+)",
+        NO_PACKAGE.format("Debian", r"\1"),
+        ELSEWHERE,
+        BAD_INPUT,
+    ),
     (
         r"E: Package '?([^'\s]+)'? has no installation candidate",
         NO_PACKAGE.format("Debian", r"\1"),
-        "",
+        ELSEWHERE,
         BAD_INPUT,
+    ),
+    (
+        r"E: Release file for (\S+) is expired",
+        r"the mirror is out of date, its Release file has expired: \1",
+        "is the clock right? else take another `mirror`",
+        FAILED,
+    ),
+    (
+        r"E: Release file for (\S+) is not valid yet",
+        r"the mirror's Release file is from the future: \1",
+        "is the clock of this machine right?",
+        FAILED,
     ),
     (
         r"E: The repository '(.*?)' does not have a Release file",
@@ -57,9 +87,20 @@ EXPLANATIONS: list[Explanation] = [
 def check(imgbuild: Imgbuild) -> None:
     if imgbuild.hostconf:
         die(f"{imgbuild.file}: hostconf is for target=arch and target=alpine")
+    for line in imgbuild.apt_sources:
+        match = SOURCE.fullmatch(line)
+        if not match:
+            hint = "deb [signed-by=keys/NAME.asc] URL SUITE COMPONENT"
+            die(f"{imgbuild.file}: apt_sources: {line!r} is no line of sources.list(5)", hint=hint)
+        for key in re.findall(r"signed-by=(keys/[^],\s]+)", match["options"] or ""):
+            if not (imgbuild.directory / key).is_file():
+                die(f"{imgbuild.file}: apt_sources: there is no {key} beside the IMGBUILD")
 
 
 def make(imgbuild: Imgbuild, output: Path) -> None:
+    if imgbuild.suite in MOVING:
+        why = f"{imgbuild.suite} becomes another release by itself: write trixie, bookworm..."
+        log.info(f"{imgbuild.file}: debian_suite: {why}")
     argv = mmdebstrap(imgbuild, output.resolve())
     call(argv, imgbuild.file, EXPLANATIONS, output, {"INITRD": "No"})
 
@@ -77,15 +118,30 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         # A system that is not there yet has nothing to lose: no fsync(2) for every file (dpkg(1)).
         f'--setup-hook=mkdir -p "$1/{UNSAFE.rpartition("/")[0]}"',
         f'--setup-hook=echo force-unsafe-io >"$1/{UNSAFE}"',
+        *sources(imgbuild),
         # An initramfs has what it is about in it, too.
-        f"--customize-hook=PYTHONPATH={shlex.quote(PYTHON)} {sys.executable}"
-        f' -m {identity.__name__} "$1"',
+        f'--customize-hook=PYTHONPATH={shlex.quote(PYTHON)} {PROGRAM} -c "{STRIP}" "$1"',
         f"--customize-hook=env -u INITRD chroot \"$1\" sh -ec '{quoted(INITRAMFS)}'",
         # The machine that boots has its own; mmdebstrap copies this one's name and resolver.
         f'--customize-hook=cd "$1" && rm -f {UNSAFE} etc/hostname etc/resolv.conf',
+        *([f"--components={','.join(imgbuild.components)}"] if imgbuild.components else []),
         imgbuild.suite,
         output,
         *([imgbuild.mirror] if imgbuild.mirror else []),
+    ]
+
+
+def sources(imgbuild: Imgbuild) -> list[str]:
+    """Options for `apt_sources`: until the end, apt(8) sees the keys from outside of the image."""
+    if not imgbuild.apt_sources:
+        return []
+    lines = shlex.quote("\n".join(imgbuild.apt_sources))
+    keys = shlex.quote(os.fspath(imgbuild.directory.absolute() / "keys"))
+    copied = f'mkdir -p "$1/{KEYS}"; ! [ -d {keys} ] || cp {keys}/* "$1/{KEYS}/"; chmod 644'
+    return [
+        f'--setup-hook={copied} "$1/{KEYS}"/* 2>/dev/null || :',
+        f'--setup-hook=printf "%s\\n" {lines} | sed "s|=keys/|=$1/{KEYS}/|" >"$1/{LIST}"',
+        f'--customize-hook=sed -i "s|=$1/|=/|" "$1/{LIST}"',
     ]
 
 
@@ -99,11 +155,17 @@ def inputs(imgbuild: Imgbuild) -> dict[str, object]:
         "debian_suite": imgbuild.suite,
         "mirror": imgbuild.mirror,
         "excludes": list(imgbuild.excludes),
+        "components": list(imgbuild.components),
+        "apt_sources": list(imgbuild.apt_sources),
+        "keys": digests(imgbuild.directory / "keys"),
     }
 
 
 def indexes(imgbuild: Imgbuild) -> list[str]:
-    """The suite's InRelease. Of mmdebstrap's other ways to name mirrors, nothing is known."""
+    """The suites' InRelease. Of mmdebstrap's other ways to name mirrors, nothing is known."""
     if "://" not in imgbuild.mirror or " " in imgbuild.mirror:
         return []
-    return [f"{imgbuild.mirror.rstrip('/')}/dists/{imgbuild.suite}/InRelease"]
+    others = filter(None, map(SOURCE.fullmatch, imgbuild.apt_sources))
+    found = [(each["url"], each["suite"]) for each in others if not each["suite"].endswith("/")]
+    places = [(imgbuild.mirror, imgbuild.suite), *found]
+    return [f"{url.rstrip('/')}/dists/{suite}/InRelease" for url, suite in places]

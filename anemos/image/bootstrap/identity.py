@@ -3,8 +3,6 @@
 Scripts of packages make such files. Known ones are removed, and private keys by what is in them or
 what they are called. /var/lib/anemos/removed in the layer lists them, one path a line: a deployment
 has the packages make them again on the machine itself, and tells what is still missing.
-
-`python3 -m anemos.image.bootstrap.identity ROOT` for bootstraps that call programs alone.
 """
 
 import re
@@ -38,6 +36,10 @@ KNOWN = {
     "var/lib/systemd/credential.secret": "",
     "var/lib/systemd/random-seed": "",
     "var/lib/urandom/random-seed": "",
+}
+# How, where dpkg-reconfigure(8) does not: to its postinst this is no first installation.
+BY_HAND = {
+    "open-iscsi": 'umask 077; echo "InitiatorName=$(iscsi-iname)" >/etc/iscsi/initiatorname.iscsi'
 }
 PLACES = ("etc", "home", "opt", "root", "srv", "var")  # packages' own files are below /usr
 LARGEST = 2**18  # bytes of a file that may be a key
@@ -101,10 +103,10 @@ def renew(root: Path) -> None:
     """Have the packages of the system ROOT make what was taken out, for this machine alone."""
     packages = {maker(path) or "" for path in listed(root)} - {""}
     for package in sorted(packages):
-        argv = ["dpkg-reconfigure", "--frontend=noninteractive", package]
+        script = BY_HAND.get(package, f"dpkg-reconfigure --frontend=noninteractive {package}")
         try:
             with TemporaryDirectory() as shared:
-                chroot.call(root, argv, shared=Path(shared))
+                chroot.call(root, ["sh", "-c", script], shared=Path(shared))
         except CommandFailed as failed:  # `report` tells what is missing
             log.info(failed.message)
 
@@ -122,5 +124,6 @@ def listed(root: Path) -> list[str]:
     return file.read_text().splitlines() if file.is_file() else []
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """For bootstraps by a program that calls programs: `python3 -c ... ROOT`."""
     strip(Path(sys.argv[1]))
