@@ -376,6 +376,17 @@ def with_systemd_boot(root: Path) -> Path:
     return root
 
 
+def test_signed_systemd_boot(tmp_path: Path) -> None:
+    """As Debian 13 has it: the signed one alone, or both."""
+    given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
+    (tmp_path / f"{systemd_boot.LOADER}.signed").write_text("signed")
+    (tmp_path / systemd_boot.LOADER).unlink()
+    systemd_boot.install(given)
+    found = [file for file in tmp_path.rglob("*") if file.suffix.lower() == ".efi"]
+    assert {file.read_text() for file in found} == {"signed"}
+    assert len(found) == len(systemd_boot.PLACES)
+
+
 def test_systemd_boot(tmp_path: Path) -> None:
     given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
     systemd_boot.install(given)

@@ -3,6 +3,7 @@
 import os
 import stat
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from anemos import log
-from anemos.image import chroot, definition, imgbuild
+from anemos.image import chroot, definition, imgbuild, tree
+from anemos.image.bootloader import systemd_boot
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed, run
+from anemos.workstation import payload
 from tests import tiny
 
 pytestmark = pytest.mark.real("run")
@@ -422,6 +425,72 @@ def test_shared_directory(tmp_path: Path, image: Path) -> None:
     assert (shared / "x").read_text() == "1\n"
     assert not list((image / "run").iterdir())
     assert run(["find", image / "dev", image / "proc", image / "sys"]).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "expected"),
+    [
+        ("{{ host }} {{deployment}} {{ operator_key }}", 0o644, 0o644),
+        ("none", 0o755, 0o755),
+        ("{{ PASSWORD }}", 0o644, 0o640),
+        ("{{ host }} {{ PASSWORD }}", 0o755, 0o750),
+        ("{{ PASSWORD }}", 0o600, 0o600),
+    ],
+)
+def test_secret_in_a_template(
+    tmp_path: Path, root: Path, put: Input, text: str, mode: int, expected: int
+) -> None:
+    """Not everybody may read it; provision() may say otherwise."""
+    values = {"host": "mx", "deployment": "d", "operator_key": "k", "PASSWORD": "secret"}
+    files = put("etc/app.conf.makeimg.template", text, mode=mode)
+    definition.apply(spec(tmp_path), root, [files], values=values)
+    assert stat.S_IMODE((root / "etc/app.conf").stat().st_mode) == expected
+    payload.write(tmp_path / "payload", spec(tmp_path), "d-1", values, tmp_path / "none")
+    with tarfile.open(tmp_path / "payload") as archive:
+        assert archive.getmember("files/etc/app.conf").mode == expected
+
+
+LAYER = """
+bootloader={}
+layout='
+disk system serial=S
+part {}
+part root fs=ext4 mount=/
+'
+"""
+ESP = "esp type=esp size=512M fs=vfat mount=/boot/efi"
+
+
+@pytest.mark.parametrize(
+    ("loader", "part", "file", "lacks"),
+    [
+        ("grub", "bios type=bios size=1M", "usr/lib/grub/i386-pc/kernel.img", ""),
+        ("grub", "bios type=bios size=1M", "etc/conf", "/usr/lib/grub/i386-pc/kernel.img"),
+        ("grub", ESP, "usr/lib/grub/i386-pc/kernel.img", "/usr/lib/grub/x86_64-efi/kernel.img"),
+        ("systemd-boot", ESP, systemd_boot.LOADER, ""),
+        ("systemd-boot", ESP, f"{systemd_boot.LOADER}.signed", ""),
+        (
+            "systemd-boot",
+            ESP,
+            "etc/conf",
+            f"/{systemd_boot.LOADER}.signed or /{systemd_boot.LOADER}",
+        ),
+    ],
+)
+@pytest.mark.parametrize("place", ["layer", "files"])
+def test_boot_loader_is_there(
+    tmp_path: Path, root: Path, loader: str, part: str, file: str, lacks: str, place: str
+) -> None:
+    """What a boot loader is made of is looked for long before a disk is erased."""
+    tree.write(root if place == "layer" else tmp_path / "files", file, "")
+    tree.write(root, "var/lib/dpkg/status", "")
+    run(["tar", "--create", "--file", tmp_path / "layer", "--directory", root, "."])
+    given = spec(tmp_path, LAYER.format(loader, part))
+    if lacks:
+        with pytest.raises(Failure, match=f"bootloader={loader}: the package layer has no {lacks}"):
+            definition.rehearse_loader(given, tmp_path / "layer", [tmp_path / "files"])
+    else:
+        definition.rehearse_loader(given, tmp_path / "layer", [tmp_path / "files"])
 
 
 @pytest.mark.parametrize("line", ["two", "changed by a newer package"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import chroot, fstab, functions, initrd, template, tree
+from anemos.image import bootloader, chroot, fstab, functions, initrd, template, tree
 from anemos.image.bootstrap import identity
 from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
@@ -95,6 +95,15 @@ def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
                 patch_file(Path(name), path, file)
 
 
+def rehearse_loader(imgbuild: Imgbuild, layer: Path, inputs: Sequence[Path]) -> None:
+    """See that a layer of Debian's, or an input file, has what the boot loader is made of."""
+    listed = run(["tar", "--list", "--file", layer]).splitlines()
+    names = {name.removeprefix("./") for name in listed}
+    if "var/lib/dpkg/status" in names:
+        own = {path for directory in inputs for path, _ in tree.inputs(directory)}
+        bootloader.rehearse(imgbuild, own | names)
+
+
 def copy(root: Path, inputs: Sequence[Path]) -> None:
     for directory in inputs:
         for path, file in tree.inputs(directory):
@@ -138,7 +147,7 @@ def fill(root: Path, inputs: Sequence[Path], values: Mapping[str, str]) -> None:
         for path, file in tree.inputs(directory):
             if path.endswith(template.SUFFIX):
                 text = rendered(file, values)
-                mode = file.stat().st_mode & 0o7777
+                mode = template.mode(file.read_text(), file.stat().st_mode & 0o7777)
                 tree.write(root, path.removesuffix(template.SUFFIX), text, mode)
 
 

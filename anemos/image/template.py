@@ -7,6 +7,15 @@ SUFFIX = ".makeimg.template"
 PLACEHOLDER = re.compile(r"\{\{ *([A-Za-z_][A-Za-z0-9_]*) *\}\}")
 
 
+# Values that are no secret. All others are, as far as we know.
+PUBLIC = ("deployment", "host", "operator_key")
+
+
+def mode(text: str, mode: int) -> int:
+    """The mode of what the template TEXT with MODE becomes: everybody reads no secret in it."""
+    return mode if set(PLACEHOLDER.findall(text)) <= set(PUBLIC) else mode & ~0o007
+
+
 def render(text: str, values: Mapping[str, str]) -> str:
     """TEXT with its placeholders replaced. Raises ValueError: "line 3: undefined name 'x'"."""
     lines = enumerate(text.split("\n"), 1)  # splitlines() has more line ends than editors have

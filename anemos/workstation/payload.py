@@ -99,6 +99,7 @@ def input_member(path: str, file: Path, values: Mapping[str, str]) -> Member:
     mode = stat.S_IMODE(file.stat().st_mode)
     if path.endswith(template.SUFFIX):
         text = definition.rendered(file, values)
+        mode = template.mode(file.read_text(), mode)
         return Member(f"files/{path.removesuffix(template.SUFFIX)}", text.encode(), mode)
     return Member(f"files/{path}", file.read_bytes(), mode)
 

@@ -157,6 +157,7 @@ def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
     if host.build_on == "workstation":
         layer = images.layer(spec)
         definition.rehearse(layer, [spec.directory / "files"])
+        definition.rehearse_loader(spec, layer, [spec.directory / "files"])
         state.layer = str(layer)
 
 

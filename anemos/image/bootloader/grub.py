@@ -86,6 +86,10 @@ def check(layout: Layout, cmdline: str) -> None:
         raise ValueError(f"cmdline has a {match[0]}, which GRUB does not pass on")
 
 
+def files(layout: Layout) -> list[tuple[str, ...]]:
+    return [(f"usr/lib/grub/{PLATFORMS[way]}/kernel.img",) for way in sorted(ways(layout))]
+
+
 def install(target: Target) -> None:
     """Write GRUB's files below /boot/grub, core images on the disks, and to the ESP."""
     place = target.place(f"{BOOT}/grub")

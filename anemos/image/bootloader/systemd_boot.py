@@ -16,8 +16,10 @@ from anemos.image.layout import MIB, Layout
 from anemos.log import die
 
 WAYS = frozenset(["uefi"])
-PACKAGES: Packages = {"uefi": ("systemd-boot", "systemd-boot-efi")}
+PACKAGES: Packages = {"uefi": ("systemd-boot", "systemd-boot-efi", "systemd-boot-efi-amd64-signed")}
 LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+LOADERS = (f"{LOADER}.signed", LOADER)  # the first one that is there; Debian 13 has it signed
+HINT = "Debian: add systemd-boot to `packages`, or systemd-boot-efi"
 MOUNTS = ("/efi", "/boot", "/boot/efi")  # where bootctl and kernel-install look for the ESP
 PLACES = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi")
 # Two kernels with a large initramfs each, and a third one while they are being replaced.
@@ -40,16 +42,18 @@ def check(layout: Layout, cmdline: str) -> None:
         raise ValueError(f"cmdline has a {match[0]}, which systemd-boot does not pass on")
 
 
+def files(layout: Layout) -> list[tuple[str, ...]]:
+    return [LOADERS]
+
+
 def install(target: Target) -> None:
     """Fill the ESP, and tell kernel-install(8) how to go on with it."""
     root, esp = target.root, places.esps(target.layout)[0].mount
-    if not (root / LOADER).is_file():
-        die(
-            f"bootloader=systemd-boot: the image has no /{LOADER}",
-            hint="Debian: add systemd-boot to `packages`",
-        )
+    loader = next((root / each for each in LOADERS if (root / each).is_file()), None)
+    if loader is None:
+        die(f"bootloader=systemd-boot: the image has no /{LOADER}", hint=HINT)
     for path in PLACES:
-        tree.copy(root / LOADER, root, f"{esp}/{path}", 0o644)
+        tree.copy(loader, root, f"{esp}/{path}", 0o644)
     token = places.os_release(root).get("ID", "linux")
     tree.write(root, f"{esp}/loader/loader.conf", "timeout 1\n")
     tree.write(root, f"{esp}/loader/entries.srel", "type1\n")
