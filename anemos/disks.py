@@ -47,11 +47,33 @@ class Device:
 
     def same(self, other: "Device") -> bool:
         """Whether OTHER is this disk, by all that both kernels tell of it: drivers differ."""
-        names = [(self.serial, other.serial), (self.wwn, other.wwn)]
-        return self.size == other.size and all(a == b or not (a and b) for a, b in names)
+        names = [("serial", self.serial, other.serial), ("wwn", self.wwn, other.wwn)]
+        same = (plain(key, a) == plain(key, b) or not (a and b) for key, a, b in names)
+        return self.size == other.size and all(same)
 
     def describe(self) -> str:
-        return f"{self.name} (serial {self.serial or '-'}, {self.size / 1e9:.1f} GB)"
+        return f"{self.name} ({self.words()}, {self.size / 1e9:.1f} GB)"
+
+    def words(self) -> str:
+        """What names it in `layout` and `keep`, as it is written there."""
+        known = {"serial": self.serial, "wwn": self.wwn}
+        return phrase({k: v for k, v in known.items() if v} or {"size": str(self.size)})
+
+
+def phrase(match: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={quoted(value)}" for key, value in match.items())
+
+
+def quoted(value: str) -> str:
+    """VALUE for `layout`, which stands between single quotes in an IMGBUILD (see grammar.py)."""
+    value = value.replace('"', r"\042").replace("'", r"\047")
+    return f'"{value}"' if " " in value else value
+
+
+def plain(key: str, value: str) -> str:
+    """VALUE as it is compared: sysfs, udev and lsblk(8) write WWNs and blanks in different ways."""
+    value = " ".join(value.split())
+    return re.sub(r"^(0x|naa\.|eui\.)", "", value.lower()) if key == "wwn" else value
 
 
 def devices(sys_block: Path = SYS_BLOCK) -> list[Device]:
@@ -77,7 +99,8 @@ def attribute(entry: Path, places: Sequence[str]) -> str:
         except OSError:  # also an attribute that exists but has nothing to say (EINVAL, ENXIO)
             continue
         data = data[VPD_HEAD:] if place.endswith("vpd_pg80") else data
-        return data.decode(errors="replace").strip(" \n\0")
+        # The bar and control characters would break the line of server/facts.sh.
+        return re.sub(r"[\x00-\x1f|]", "", data.decode(errors="replace")).strip(" ")
     return ""
 
 
@@ -122,18 +145,29 @@ def dump(found: Device) -> str:
 
 def matches(found: Device, match: Mapping[str, str]) -> bool:
     known = {"serial": found.serial, "wwn": found.wwn, "size": str(found.size)}
-    return all(known[key] == value for key, value in match.items())
+    return all(plain(key, known[key]) == plain(key, value) for key, value in match.items())
 
 
 def resolve(name: str, match: Mapping[str, str], found: Sequence[Device]) -> Device:
     """The one device of FOUND that MATCH names. Raises Failure for none and for several."""
     hits = [each for each in found if matches(each, match)]
     if len(hits) != 1:
-        words = " ".join(f"{key}={value}" for key, value in match.items())
         seen = "; ".join(each.describe() for each in hits or found)
         count = len(hits) or "no"
-        die(f"disk {name!r}: {count} disks match {words}", hint=f"seen: {seen}")
+        hint = f"seen: {seen}; {spelled(name, found, hits)}"
+        die(f"disk {name!r}: {count} disks match {phrase(match)}", hint=hint)
     return hits[0]
+
+
+def spelled(name: str, found: Sequence[Device], hits: Sequence[Device]) -> str:
+    """How to write the disk NAME when HITS, none or several of FOUND, match: the first, say."""
+    for one in hits or found:
+        match = {"serial": one.serial, "wwn": one.wwn, "size": str(one.size)}
+        for keys in (("serial", "wwn"), ("serial", "wwn", "size")):
+            wanted = {key: match[key] for key in keys if match[key]}
+            if wanted and [each for each in found if matches(each, wanted)] == [one]:
+                return f"{one.name} is written: disk {name} {phrase(wanted)}"
+    return "nothing that could be written tells them apart"
 
 
 @dataclass(frozen=True)

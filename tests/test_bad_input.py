@@ -214,8 +214,8 @@ def test_good_input(server: Played) -> None:
     done = server.project.inv("plan", "--host", "mx")
 
     assert done.status == 0, done.err
-    assert "ERASE    vda (serial demo-system, 6.4 GB): / (ext4)" in done.err
-    assert "keep     vdb (serial demo-data, 1.1 GB): /home (ext4)" in done.err
+    assert "ERASE    vda (serial=demo-system, 6.4 GB): / (ext4)" in done.err
+    assert "keep     vdb (serial=demo-data, 1.1 GB): /home (ext4)" in done.err
     assert server.calls.read_text() == "facts\n"
 
 
@@ -291,9 +291,9 @@ TWICE = FACTS.replace("vdb|2097152|demo-data", "vdb|2097152|demo-system")
         (
             FACTS,
             GOOD.replace("demo-system", "other"),
-            "disk 'system': no disks match serial=other; seen: vda (serial demo-system, 6.4 GB)",
+            "disk 'system': no disks match serial=other; seen: vda (serial=demo-system, 6.4 GB)",
         ),
-        (TWICE, GOOD, "disk 'system': 2 disks match serial=demo-system; seen: vda (serial"),
+        (TWICE, GOOD, "disk 'system': 2 disks match serial=demo-system; seen: vda (serial="),
         (
             FACTS,
             GOOD.replace("serial=demo-data", f"size={12582912 * 512}"),
@@ -352,7 +352,7 @@ def test_deploy_without_confirmation(server: Played, words: list[str], message: 
     """It has told its plan, and that was all: the server was only asked for its facts."""
     done = refused(server.project, "deploy", "--host", "mx", *words)
 
-    assert "ERASE    vda (serial demo-system, 6.4 GB)" in done.err
+    assert "ERASE    vda (serial=demo-system, 6.4 GB)" in done.err
     assert message in done.err
     assert server.calls.read_text() == "facts\n"
 

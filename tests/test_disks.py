@@ -10,6 +10,7 @@ import pytest
 
 from anemos import disks
 from anemos.disks import Device, Fingerprint
+from anemos.image import grammar
 from anemos.log import Failure
 from anemos.run import run
 from anemos.workstation import facts
@@ -60,6 +61,10 @@ DISKS: dict[str, tuple[Attributes, tuple[str, str]]] = {
         ("drive-scsi1", "t10.QEMU  HARDDISK 1"),
     ),
     "sdc": ({"device/vpd_pg80": vpd_pg80(b"")}, ("", "")),
+    "sde": (
+        {"device/vpd_pg80": vpd_pg80(b"a|b\nc d"), "device/wwid": "t10.x|y\tz"},
+        ("abc d", "t10.xyz"),
+    ),
     "sdd": ({"device/vpd_pg80": vpd_pg80(rb"back\tslash\c")}, (r"back\tslash\c", "")),
     "nvme0n1": (
         {
@@ -139,6 +144,9 @@ BARE = Device("sdc", "", "", 2000)
         ({"wwn": "naa.2"}, TWO),
         ({"size": "2000"}, BARE),
         ({"serial": "B", "size": "1000"}, TWO),
+        ({"wwn": "0x2"}, TWO),  # as lsblk(8) shows it
+        ({"wwn": "2"}, TWO),
+        ({"wwn": "NAA.2"}, TWO),
     ],
 )
 def test_resolve(match: dict[str, str], expected: Device) -> None:
@@ -148,10 +156,14 @@ def test_resolve(match: dict[str, str], expected: Device) -> None:
 @pytest.mark.parametrize(
     ("match", "message", "hint"),
     [
-        ({"serial": "C"}, "no disks match serial=C", "seen: sda (serial A, 0.0 GB); sdb"),
-        ({"serial": "a"}, "no disks match serial=a", "sdc (serial -, 0.0 GB)"),
+        ({"serial": "C"}, "no disks match serial=C", "seen: sda (serial=A wwn=naa.1, 0.0 GB); sdb"),
+        ({"serial": "a"}, "no disks match serial=a", "sdc (size=2000, 0.0 GB)"),
         ({"serial": "A", "wwn": "naa.2"}, "no disks match serial=A wwn=naa.2", "seen: sda"),
-        ({"size": "1000"}, "2 disks match size=1000", "(serial A, 0.0 GB); sdb (serial B, 0.0 GB)"),
+        (
+            {"size": "1000"},
+            "2 disks match size=1000",
+            "; sda is written: disk system serial=A wwn=naa",
+        ),
     ],
 )
 def test_resolve_none_or_several(match: dict[str, str], message: str, hint: str) -> None:
@@ -160,6 +172,44 @@ def test_resolve_none_or_several(match: dict[str, str], message: str, hint: str)
 
     assert caught.value.message == f"disk 'system': {message}"
     assert hint in caught.value.hint
+
+
+NAMESPACES = [Device("nvme0n1", "S", "eui.01", 1), Device("nvme0n2", "S", "eui.02", 2)]
+
+
+@pytest.mark.parametrize(
+    ("found", "match", "line"),
+    [
+        (NAMESPACES, {"serial": "S"}, "disk system serial=S wwn=eui.01"),
+        ([replace(each, wwn="") for each in NAMESPACES], {"serial": "S"}, "serial=S size=1"),
+        ([Device("sda", "WD  A 1", "", 1), BARE], {"serial": "x"}, 'disk system serial="WD  A 1"'),
+        ([Device("sda", "", "", 7)], {"serial": "x"}, "disk system size=7"),
+    ],
+)
+def test_refusal_that_says_what_to_write(
+    found: list[Device], match: dict[str, str], line: str
+) -> None:
+    """The line is taken as it stands, and names the disk that it is told of."""
+    with pytest.raises(Failure) as caught:
+        disks.resolve("system", match, found)
+
+    said = caught.value.hint.rpartition("is written: ")[2]
+    assert line in said
+    (disk,) = grammar.parse(f"{said}\npart r fs=ext4 mount=/").disks
+    assert disks.resolve("system", disk.match, found) == found[0]
+
+
+@pytest.mark.parametrize("odd", ["WD ABC  123", 'a"b c', "it's", "t10.ATA     WDC WD10"])
+def test_names_with_blanks_and_quotes(odd: str) -> None:
+    device = Device("sda", odd, odd, 1)
+
+    (disk,) = grammar.parse(f"disk d {device.words()}\npart r fs=ext4 mount=/").disks
+
+    assert disk.match == {"serial": odd, "wwn": odd}
+    assert "'" not in device.words()  # which would end the string of an IMGBUILD
+    assert disks.matches(device, disk.match)
+    fewer = {"serial": " ".join(odd.split())}  # as lsblk(8) shows it
+    assert disks.matches(device, fewer)
 
 
 def test_resolve_among_nothing() -> None:

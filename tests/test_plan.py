@@ -81,12 +81,14 @@ ALONE: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"disks": FACTS.disks[:1]},
-        "disk 'data': no disks match serial=demo-data; seen: vda (serial demo-system, 6.4 GB)",
+        "disk 'data': no disks match serial=demo-data; seen: vda (serial=demo-system, 6.4 GB);"
+        " vda is written: disk data serial=demo-system",
     ),
     (
         {"disks": (*FACTS.disks, replace(FACTS.disks[0], name="vdc"))},
         "disk 'system': 2 disks match serial=demo-system;"
-        " seen: vda (serial demo-system, 6.4 GB); vdc (serial demo-system, 6.4 GB)",
+        " seen: vda (serial=demo-system, 6.4 GB); vdc (serial=demo-system, 6.4 GB);"
+        " nothing that could be written tells them apart",
     ),
     (
         {"staged": "d-1 bert@desk 12:00"},
@@ -321,8 +323,8 @@ def test_sizes() -> None:
 def test_describe() -> None:
     assert plan.describe(HOST, spec(), FACTS, SIZES) == [
         ("server", "demo, kernel 6.1.0-28-cloud-amd64"),
-        ("ERASE", "vda (serial demo-system, 6.4 GB): / (ext4)"),
-        ("keep", "vdb (serial demo-data, 1.1 GB): /home (ext4)"),
+        ("ERASE", "vda (serial=demo-system, 6.4 GB): / (ext4)"),
+        ("keep", "vdb (serial=demo-data, 1.1 GB): /home (ext4)"),
         ("network", FACTS.addresses[0]),
         ("network", FACTS.addresses[1]),
         ("network", FACTS.routes[0]),
@@ -354,13 +356,19 @@ def test_describe_a_server_that_was_deployed_before() -> None:
         ("server", "mx, kernel 6.1.0-28-amd64, deployment 20250101T120000Z-a1b2c3"),
         (
             "ERASE",
-            "nvme0n1 (serial S64GNE0R700123, 1920.4 GB), SAMSUNG MZQL21T9HCJR-00A07:"
+            "nvme0n1 (serial=S64GNE0R700123 wwn=eui.36344730527001230025384e00000001, 1920.4 GB),"
+            " SAMSUNG MZQL21T9HCJR-00A07:"
             " / (ext4), /boot/efi (vfat)",
         ),
-        ("keep", r"sda (serial ZL2AXYZ1, 12000.1 GB), ST12000NM0008-2H: /srv/a\040b=c (xfs)"),
         (
             "keep",
-            "nvme1n1 (serial S64GNE0R700124, 1920.4 GB), SAMSUNG MZQL21T9HCJR-00A07:"
+            "sda (serial=ZL2AXYZ1 wwn=naa.5000c500c3d4e5f6, 12000.1 GB), ST12000NM0008-2H:"
+            r" /srv/a\040b=c (xfs)",
+        ),
+        (
+            "keep",
+            "nvme1n1 (serial=S64GNE0R700124 wwn=eui.36344730527001240025384e00000001, 1920.4 GB),"
+            " SAMSUNG MZQL21T9HCJR-00A07:"
             " nvme1n1p1 (linux_raid_member old:0)",
         ),
     ]
@@ -413,7 +421,7 @@ def test_kept_partition() -> None:
     there = replace(FACTS, parts=PARTS)
     assert problems(there, keep=HOME) == []
     (line,) = problems(replace(FACTS, parts=PARTS[:2]), keep=HOME)
-    assert line == "keep: vda (serial demo-system, 6.4 GB) has no partition 3"
+    assert line == "keep: vda (serial=demo-system, 6.4 GB) has no partition 3"
     (line,) = problems(there, keep=HOME, layout=LAYOUT + "part x size=5200M\n")
     assert line == f"layout: disk 'system': partitions do not fit in {FACTS.disks[0].size} bytes"
     (line,) = problems(
@@ -423,7 +431,7 @@ def test_kept_partition() -> None:
     told = [
         text for what, text in plan.describe(HOST, spec(keep=HOME), there, SIZES) if what == "keep"
     ]
-    assert told[0] == "partition 3 of vda (serial demo-system, 6.4 GB)"
+    assert told[0] == "partition 3 of vda (serial=demo-system, 6.4 GB)"
 
 
 @pytest.mark.parametrize(
@@ -560,11 +568,11 @@ def test_what_is_lost_a_layer_higher() -> None:
     assert lines[1:5] == [
         (
             "ERASE",
-            "vda (serial demo-system, 6.4 GB): / (ext4), /var/lib/mysql (ext4),"
+            "vda (serial=demo-system, 6.4 GB): / (ext4), /var/lib/mysql (ext4),"
             " vda2 (linux_raid_member rescue:2), md2 (LVM2_member)",
         ),
-        ("keep", "vdb (serial demo-data, 1.1 GB): /home (ext4)"),
-        ("untouched", "vdc (serial C, 2.1 GB): vdc (crypto_LUKS), spare (xfs)"),
+        ("keep", "vdb (serial=demo-data, 1.1 GB): /home (ext4)"),
+        ("untouched", "vdc (serial=C, 2.1 GB): vdc (crypto_LUKS), spare (xfs)"),
         (
             "warning",
             "vdc is encrypted and stays: copy its key file and its LUKS header from here first, if"

@@ -27,6 +27,10 @@ def devices(*drives: Drive) -> list[str]:
             {"serial": "a,b", "wwn": "naa.5000c500a1b2c3d4"},
             ["virtio-scsi-pci", "scsi-hd,drive=d,serial=a,,b,wwn=0x5000c500a1b2c3d4"],
         ),
+        (
+            {"wwn": "0x5000C500a1b2c3d4"},
+            ["virtio-scsi-pci", "scsi-hd,drive=d,wwn=0x5000c500a1b2c3d4"],
+        ),
         ({"serial": "S" * 21}, ["virtio-scsi-pci", f"scsi-hd,drive=d,serial={'S' * 21}"]),
     ],
 )

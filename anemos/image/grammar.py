@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from anemos.disks import plain
 from anemos.image.layout import (
     FILE_SYSTEMS,
     IMAGE,
@@ -39,6 +40,8 @@ MOUNT = re.compile(r"/|(/(?!\.\.?(/|$))[^/]+)+")  # absolute, without // . .. an
 OPTIONS = re.compile(r"[^\s#,]+(,[^\s#,]+)*")
 SECRET = re.compile(r"(?!.*(^|/)\.\.?(/|$))[^/]+(/[^/]+)+")
 MATCHES = ("serial", "wwn", "size")
+WORD = re.compile(r"""(?:[^\s"]|"[^"]*")+""")
+ESCAPED = re.compile(r"\\0(40|42|47)")  # a blank and both quotes, as in fstab(5)
 LEVELS = ("0", "1", "10")
 CARRIES = ("fs", "mount", "options")
 # The words of each kind of volume beside `on`.
@@ -95,9 +98,14 @@ def roomy(parts: Sequence[Part | Volume]) -> int:
 
 def statements(text: str) -> Iterator[tuple[str, list[str], dict[str, str]]]:
     for line in filter(None, (line.strip() for line in text.splitlines())):
-        words = [word for word in line.split() if "=" not in word]
-        pairs = [word.split("=", 1) for word in line.split() if "=" in word]
+        if line.count('"') % 2:
+            raise ValueError(f"{line!r}: a quote is not closed")
+        found = [word.replace('"', "") for word in WORD.findall(line)]
+        words = [word for word in found if "=" not in word]
+        pairs = [word.split("=", 1) for word in found if "=" in word]
         options = {key: value for key, value in pairs}
+        if blanks := [key for key, value in pairs if " " in value and key not in MATCHES]:
+            raise ValueError(f"{line!r}: {blanks[0]}= has no blanks")
         if len(words) != 2:
             raise ValueError(f"{line!r}: expected a keyword and one name before the options")
         if not NAME.fullmatch(words[1]):
@@ -207,12 +215,13 @@ def check_options(line: str, words: str, mounted: bool) -> None:
 
 
 def take_match(line: str, options: dict[str, str]) -> dict[str, str]:
-    match = {key: options.pop(key) for key in MATCHES if key in options}
+    found = {key: options.pop(key) for key in MATCHES if key in options}
+    match = {key: ESCAPED.sub(lambda m: chr(int(m[1], 8)), word) for key, word in found.items()}
     if not match:
         raise ValueError(f"{line!r}: which disk? one of {', '.join(m + '=' for m in MATCHES)}")
     if "size" in match:
         match["size"] = str(length(line, match["size"]))
-    if not all(match.values()):  # many disks have no serial number at all
+    if not all(plain(*pair) for pair in match.items()):  # many disks have no serial number at all
         raise ValueError(f"{line!r}: {', '.join(match)} must not be empty")
     return match
 
@@ -236,7 +245,10 @@ def check(layout: Layout) -> None:
     if layout.disks and mounts.count("/") != 1:
         raise ValueError(f"layout: {mounts.count('/')} file systems are mounted at /, not one")
     refuse_twice("layout", "mount", mounts)
-    matches = [" ".join(map("=".join, disk.match.items())) for disk in layout.disks]
+    matches = [
+        " ".join(f"{key}={plain(key, value)}" for key, value in disk.match.items())
+        for disk in layout.disks
+    ]
     refuse_twice("layout", "match", matches)
     for disk in layout.disks:
         if len(disk.parts) > MAX_PARTS[disk.table]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePosixPath
 
+from anemos.disks import plain
 from anemos.image import bootloader, declared, grammar, layout, typos
 from anemos.image.declared import Declared
 from anemos.image.layout import Disk, Kept, Layout, Part
@@ -328,7 +329,8 @@ def check_apart(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
     """No whole disk is both erased and kept. Sizes alone name no disk; serials and WWNs do."""
     for erased, each in product(disks.disks, [each for each in kept if not each.disk]):
         for key in ("serial", "wwn"):
-            if key in each.match and erased.match.get(key) == each.match[key]:
+            pair = [plain(key, one.match.get(key, "")) for one in (erased, each)]
+            if pair[0] and pair[0] == pair[1]:
                 words = f"{key}={each.match[key]}"
                 die(f"{where}: {words} is disk {erased.name!r} of layout and {each.name!r} of keep")
 

@@ -3,6 +3,8 @@
 # POSIX shell and what every Linux has; nothing is changed. $1: hash of the wanted base image.
 
 fact() { printf '%s=%s\n' "$1" "$2"; }
+# Without what would break the line of a fact, and blanks around it.
+plain() { tr -d '\000-\037|' | sed 's/^ *//; s/ *$//'; }
 first() { for file; do [ -r "$file" ] && { cat "$file"; return; }; done 2>/dev/null; }
 # A variable of UEFI's behind its four bytes of attributes, by od(1). No file to seek in.
 variable() {
@@ -70,9 +72,9 @@ for disk in /sys/block/*; do
     [ "$(first "$disk/hidden")" != 1 ] || continue
     serial=$(first "$disk/serial" "$disk/device/serial" | tr -d '\0')
     [ -n "$serial" ] || serial=$(tail -c +5 "$disk/device/vpd_pg80" 2>/dev/null | tr -d '\0')
-    serial=$(printf '%s\n' "$serial" | sed 's/^ *//; s/ *$//')
-    wwn=$(first "$disk/wwid" "$disk/device/wwid" | sed 's/^ *//; s/ *$//')
-    model=$(first "$disk/device/model" | sed 's/ *$//')
+    serial=$(printf '%s' "$serial" | plain)
+    wwn=$(first "$disk/wwid" "$disk/device/wwid" | plain)
+    model=$(first "$disk/device/model" | plain)
     fact disk "${disk##*/}|$(cat "$disk/size")|$serial|$wwn|$model"
 done
 # What is on them, mounted or not: name, file system or the like, label.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anemos.disks import plain
+
 MAC = "52:54:00:a2:e0:05"
 VIRTIO_SERIAL = 20  # bytes; QEMU cuts what is longer (virtio specification 1.2, 5.2.6)
 SCSI_SERIAL = 36  # the same, of its scsi-hd
@@ -41,9 +43,9 @@ class Drive:
     def naa(self) -> str:
         """The world wide name's digits: the kernel shows it as "naa.5000c500a1b2c3d4"."""
         wwn = self.match.get("wwn", "")
-        if wwn and not re.fullmatch(r"naa\.[0-9a-f]{16}", wwn):
+        if wwn and not re.fullmatch(r"(naa\.|0x)[0-9a-fA-F]{16}", wwn):
             raise ValueError(f"disk {self.name!r}: a local VM's wwn is naa. and 16 digits")
-        return wwn.removeprefix("naa.")
+        return plain("wwn", wwn)
 
     @property
     def scsi(self) -> bool:
