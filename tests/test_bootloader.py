@@ -62,7 +62,8 @@ def test_embed(tmp_path: Path, disk: Disk, start: int) -> None:
     assert after[start + 500 : start + 508] == (start // SECTOR + 1).to_bytes(8, "little")
     assert after[start + 508 : start + len(CORE)] == CORE[508:]
     # Nothing else.
-    assert after[0x1B8:start] == before[0x1B8:start]
+    flag = b"\x80" if disk.table == "gpt" else before[0x1BE:0x1BF]  # the protective entry's
+    assert after[0x1B8:start] == before[0x1B8:0x1BE] + flag + before[0x1BF:start]
     assert after[start + len(CORE) :] == before[start + len(CORE) :]
     assert json.loads(run(["sfdisk", "--json", file])) == table
     run(["sfdisk", "--verify", file])
@@ -295,6 +296,8 @@ def test_missing_packages(tmp_path: Path) -> None:
     assert [each[0] for each in bootloader.missing(both)] == ["grub-efi-amd64-bin"]
     full = spec(tmp_path, "grub", DISK + ESP + ROOT, "packages='grub-efi-amd64'")
     assert bootloader.missing(full) == []
+    pinned = "packages='grub-efi-amd64=2.06-13+deb12u1 grub-pc/bookworm grub-pc-bin:amd64'"
+    assert bootloader.missing(spec(tmp_path, "grub", DISK + BIOS_BOOT + ESP + ROOT, pinned)) == []
 
 
 # GRUB

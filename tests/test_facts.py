@@ -248,6 +248,9 @@ PATHS = {
     "stamp": "/etc/anemos/deployment.json",
     "grub": "/boot/grub2",
     "cmdline": "cat /proc/cmdline",
+    "systemd": "/run/systemd/container",
+    "environ": "/proc/1/environ",
+    "users": "/proc/self/uid_map",
 }
 
 
@@ -277,6 +280,24 @@ def test_stamp_and_place(tmp_path: Path) -> None:
     boot.write_text(json.dumps({"deployment": "now"}))
     found = facts.parse(here(**paths))
     assert (found.place, found.deployment) == ("initramfs", "now")
+
+
+@pytest.mark.real("run")
+def test_container(tmp_path: Path) -> None:
+    """LXC leaves none of the files that other containers have."""
+    names = {name: tmp_path / name for name in ("systemd", "environ", "users")}
+    paths = {name: str(file) for name, file in names.items()}
+    names["environ"].write_bytes(b"PATH=/bin\0mycontainer=x\0")
+    names["users"].write_text("         0          0 4294967295\n")
+    before = facts.parse(here(**paths)).container
+    assert before in ("", "/.dockerenv", "/run/.containerenv")  # where these tests run
+
+    names["environ"].write_bytes(b"PATH=/bin\0container=lxc\0TERM=linux\0")
+    assert facts.parse(here(**paths)).container == "lxc"
+    names["systemd"].write_text("lxc-libvirt")
+    assert facts.parse(here(**paths)).container == "lxc-libvirt"
+    names["users"].write_text("         0     100000      65536\n")
+    assert facts.parse(here(**paths)).container == "user namespace"
 
 
 READS = """

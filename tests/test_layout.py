@@ -203,6 +203,33 @@ VOLUMES = [
         ("# comment", "layout: '# comment': expected `disk NAME ...`"),
         ("disk a/b serial=s", "'disk a/b serial=s': a name has"),
         ('disk d serial=s\npart a"b', "'part a\"b': a quote is not closed"),
+        *(
+            (
+                f"{ROOT}part h size=1M fs=ext4 mount={mount}",
+                f"would not boot with a mount at {mount}",
+            )
+            for mount in (
+                "/etc",
+                "/dev",
+                "/dev/shm",
+                "/proc",
+                "/run",
+                "/run/x",
+                "/sys",
+                "/usr/bin",
+                "/bin",
+                "/sbin",
+                "/lib",
+                "/lib64",
+                "/usr/lib/modules",
+                "/var/run",
+                "/etc/systemd/system",
+            )
+        ),
+        *(
+            (f"{ROOT}part h size=200M fs=btrfs mount=/h options={words}", "no subvolume is made")
+            for words in ("subvol=@", "noatime,subvol=@home", "subvolid=256")
+        ),
         ('disk d serial="s', "a quote is not closed"),
         ('disk d serial=" "', "serial must not be empty"),
         ("disk d wwn=0x", "wwn must not be empty"),
@@ -273,6 +300,30 @@ def test_refused(text: str, message: str) -> None:
         parse(text)
 
 
+@pytest.mark.parametrize(
+    "mount",
+    ["/usr", "/var", "/boot", "/etc/letsencrypt", "/library", "/usr/local", "/root", "/tmp"],
+)
+def test_mounts_that_make_sense(mount: str) -> None:
+    assert parse(f"{ROOT}part h size=1M fs=ext4 mount={mount}").mounts()[-1].mount == mount
+
+
+def test_subvolume_that_is_there() -> None:
+    """Of what is kept."""
+    (kept,) = parse_keep("disk data serial=D part=1 mount=/home options=subvol=@home", parse(ROOT))
+
+    assert kept.options == "subvol=@home"
+
+
+def test_volumes_that_the_initramfs_needs() -> None:
+    text = "disk d serial=s\npart r fs=ext4 mount=/ size=1G\npart p type=lvm\nvg v on=d/p\n"
+    text += "lv home on=v size=1G fs=ext4 mount=/home\n"
+
+    assert layout.early(parse(text)) == []
+    whole = parse(f"{text}lv usr on=v size=1G fs=ext4 mount=/usr")
+    assert [each.name for each in layout.early(whole)] == ["usr", "v"]
+
+
 def test_keep() -> None:
     text = "\n disk data serial=D part=12 mount=/home options=ro\ndisk raw size=2G\n"
     text += "part old disk=d number=3 mount=/old\npart raw2 disk=d number=4"
@@ -302,6 +353,9 @@ def test_keep() -> None:
         ("disk d serial=s part=-1", "part is not a number"),
         ("disk d serial=s part=", "part is not a number"),
         ("disk d serial=s fs=ext4", "'disk d serial=s fs=ext4': unknown option 'fs'"),
+        ("disk d serial=t part=1 mount=/etc", "would not boot with a mount at /etc"),
+        ("disk d serial=t part=1 mount=/usr", "the new system has a /usr of its own"),
+        ("disk d serial=t part=1 mount=/boot", "the new system has a /boot of its own"),
         ("disk d serial=s mount=home", "keep: 'disk d serial=s mount=home': a mount is an"),
         ("disk d serial=s\ndisk d serial=t", "keep: name 'd' stands there twice"),
         ("disk d serial=s mount=/a\ndisk e serial=t mount=/a", "keep: mount '/a' stands there twi"),

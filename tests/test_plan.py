@@ -474,6 +474,60 @@ def test_programs_for_a_stack() -> None:
     assert problems(layout=whole, packages=packages) == []
 
 
+ENCRYPTED = LAYOUT.replace(
+    "part root fs=ext4 mount=/",
+    "part boot fs=ext4 mount=/boot size=1G\npart r\nluks root on=system/r key=a/b fs=ext4 mount=/",
+)
+
+
+def test_root_that_is_to_be_unlocked() -> None:
+    """Debian's cryptsetup alone has no hook for its initramfs."""
+    packages = "linux-image-amd64 grub-pc cryptsetup"
+
+    (line,) = problems(layout=ENCRYPTED, packages=packages)
+
+    assert line == "the layout has / on luks: cryptsetup-initramfs has to be among `packages`"
+    assert problems(layout=ENCRYPTED, packages=f"{packages} cryptsetup-initramfs") == []
+
+
+@pytest.mark.parametrize("target", ["arch", "alpine"])
+def test_initramfs_that_is_made_for_nothing_special(target: str) -> None:
+    given = {"target": target, "packages": "linux-lts cryptsetup lvm2"}
+    (line,) = plan.bootable(spec(layout=ENCRYPTED, **given))
+    assert line.startswith("the layout has / on luks 'root': with target=")
+    apart = LAYOUT + "part u size=1G fs=ext4 mount=/usr\n"
+    (line,) = plan.bootable(spec(layout=apart, **given))
+    assert line.startswith("the layout has /usr on system/u: with target=")
+    data = LAYOUT + "part p type=lvm size=1G\nvg v on=system/p\nlv d on=v fs=ext4 mount=/srv\n"
+    assert list(plan.bootable(spec(layout=data, **given))) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "packages", "kernel"),
+    [
+        ("debian", "linux-image-amd64=6.1.123-1", True),
+        ("debian", "linux-image-amd64/bookworm-backports", True),
+        ("debian", "proxmox-default-kernel", True),
+        ("debian", "proxmox-kernel-6.8", True),
+        ("debian", "pve-kernel-6.2", True),
+        ("debian", "linux-headers-amd64", False),
+        ("debian", "linux-image-amd64-dbg", False),
+        ("arch", "core/linux", True),
+        ("arch", "linux-lts", True),
+        ("arch", "linux-firmware linux-api-headers linux-headers", False),
+        ("alpine", "linux-virt=6.6.1-r0", True),
+        ("alpine", "linux-lts@edge", True),
+        ("alpine", "linux-pam linux-firmware linux-lts-dev-headers", False),
+    ],
+)
+def test_kernel_among_the_packages(target: str, packages: str, kernel: bool) -> None:
+    given = spec(target=target, packages=f"grub-pc=2.06-13+deb12u1 {packages}")
+
+    assert [line[:27] for line in plan.bootable(given)] == (
+        [] if kernel else ["the IMGBUILD has no kernel "]
+    )
+
+
 THREE = replace(
     FACTS,
     disks=(*FACTS.disks, Device("vdc", "C", "", 2**31)),

@@ -37,6 +37,11 @@ RESERVED = re.compile(
     r"control|snapshot.*|pvmove.*|.*_([cmrt](data|meta)|corig|m?image|rimage|mlog|pmspare|v(data|origin)).*"
 )
 MOUNT = re.compile(r"/|(/(?!\.\.?(/|$))[^/]+)+")  # absolute, without // . .. and a slash at its end
+# What has to be there before anything is mounted, and what the kernel, systemd and Anemos mount.
+NEEDED = re.compile(
+    r"/etc|/(dev|proc|run|sys|etc/(anemos|systemd)|var/(run|lock)"
+    r"|(usr/)?(bin|sbin|lib(32|64|x32|exec)?))(/.*)?"
+)
 OPTIONS = re.compile(r"[^\s#,]+(,[^\s#,]+)*")
 SECRET = re.compile(r"(?!.*(^|/)\.\.?(/|$))[^/]+(/[^/]+)+")
 MATCHES = ("serial", "wwn", "size")
@@ -205,8 +210,16 @@ def take_carried(line: str, options: dict[str, str]) -> tuple[str, str, str]:
         raise ValueError(f"layout: {line!r}: swap is not mounted")
     if mount and not (fs and MOUNT.fullmatch(mount)):
         raise ValueError(f"layout: {line!r}: a mount is an absolute path and needs a file system")
+    check_mount(line, mount)
     check_options(line, words, bool(mount) or fs == "swap")
+    if re.search(r"(^|,)subvol(id)?=", words):
+        raise ValueError(f"layout: {line!r}: no subvolume is made: it would not be there at boot")
     return fs, mount, words
+
+
+def check_mount(line: str, mount: str) -> None:
+    if NEEDED.fullmatch(mount):
+        raise ValueError(f"{line!r}: the system would not boot with a mount at {mount}")
 
 
 def check_options(line: str, words: str, mounted: bool) -> None:
@@ -297,6 +310,9 @@ def kept_one(line: str, words: list[str], options: dict[str, str], layout: Layou
     mount, options_ = options.pop("mount", ""), options.pop("options", "")
     if mount and not MOUNT.fullmatch(mount):
         raise ValueError(f"keep: {line!r}: a mount is an absolute path")
+    check_mount(line, mount)
+    if mount in ("/boot", "/usr"):
+        raise ValueError(f"keep: {line!r}: the new system has a {mount} of its own")
     check_options(line, options_, bool(mount))
     if options:
         raise ValueError(f"keep: {line!r}: unknown option {next(iter(options))!r}")

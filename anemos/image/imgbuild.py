@@ -99,6 +99,13 @@ class Imgbuild:
     def file(self) -> Path:
         return self.directory / "IMGBUILD"
 
+    @property
+    def package_names(self) -> list[str]:
+        """The packages without version, release, architecture and repository: grub-pc=2.06-13,
+        grub-pc/bookworm, grub-pc:amd64 (apt-get(8)); core/linux (pacman(8)); linux@edge (apk)."""
+        names = [re.split("[=<>~:@]", each)[0] for each in self.packages]
+        return [each.split("/")[-1 if self.target == "arch" else 0] for each in names]
+
     def mount_points(self) -> set[str]:
         """What the layout mounts, and of what is kept."""
         kept = {each.mount for each in self.keep if each.mount}

@@ -393,8 +393,10 @@ def fsck_pass(each: Mounted) -> int:
 
 
 def early(layout: Layout) -> list[Volume]:
-    """The volumes that / lies on: the new system's own initramfs has to activate them."""
-    return [each.what for each in layout.beneath(layout.root()) if isinstance(each.what, Volume)]
+    """The volumes that / and /usr lie on: the new system's own initramfs has to activate them."""
+    needed = [each for each in layout.mounts() if each.mount in ("/", "/usr")]
+    below = [each.what for carrier in needed for each in layout.beneath(carrier)]
+    return [what for what in dict.fromkeys(below) if isinstance(what, Volume)]
 
 
 def crypttab(layout: Layout, seed: str) -> str:

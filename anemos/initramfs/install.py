@@ -109,7 +109,7 @@ def rebuild_initramfs(whole: Layout, outdated: bool = False) -> None:
     Its hooks want to see the devices (cryptsetup-initramfs's resolves UUIDs): /dev as it is here.
     """
     root = whole.root()
-    known = root.disk is not None and root.fs == "ext4" and not outdated
+    known = root.fs == "ext4" and not layout.early(whole) and not outdated
     if known or not (TARGET / initrd.PROGRAM).exists():
         return
     namespace = ["unshare", "--mount", "--propagation=private", "sh", "-e", "-c", VISIT]

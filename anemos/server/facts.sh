@@ -37,6 +37,12 @@ fact secure_boot "$(variable SecureBoot -tu1)"
 for container in /run/.containerenv /.dockerenv /run/host/container-manager /proc/user_beancounters; do
     [ ! -e "$container" ] || fact container "$container"
 done
+container=$(first /run/systemd/container)
+[ -n "$container" ] || container=$(first /proc/1/environ | tr '\0' '\n' | sed -n 's/^container=//p')
+[ -z "$container" ] || fact container "$container"
+# Root of a user namespace (user_namespaces(7)): not the machine's.
+outside=$(first /proc/self/uid_map | tr -s ' ' | cut -d ' ' -f 3)
+[ "${outside:-0}" = 0 ] || fact container "user namespace"
 for module in loop squashfs; do
     if [ -d "/sys/module/$module" ] || grep -q -w "$module" /proc/filesystems ||
         modprobe -n -q "$module" 2>/dev/null; then

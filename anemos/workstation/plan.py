@@ -27,7 +27,7 @@ STAGING_MEMORY = 64 * MIB
 # What a system needs among its packages to find its volumes again: the beginning of the name.
 TOOLS = {
     "raid": ("mdadm", "the package mdadm has to be among `packages`"),
-    "luks": ("cryptsetup", "the package cryptsetup (for /: cryptsetup-initramfs) has to be there"),
+    "luks": ("cryptsetup", "the package cryptsetup has to be among `packages`"),
     "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
 }
 CRYPT = "crypto_LUKS"
@@ -36,7 +36,13 @@ PLAIN = {"grub": ("ext2", "ext3", "ext4", "xfs", "vfat"), "firmware": ("vfat",)}
 # For the first initrd and the kernel.
 ENTRY_ROOM = 24 * MIB
 # What the names of their kernel packages begin with.
-KERNELS = {"debian": "linux-image-", "arch": "linux", "alpine": "linux-"}
+KERNELS = {
+    "debian": ("linux-image-", "proxmox-default-kernel", "proxmox-kernel-", "pve-kernel-"),
+    "arch": ("linux",),
+    "alpine": ("linux-",),
+}
+NO_KERNEL = re.compile(r"^linux-(firmware|api-headers|pam|tools)|-(headers|docs|dbg)$")
+UNLOCKS = "cryptsetup-initramfs"
 
 
 @dataclass(frozen=True)
@@ -323,11 +329,23 @@ def bootable(spec: Imgbuild) -> Iterator[str]:
         yield f"bootloader={spec.bootloader} needs one of these packages: {', '.join(missing)}"
     for kind, (tool, why) in TOOLS.items():
         volumes = list(layout.volumes(spec.layout, kind))
-        if volumes and not any(package.startswith(tool) for package in spec.packages):
+        if volumes and not any(package.startswith(tool) for package in spec.package_names):
             yield f"the layout has {kind} {volumes[0].name!r}: {why}"
-    kernel = KERNELS[spec.target]
-    if not any(package.startswith(kernel) for package in spec.packages):
-        yield f"the IMGBUILD has no kernel among its packages ({kernel}...)"
+    yield from _initramfs(spec)
+    kernels = [each for each in spec.package_names if not NO_KERNEL.search(each)]
+    if not any(each.startswith(KERNELS[spec.target]) for each in kernels):
+        yield f"the IMGBUILD has no kernel among its packages ({KERNELS[spec.target][0]}...)"
+
+
+def _initramfs(spec: Imgbuild) -> Iterator[str]:
+    """What the new system's own initramfs could not put together."""
+    early = layout.early(spec.layout)
+    if spec.target != "debian":
+        separate = [f"/usr on {e.path}" for e in spec.layout.mounts() if e.mount == "/usr"]
+        for what in (*(f"/ on {each.kind} {each.name!r}" for each in early), *separate):
+            yield f"the layout has {what}: with target={spec.target} no initramfs is made for it"
+    elif any(each.kind == "luks" for each in early) and UNLOCKS not in spec.package_names:
+        yield f"the layout has / on luks: {UNLOCKS} has to be among `packages`"
 
 
 def _firmware(spec: Imgbuild, facts: Facts) -> Iterator[str]:

@@ -45,7 +45,7 @@ def missing(imgbuild: Imgbuild) -> list[tuple[str, ...]]:
         return []
     packages = LOADERS[imgbuild.bootloader].PACKAGES
     needed = [packages[way] for way in sorted(ways(imgbuild))]
-    return [each for each in needed if not set(each) & set(imgbuild.packages)]
+    return [each for each in needed if not set(each) & set(imgbuild.package_names)]
 
 
 def rehearse(imgbuild: Imgbuild, present: Collection[str]) -> None:

@@ -8,6 +8,7 @@ offsets.h; GRUB's manual, "Images", tells their parts.
 import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 from anemos.image.layout import MIB, Disk, extents
 from anemos.log import die
@@ -16,6 +17,8 @@ SECTOR = 512
 KERNEL_SECTOR = 0x5C  # boot.img: where the core image starts, 64 bits
 DRIVE_CHECK = 0x66  # boot.img: a jump that two NOPs replace on hard disks
 BOOT_CODE_END = 0x1B8  # the disk's signature and partition table follow
+# The table behind it: four entries, each with a flag, and a type in its fifth byte.
+TABLE, ENTRY, ACTIVE, PROTECTIVE = 0x1BE, 16, 0x80, 0xEE
 BLOCK_LIST = SECTOR - 12  # end of the core's first sector: start of the rest, 64 bits
 
 
@@ -31,10 +34,24 @@ def embed(boot: Path, core: Path, disk: Disk, device: Path) -> None:
     first[DRIVE_CHECK : DRIVE_CHECK + 2] = b"\x90\x90"
     with device.open("r+b") as file:
         file.write(first)
+        if disk.table == "gpt":
+            mark(file)
         file.seek(start)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def mark(file: BinaryIO) -> None:
+    """Give the protective entry of a GPT disk the boot flag: there are BIOSes that start no disk
+    without one. UEFI firmware ignores it (UEFI specification 2.10, table 5.4)."""
+    file.seek(TABLE)
+    entries = bytearray(file.read(4 * ENTRY))
+    for start in range(0, len(entries), ENTRY):
+        if entries[start + 4] == PROTECTIVE:
+            entries[start] = ACTIVE
+    file.seek(TABLE)
+    file.write(entries)
 
 
 def capacity(device: Path) -> int:
