@@ -196,14 +196,17 @@ def test_nobody_answers(vault: Vault, monkeypatch: pytest.MonkeyPatch, is_a_term
 
     result = generate.complete(vault, "mx")
 
-    assert result["missing"] == ["etc/dovecot/passwords", "TOKEN"]
+    command = "./inv secrets.set --host mx --name"
+    words = "a line USER:{CRYPT}HASH; openssl passwd -6 makes a hash; for alice, bob"
+    assert result["missing"] == [
+        f"{command} etc/dovecot/passwords <FILE  # {words}",
+        f"{command} TOKEN <FILE  # the token of the provider",
+    ]
     assert len(vault.names("mx")) == 5
     with pytest.raises(Failure) as caught:
         generate.require_all(result)
     assert caught.value.code == BAD_INPUT
-    assert "\n  ./inv secrets.set --host mx --name etc/dovecot/passwords <FILE\n" in str(
-        caught.value
-    )
+    assert all(f"\n  {line}" in str(caught.value) for line in result["missing"])
 
 
 def test_one_that_is_declared(vault: Vault) -> None:
@@ -214,7 +217,16 @@ def test_one_that_is_declared(vault: Vault) -> None:
         generate.complete(vault, "mx", "OTHER")
 
 
+def test_of_a_local_vm(vault: Vault) -> None:
+    (places.HOSTS / "mx/IMGBUILD").write_text(DECLARES)
+    (places.HOSTS / "mx/host.toml").write_text('[vm]\nstock = "stock"\n')
+    with pytest.raises(Failure, match="mx is a local VM: it makes its throw-away secrets"):
+        generate.complete(vault, "mx")
+
+
 def test_nothing_is_declared(vault: Vault) -> None:
+    """Then nothing is needed to make it: no recipients."""
+    (vault.root / "recipients").unlink()
     (places.HOSTS / "mx/IMGBUILD").write_text("target=debian\n")
     assert generate.complete(vault, "mx") == {
         "host": "mx",

@@ -110,13 +110,16 @@ def generate(kind: str, order: Order) -> dict[str, Any]:
 def complete(store: Vault, of: str, name: str = "") -> dict[str, Any]:
     """Make what the IMGBUILD of the host OF declares and its secrets lack; or NAME alone.
 
-    `missing` in the result are those that only a person knows, and did not say.
+    `missing` in the result is what only a person knows, and did not say: a command for each.
     """
     spec = imgbuild.load(host.find(of))
+    if host.is_local(of):
+        die(f"{of} is a local VM: it makes its throw-away secrets for itself")
     wanted = [each for each in spec.secrets if not name or name in each.names]
     if name and not wanted:
         die(f"{spec.file} declares no secret {name}", hint="what is it? --kind, or secrets.set")
-    store.require_writable(of)
+    if wanted:
+        store.require_writable(of)
     asking = sys.stdin.isatty()
     made, public, missing = fill(store, of, wanted, vault.typed if asking else nobody)
     log.info(f"{of}: {len(wanted)} secrets are declared, {len(made)} of them new")
@@ -135,7 +138,7 @@ def fill(
         try:
             said = KINDS[each.kind](order)
         except Unanswered:
-            missing.append(each.name)
+            missing.append(by_hand(of, each))
             continue
         made += order.made
         public += [said] if said and each.kind != "tls" else []
@@ -165,9 +168,21 @@ def throwaway(spec: Imgbuild, directory: Path) -> None:
 def require_all(result: dict[str, Any]) -> None:
     """Die with what `complete` could not make, and what to type for it."""
     if result.get("missing"):
-        command = f"./inv secrets.set --host {result['host']} --name"
-        lines = "".join(f"\n  {command} {name} <FILE" for name in result["missing"])
-        die(f"{result['host']}: only you know these secrets:{lines}")
+        lines = "".join(f"\n  {command}" for command in result["missing"])
+        hint = "or run it on a terminal: it asks"
+        die(f"{result['host']}: only you know these secrets:{lines}", hint=hint)
+
+
+def by_hand(of: str, each: Declared) -> str:
+    """How to say the secret EACH of the host OF without being asked."""
+    what = each.what
+    if each.kind == "password-hash":
+        hashed = f"{each.options.get('prefix', '')}HASH; openssl passwd -6 makes a hash"
+        users = ", ".join(each.listed("users"))
+        what = f"a line USER:{hashed}; for {users}" if users else hashed
+    return f"./inv secrets.set --host {of} --name {each.name} <FILE" + (
+        f"  # {what}" if what else ""
+    )
 
 
 def nobody(_question: str) -> bytes:

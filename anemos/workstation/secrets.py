@@ -61,7 +61,7 @@ def read_recipients(path: Path) -> list[str]:
     if not path.is_file():
         die(
             f"{path} is missing",
-            hint="the full fingerprints of who can decrypt, one a line: docs/secrets.md",
+            hint="the full fingerprints of who can decrypt, one a line: gpg --fingerprint",
         )
     found = []
     for number, line in enumerate(path.read_text(errors="replace").split("\n"), start=1):
