@@ -187,6 +187,25 @@ def test_operator_logs_in_to_the_new_system(host: Host, name: str, expected: str
         local.discard(trial)
 
 
+def test_operator_logs_in_where_sshd_looks(host: Host) -> None:
+    for path, text in {
+        "etc/ssh/sshd_config.d/keys.conf": "AuthorizedKeysFile none.d/%u /etc/ssh/keys/%u\n",
+        "etc/ssh/keys/root": FOREIGN,
+    }.items():
+        (host.directory / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+        (host.directory / "files" / path).write_text(text)
+    trial = local.prepare(host)
+    trial.revealed.mkdir()
+    try:
+        local.let_in(trial, "public\n")
+
+        made = [path for path in trial.revealed.rglob("*") if path.is_file()]
+        assert made == [trial.revealed / "files/etc/ssh/keys/root"]
+        assert made[0].read_text() == f"{FOREIGN}\npublic\n"
+    finally:
+        local.discard(trial)
+
+
 @pytest.mark.parametrize("real", [False, True])
 def test_forgotten_key_is_not_hidden(
     host: Host, monkeypatch: pytest.MonkeyPatch, real: bool

@@ -31,7 +31,7 @@ def problem(spec: Imgbuild, secrets: Iterable[str]) -> str:
     said = settings(files)
     if spec.login or any(said.get(each, ["none"]) != ["none"] for each in ELSEWHERE):
         return ""
-    places = [place(each) for each in said.get("authorizedkeysfile", DEFAULT) if each != "none"]
+    places = lists(said)
     if any(opens(each, files, spec) for each in places):
         return ""
     return (
@@ -39,6 +39,17 @@ def problem(spec: Imgbuild, secrets: Iterable[str]) -> str:
         f" in /{places[0] if places else 'any file'}; if provision() puts one there, say so in the"
         " IMGBUILD: login='provision() writes it'"
     )
+
+
+def where(spec: Imgbuild, secrets: Iterable[str]) -> str:
+    """The file that one more key of root belongs to, without leading slash."""
+    files = defined(spec, secrets)
+    places = lists(settings(files)) or [place(DEFAULT[0])]
+    return next((each for each in places if opens(each, files, spec)), places[0])
+
+
+def lists(said: Mapping[str, list[str]]) -> list[str]:
+    return [place(each) for each in said.get("authorizedkeysfile", DEFAULT) if each != "none"]
 
 
 def defined(spec: Imgbuild, secrets: Iterable[str]) -> Files:

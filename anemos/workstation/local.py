@@ -41,7 +41,6 @@ from anemos.workstation import verify as proof
 from anemos.workstation.host import Host, known, load
 from anemos.workstation.initramfs import Parts
 from anemos.workstation.machine import Machine
-from anemos.workstation.payload import AUTHORIZED
 from anemos.workstation.qemu import Drive
 from anemos.workstation.ssh import connect
 from anemos.workstation.state import load_state, payload_file
@@ -269,15 +268,18 @@ def require_access(trial: Trial, made: list[str]) -> None:
 def let_in(trial: Trial, public: str) -> None:
     """Have the new system accept the operator's throw-away key PUBLIC, too.
 
-    A template for authorized_keys is left alone: it has the value operator_key.
+    A template for its list of keys is left alone: it has the value operator_key.
     """
-    given = trial.host.directory / "files" / AUTHORIZED
+    top = trial.revealed / "files"
+    secret = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
+    name = access.where(trial.host.imgbuild(), secret)
+    given = trial.host.directory / "files" / name
     if given.with_name(f"{given.name}.makeimg.template").exists():
         return
-    target = trial.revealed / "files" / AUTHORIZED
+    target = top / name
     before = next((each.read_text() for each in (target, given) if each.is_file()), "")
     target.unlink(missing_ok=True)
-    scratch.write_private(trial.revealed, f"files/{AUTHORIZED}", f"{before}\n{public}".encode())
+    scratch.write_private(trial.revealed, f"files/{name}", f"{before}\n{public}".encode())
 
 
 def make_disks(trial: Trial) -> list[dict[str, Any]]:
