@@ -49,8 +49,6 @@ def left(directory: Path) -> list[str]:
         with suppress(OSError):
             if (process / "cwd").readlink().is_relative_to(directory):
                 found.append((process / "cmdline").read_text())
-    if build.MEMORY.is_dir():
-        found += map(os.fspath, build.MEMORY.iterdir())
     return found
 
 

@@ -22,6 +22,19 @@ def memory() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o777])
+def test_directory_of_somebody_else(module_tree: Tree, memory: Path, mode: int) -> None:
+    """Who makes it before us, where everybody may, reads what lies in it."""
+    module_tree.host("mx")
+    (memory / "mx").mkdir()
+    (memory / "mx").chmod(mode)
+
+    done = module_tree.inv("export", "--host", "mx", f"--output={memory}/mx", *NETWORK)
+
+    assert done.status == BAD_INPUT
+    assert f"{memory}/mx belongs to somebody else, or others may read it" in done.err
+
+
 @pytest.mark.parametrize(
     ("output", "words", "message"),
     [

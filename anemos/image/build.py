@@ -10,7 +10,7 @@ from anemos.image import bootstrap, custom, definition, output, reproducible, un
 from anemos.image.imgbuild import Imgbuild, for_image
 from anemos.image.manifest import Sources
 
-MEMORY = Path("/dev/shm/anemos-build")  # noqa: S108 (only what isolation.py mounts there is used)
+memory: Path | None = None  # where isolation.py has mounted a file system for us
 DISK = Path("/var/tmp")  # noqa: S108 (only fresh directories are made in it)
 ROOM = 3 * 1024**3  # bytes of free memory for a build in memory, twice as fast as on a disk
 DAY_S = 86400.0
@@ -67,7 +67,6 @@ def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
 @contextmanager
 def workspace() -> Iterator[Path]:
     """A scratch directory: in the memory that isolation.py took, else on disk."""
-    top = MEMORY if MEMORY.is_mount() else DISK
-    with files.scratch(top, f"anemos-{os.geteuid()}-") as held:
+    with files.scratch(memory or DISK, f"anemos-{os.geteuid()}-") as held:
         held.chmod(0o755)  # an unprivileged apt has to pass
         yield held

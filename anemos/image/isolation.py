@@ -13,16 +13,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from types import FrameType
 
 from anemos import log, memory
-from anemos.image.build import MEMORY, ROOM
+from anemos.image import build
 from anemos.log import FAILED, die
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID = 0x20000, 0x4000000, 0x20000000  # unshare(2)
 MS_REC, MS_PRIVATE = 0x4000, 0x40000  # mount(2)
+MNT_DETACH = 2  # umount(2)
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (only a fresh directory is made in it)
 SUBORDINATES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -41,10 +44,12 @@ def enter(module: str, arguments: Sequence[str]) -> None:
         os.execvp("unshare", ["unshare", *subordinates(), *again])
     check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID), "namespaces of our own")
     socket.sethostname("localhost")  # packages' scripts ask for it, and write it into files
-    fork()
+    # Nobody knows its name before, as everybody may write there. It is empty but for our namespace.
+    place = Path(mkdtemp(prefix="anemos-build-", dir=SHARED_MEMORY))
+    fork(place)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc")
-    take_memory()
+    take_memory(place)
     log.sink = sink
 
 
@@ -72,8 +77,9 @@ def subordinates() -> list[str]:
     return ["--map-root-user", "--map-auto"]
 
 
-def fork() -> None:
-    """Return in a child, the first process of the new namespace. We wait and hand signals on.
+def fork(place: Path) -> None:
+    """Return in a child, the first process of the new namespace. We wait, hand signals on, and
+    remove PLACE.
 
     The first process of a namespace ignores all signals that it has no handler for. The process
     outside of it can start no thread any more.
@@ -87,6 +93,9 @@ def fork() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if child:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        libc.umount2(os.fsencode(place), MNT_DETACH)
+        with suppress(OSError):
+            place.rmdir()
         os._exit(status if status >= 0 else FAILED)  # at once: we have nothing to close or say
 
 
@@ -120,8 +129,8 @@ def sink(line: str) -> None:
         die(pending.pop(), status=FAILED)
 
 
-def take_memory() -> None:
-    """Mount a file system in memory at build.MEMORY, if there is enough of it."""
-    if memory.available() > ROOM:
-        MEMORY.mkdir(mode=0o700, exist_ok=True)
-        mount("anemos", os.fspath(MEMORY), "tmpfs", options="mode=755,size=90%")
+def take_memory(place: Path) -> None:
+    """Mount a file system in memory at PLACE, if there is enough of it."""
+    if memory.available() > build.ROOM:
+        mount("anemos", os.fspath(place), "tmpfs", options="mode=755,size=90%")
+        build.memory = place

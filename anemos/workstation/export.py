@@ -2,6 +2,8 @@
 
 import ipaddress
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,7 @@ def export(host: Host, options: Options) -> dict[str, Any]:
         keys["authorized_keys"] = authorized(host)
         state = load_state(host)
         directory.mkdir(mode=0o700, exist_ok=True)
+        require_private(directory)
         initramfs.write(directory, parts(host, state, keys, network, kept))
     state.stays, state.kept = True, kept or []
     state.save()
@@ -89,12 +92,23 @@ def check_output(options: Options, directory: Path) -> None:
         die(f"{directory}: no directory, and none can be made there")
     if directory.is_dir() and any(directory.iterdir()):
         die(f"{directory} is not empty")
+    if directory.is_dir():
+        require_private(directory)
     if options.plaintext_on_disk:
         return
     try:
         require_memory(directory)
     except Failure as failure:
         die(failure.message, hint="--plaintext-on-disk writes them there all the same")
+
+
+def require_private(directory: Path) -> None:
+    """Die if others may read there, or put something there: who makes a directory first owns it.
+    A file system without modes (vfat) shows what its mount allows."""
+    seen = directory.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
+        hint = "name one that is not there yet, for example /dev/shm/NAME, and copy it from there"
+        die(f"{directory} belongs to somebody else, or others may read it", hint=hint)
 
 
 def parts(

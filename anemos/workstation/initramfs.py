@@ -33,7 +33,7 @@ def write(directory: Path, parts: Parts) -> None:
         run(["cp", kernel, directory / "kernel"])
         out = directory / "initrd"
         out.unlink(missing_ok=True)
-        out.touch(0o600)
+        out.touch(0o600, exist_ok=False)
         with files.named(out), out.open("wb") as file:
             archive.found(file, initrd, parts.base, parts.layer)
             archive.finish(file, boot(parts), parts.payload, parts.keys, stay=parts.stay)
