@@ -542,6 +542,20 @@ def test_jump_into_something_else(
     assert said[-2] == "Before the jump: systemd-shutdown[1]: Failed to switch root"
 
 
+def test_secrets_that_vanish_while_they_are_packed(tmp_path: Path) -> None:
+    (tmp_path / "IMGBUILD").write_text("target=debian\n")
+    spec = imgbuild.interpret(tmp_path, {"target": "debian"})
+    payload.write(payload_file(HOST), spec, "d-1", {}, tmp_path / "none")
+
+    with pytest.raises(Failure, match=r"changed while they were packed: etc/key") as caught:
+        phases.check_secrets(HOST, ["etc/key"])
+    assert caught.value.hint == "./inv reveal-secrets --host mx"
+    (tmp_path / "revealed/etc").mkdir(parents=True)
+    (tmp_path / "revealed/etc/key").touch()
+    payload.write(payload_file(HOST), spec, "d-1", {}, tmp_path / "revealed")
+    phases.check_secrets(HOST, ["etc/key"])
+
+
 @pytest.mark.parametrize("entry", [[], ["grub", "/boot/grub", "vda2"]], ids=["kexec", "once"])
 def test_no_digest_of_a_secret_can_be_seen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: list[str]

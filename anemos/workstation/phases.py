@@ -146,9 +146,20 @@ def make_payload(host: Host, state: State) -> str:
     files = into / "files"
     target = payload_file(host)
     payload.write(target, spec, state.deployment, given, files, host.finish, state.agreed)
+    check_secrets(host, revealed.files)
     make_layer(host, spec, state)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
     return sha256(payload_file(host))
+
+
+def check_secrets(host: Host, revealed: Sequence[str]) -> None:
+    """That the payload holds what was REVEALED; another task may have removed it meanwhile."""
+    packed = archive.read_manifest(payload_file(host))["files"]
+    found = sorted(path.removeprefix("secrets/") for path in packed if path.startswith("secrets/"))
+    if found != sorted(revealed):
+        missing = ", ".join(set(revealed).symmetric_difference(found))
+        hint = f"./inv reveal-secrets --host {host.name}"
+        die(f"{host.name}: secrets were changed while they were packed: {missing}", hint=hint)
 
 
 def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
