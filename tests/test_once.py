@@ -68,6 +68,24 @@ def test_nothing_secret_on_the_disk(
     assert stat.S_IMODE((grub / "anemos").stat().st_mode) == 0o700
 
 
+@pytest.mark.real("run")
+def test_file_system_without_modes(
+    stage: Path,  # noqa: F811
+    grub: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vfat, mounted as most distributions do: the key of the next boot would be everybody's."""
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, mode: mkdir(path, mode=0o755))
+    base = stage.parent / f"base-{BASE}.squashfs"
+
+    with pytest.raises(Failure, match="/boot/grub: all users can read there") as caught:
+        once.build(base, {}, grub)
+
+    assert "umask=0077 in its line of fstab" in caught.value.hint
+    assert not list((grub / "anemos").iterdir())
+
+
 @pytest.mark.parametrize("there", ["", MINE])
 @pytest.mark.real("run")
 def test_armed_and_disarmed(stage: Path, grub: Path, there: str) -> None:  # noqa: F811

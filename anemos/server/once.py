@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos import archive, files
+from anemos.log import die
 from anemos.run import run
 from anemos.server import kexec, staging
 
@@ -58,12 +59,21 @@ def write(base: Path, boot: Mapping[str, Any], place: Path) -> str:
     private = make_key(ROOM)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
+    require_private(place)
     shutil.copyfile(kexec.KERNEL, place / "vmlinuz")
     with (place / "initrd").open("wb") as file:
         archive.found(file, staging.BASE_INITRD, base, None)
         keys = {"authorized_keys": allowed, archive.ONCE_KEY: private}
         archive.finish(file, boot, None, keys, stay=False)
     return private.with_suffix(".pub").read_text()
+
+
+def require_private(place: Path) -> None:
+    """Die where others may read PLACE all the same: vfat has no modes but those of its mount."""
+    if place.stat().st_mode & 0o077:
+        where = Path("/") / place.parent.relative_to(staging.HOST)
+        hint = "on the server: umask=0077 in its line of fstab, then umount and mount it again"
+        die(f"{where}: all users can read there, also the key of the next boot", hint=hint)
 
 
 def make_key(directory: Path) -> Path:
