@@ -152,7 +152,7 @@ def make_payload(host: Host, state: State) -> str:
     return sha256(payload_file(host))
 
 
-def check_secrets(host: Host, revealed: Sequence[str]) -> None:
+def check_secrets(host: Host, revealed: list[str]) -> None:
     """That the payload holds what was REVEALED; another task may have removed it meanwhile."""
     packed = archive.read_manifest(payload_file(host))["files"]
     found = sorted(path.removeprefix("secrets/") for path in packed if path.startswith("secrets/"))
