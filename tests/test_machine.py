@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from anemos.log import UNVERIFIED, Failure
+from anemos.run import CommandFailed
 from anemos.workstation import machine
 from anemos.workstation.machine import Machine
 
@@ -49,6 +50,20 @@ def test_tests_that_fail(tmp_path: Path, text: str, reason: str) -> None:
 
     assert caught.value.status == UNVERIFIED
     assert any(reason in line for line in said)
+
+
+def test_noise_of_the_login_shell(tmp_path: Path) -> None:
+    """An answer is what the command says, a failure names it."""
+    (tmp_path / "ssh").write_text('echo Welcome; eval "$1"; status=$?; echo Bye; exit $status')
+    noisy = replace(HERE, login=["sh", f"{tmp_path}/ssh"])
+
+    assert noisy.run("echo", "two  words") == "two  words\n"
+    assert noisy.run("printf", "half") == "half"
+    with pytest.raises(
+        CommandFailed, match=r"^sh -c 'echo why; exit 3': exit status 3\n"
+    ) as caught:
+        noisy.run("sh", "-c", "echo why; exit 3")
+    assert "why" in caught.value.output
 
 
 def test_host_without_tests(tmp_path: Path) -> None:

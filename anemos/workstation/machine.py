@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
 from anemos import run
 from anemos.log import UNVERIFIED, Failure, Sink, die
 from anemos.run import CommandFailed
-from anemos.workstation import places
+from anemos.workstation import places, ssh
 
 VARIABLE = "ANEMOS_MACHINE"  # the machine as JSON; no secret is in it
 WARNINGS = ("journalctl", "--boot", "--priority=warning", "--lines=40", "--no-pager", "--quiet")
@@ -50,7 +51,12 @@ class Machine:
 
     def run(self, *argv: str) -> str:
         """Standard output of ARGV on the machine, as root. Raises CommandFailed."""
-        return run.run([*self.login, run.quote(argv)])
+        mark = f"<{token_hex(8)}>"  # what root's .bashrc there prints is no answer
+        try:
+            said = run.run([*self.login, run.quote(ssh.framed(argv, mark))])
+        except CommandFailed as failed:
+            raise CommandFailed(argv, failed.returncode, failed.output.replace(mark, "")) from None
+        return ssh.between(said, mark)
 
 
 @pytest.fixture(scope="session")

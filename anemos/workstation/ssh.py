@@ -189,11 +189,11 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
     ) -> str:
         shown = [f"{self.endpoint}:", *shown]
         lost = ConnectionLost(f"{quote(shown)}: the connection was lost", status=FAILED)
-        script, mark = MERGED if log else APART, f"<{token_hex(8)}>"
+        mark = f"<{token_hex(8)}>"
         try:
             # Not create_session(): it would dial again by itself after a loss.
             channel = self.transport.open_session(timeout=HANDSHAKE_S)
-            channel.exec_command(quote(["sh", "-c", script, "sh", mark, *argv]))
+            channel.exec_command(quote(framed(argv, mark, MERGED if log else APART)))
         except (SSHException, EOFError, OSError):
             raise lost from None
         with channel:
@@ -205,13 +205,23 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
                 raise TimedOut(message, status=FAILED) from None
         if status == -1:
             raise lost
-        before, begun, out = out.partition(mark)
-        if not begun:
-            raise not_run(shown, before + err)
-        out = out.rpartition(mark)[0] if mark in out else out
+        if mark not in out:
+            raise not_run(shown, out + err)
+        out = between(out, mark)
         if status:
             raise CommandFailed(shown, 128 - status if 128 < status <= 192 else status, out + err)
         return out
+
+
+def framed(argv: Argv, mark: str, script: str = APART) -> list[str | os.PathLike[str]]:
+    """ARGV so that its output stands between two MARKs."""
+    return ["sh", "-c", script, "sh", mark, *argv]
+
+
+def between(out: str, mark: str) -> str:
+    """What of OUT the command has said; one that was killed has set no second MARK."""
+    said = out.partition(mark)[2]
+    return said.rpartition(mark)[0] if mark in said else said
 
 
 def not_run(shown: Argv, said: str) -> NotRun:
