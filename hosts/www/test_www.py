@@ -2,15 +2,20 @@
 
 import gzip
 import http.client
+import re
 import socket
 import ssl
+import time
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from anemos.run import CommandFailed, run
 from anemos.workstation.machine import Machine
 
+PORTS = set(tomllib.loads(Path(__file__).with_name("host.toml").read_text())["ports"])
 SITES = ["example.org", "example.net", "static.example.org"]
 PAGE = b"<!doctype html><title>A page of a test</title>" + b"<p>text</p>" * 200
 
@@ -182,13 +187,57 @@ def test_old_tls(machine: Machine) -> None:
         visitor.connect(context)
 
 
+RENEWAL = """
+directory=/srv/acme/certs/example.org
+unit=/run/systemd/system/certificates.service.d
+mkdir -p $unit
+cat >$unit/test.conf <<END
+[Service]
+ExecStart=
+ExecStart=/bin/cp -p $directory/fullchain.pem $directory/before.pem
+ExecStart=/usr/bin/openssl req -x509 -key $directory/privkey.pem -days 80 -subj /CN=renewed \\
+    -addext subjectAltName=DNS:example.org -out $directory/fullchain.pem
+ExecStart=/bin/false
+END
+systemctl daemon-reload
+! systemctl start certificates
+"""
+UNDO = """
+mv /srv/acme/certs/example.org/before.pem /srv/acme/certs/example.org/fullchain.pem
+rm /run/systemd/system/certificates.service.d/test.conf
+systemctl daemon-reload
+systemctl reset-failed certificates
+systemctl reload nginx
+"""
+
+
+@pytest.fixture
+def renewed(machine: Machine) -> Iterator[Visitor]:
+    """Who trusts the new certificate and no older one. dehydrated failed after it was there."""
+    machine.run("sh", "-ec", RENEWAL)
+    yield Visitor(machine, "example.org")
+    machine.run("sh", "-ec", UNDO)
+
+
+def test_new_certificate_is_used(renewed: Visitor) -> None:
+    """nginx takes it when its new processes have started."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            renewed.connect().close()
+            return
+        except ssl.SSLCertVerificationError:
+            assert time.monotonic() < end
+            time.sleep(1)
+
+
 def test_what_listens(machine: Machine) -> None:
     """Beyond loopback exactly what the firewall opens; the time's client only sends questions."""
     said = machine.run("ss", "--no-header", "--listening", "--numeric", "--processes", "-t", "-u")
     lines = [line.split() for line in said.splitlines() if "systemd-timesyn" not in line]
     found = {(words[0], words[4]) for words in lines}
     outside = {(kind, at.rpartition(":")[2]) for kind, at in found if not at.startswith("127.")}
-    assert outside == {("tcp", "22"), ("tcp", "80"), ("tcp", "443"), ("udp", "443")}
+    assert outside == {("udp", "443"), *(("tcp", str(port)) for port in PORTS)}
 
 
 def test_firewall(machine: Machine) -> None:
@@ -196,6 +245,69 @@ def test_firewall(machine: Machine) -> None:
     assert "policy drop" in rules
     opened = [line.strip() for line in rules.splitlines() if "dport" in line]
     assert opened == ["tcp dport { 22, 80, 443 } accept", "udp dport 443 accept"]
+
+
+@pytest.fixture(scope="module")
+def outside(machine: Machine) -> Iterator[None]:
+    """A network namespace beyond an interface of its own: its packets go through the firewall."""
+    for words in (
+        "netns add outside",
+        "link add inside type veth peer name eth0 netns outside",
+        "address add 198.51.100.1/24 dev inside",
+        "address add 2001:db8:1::1/64 dev inside nodad",
+        "link set inside up",
+        "-n outside address add 198.51.100.2/24 dev eth0",
+        "-n outside address add 2001:db8:1::2/64 dev eth0 nodad",
+        "-n outside link set eth0 up",
+    ):
+        machine.run("ip", *words.split())
+    machine.run("systemd-run", "--quiet", "--unit=listener", "python3", "-c", LISTENER)
+    yield
+    machine.run("systemctl", "stop", "listener")
+    machine.run("ip", "netns", "delete", "outside")
+
+
+LISTENER = """
+import socket
+with socket.create_server(("::", 4000), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+    while True:
+        server.accept()
+"""
+
+# Prints which of the ports answer.
+SCAN = """
+import select, socket, sys
+address, *ports = sys.argv[1:]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+waiting, poll = {}, select.poll()
+for port in ports:
+    one = socket.socket(family)
+    one.setblocking(False)
+    one.connect_ex((address, int(port)))
+    poll.register(one, select.POLLOUT)
+    waiting[one.fileno()] = one, port
+while ready := poll.poll(5000):
+    for number, _ in ready:
+        one, port = waiting.pop(number)
+        poll.unregister(number)
+        if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            print(port)
+        one.close()
+"""
+
+
+def answering(machine: Machine, address: str, *prefix: str) -> set[int]:
+    """Which ports answer at ADDRESS, of those that services like to use."""
+    ports = map(str, [*range(1, 700), 993, 995, 2000, 3306, 4000, 4190, 5432, 6379, 8953, 11334])
+    return set(map(int, machine.run(*prefix, "python3", "-c", SCAN, address, *ports).split()))
+
+
+@pytest.mark.usefixtures("outside")
+@pytest.mark.parametrize("address", ["198.51.100.1", "2001:db8:1::1"])
+def test_ports_from_outside(machine: Machine, address: str) -> None:
+    """By IPv4 and IPv6 the declared ports answer, and no other, whatever listens there."""
+    assert answering(machine, address) == PORTS | {4000}
+    assert answering(machine, address, "ip", "netns", "exec", "outside") == PORTS
 
 
 def test_no_password_opens_the_server(machine: Machine) -> None:
@@ -227,8 +339,25 @@ def test_publishing(machine: Machine, user: str) -> None:
     response, body = Visitor(machine, user.replace("-", ".")).get("/new.html")
     assert (response.status, body) == (200, PAGE)
     run(argv, data=b"rename new.html anemos-test.html\n")
-    with pytest.raises(CommandFailed):
-        run(argv, data=b"ls /srv/sites\n")
+    for path in ("/srv/sites", "/../example-org/public", "/../../example-net/public", "/etc"):
+        with pytest.raises(CommandFailed, match="not found"):
+            run(argv, data=f"ls {path}\n".encode())
+
+
+def test_links_of_an_owner(machine: Machine, tmp_path: Path) -> None:
+    """They lead nowhere: not to the other site, not to the system. Those to her own files do."""
+    *options, _, port, _ = machine.login[1:]
+    argv = ["sftp", "-b", "-", *options, "-P", port, f"example-org@{machine.address}"]
+    page = tmp_path / "page"
+    page.write_bytes(PAGE)
+    targets = {"other": "/srv/sites/example-net/public/anemos-test.html", "system": "/etc/passwd"}
+    targets |= {"own": "page", "above": "../../example-net/public/anemos-test.html"}
+    links = "".join(f"symlink {to} {name}\n" for name, to in targets.items())
+    run(argv, data=f"put {page} page\n{links}".encode())
+    visitor = Visitor(machine, "example.org")
+    found = {name: visitor.get(f"/{name}")[0].status for name in targets}
+    run(argv, data="".join(f"rm {name}\n" for name in [*targets, "page"]).encode())
+    assert found == {"other": 403, "system": 403, "above": 403, "own": 200}
 
 
 @pytest.mark.parametrize("user", ["example-org", "example-net"])
@@ -241,3 +370,25 @@ def test_certificates_stay(machine: Machine, notes: dict[str, str]) -> None:
     """`inv test --redeploy` runs this twice: a deployment orders no certificate."""
     found = machine.run("sh", "-c", "find /srv/acme -type f | sort | xargs sha256sum")
     assert notes.setdefault("certificates", found) == found
+
+
+# Lines of the journal that may be there. All others are mistakes of the definition.
+EXPECTED = (
+    # A slow VM.
+    "taking a long time",
+    "is taking longer than",
+    "ttyS0",
+    # What the tests do: a scan of ports, a renewal that fails.
+    "kex_exchange_identification",
+    "Failed to start certificates.service",
+    "certificates.service: Failed with result 'exit-code'",
+)
+
+
+def test_journal(machine: Machine) -> None:
+    """No warning but the expected ones, and the kernel's: these are about the emulated machine."""
+    argv = ["journalctl", "--boot", "--priority=warning", "--no-pager", "--quiet"]
+    sources = [f"_TRANSPORT={name}" for name in ("syslog", "stdout", "journal")]
+    lines = machine.run(*argv, *sources)
+    found = [line for line in lines.splitlines() if not re.search("|".join(EXPECTED), line)]
+    assert not found, "\n".join(found)
