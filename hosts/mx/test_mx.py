@@ -12,12 +12,14 @@ import smtplib
 import socket
 import ssl
 import time
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from functools import partial
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
@@ -40,7 +42,7 @@ NEWS = "news@example.org"
 STRANGER = "someone@example.com"
 MARKED = "YJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 REJECTED = MARKED.replace("YJS", "XJS")
-PORTS = {22, 25, 80, 443, 465, 587, 993, 4190}
+PORTS = set(tomllib.loads(Path(__file__).with_name("host.toml").read_text())["ports"])
 PATIENCE = 120  # seconds
 WORDS = "The committee has approved the budget of the library and thanks all its readers."
 
@@ -709,6 +711,55 @@ def test_old_tls(machine: Machine, client: Client, port: int) -> None:
         client.secure(port, tls=tls)
 
 
+RENEWAL = """
+directory=/srv/acme/certs/mx.example.org
+unit=/run/systemd/system/certificates.service.d
+mkdir -p $unit
+cat >$unit/test.conf <<END
+[Service]
+ExecStart=
+ExecStart=/bin/cp -p $directory/fullchain.pem $directory/before.pem
+ExecStart=/usr/bin/openssl req -x509 -key $directory/privkey.pem -days 80 -subj /CN=renewed \\
+    -addext subjectAltName=DNS:mx.example.org -out $directory/fullchain.pem
+ExecStart=/bin/false
+END
+systemctl daemon-reload
+! systemctl start certificates
+"""
+UNDO = """
+mv /srv/acme/certs/mx.example.org/before.pem /srv/acme/certs/mx.example.org/fullchain.pem
+rm /run/systemd/system/certificates.service.d/test.conf
+systemctl daemon-reload
+systemctl reset-failed certificates
+systemctl reload nginx postfix dovecot
+"""
+
+
+@pytest.fixture
+def renewed(machine: Machine) -> Iterator[Client]:
+    """Who trusts the new certificate and no older one. dehydrated failed after it was there."""
+    machine.run("sh", "-ec", RENEWAL)
+    yield Client(machine, ssl.create_default_context(cadata=machine.run("cat", CERTIFICATE)))
+    machine.run("sh", "-ec", UNDO)
+
+
+def shown(client: Client, port: int) -> bytes | None:
+    """The certificate, DER; none when the client does not trust it."""
+    with suppress(ssl.SSLCertVerificationError):
+        if port in (25, 587):
+            with client.smtp(port) as smtp:
+                assert isinstance(smtp.sock, ssl.SSLSocket)
+                return smtp.sock.getpeercert(binary_form=True)
+        with Sieve(client).sock if port == 4190 else client.secure(port) as sock:
+            return sock.getpeercert(binary_form=True)
+    return None
+
+
+def test_new_certificate_is_used(renewed: Client) -> None:
+    for port in (25, 443, 465, 587, 993, 4190):
+        wait(partial(shown, renewed, port))
+
+
 # Web
 
 
@@ -777,14 +828,7 @@ def test_records_of_the_server(machine: Machine) -> None:
 @pytest.mark.parametrize("port", [25, 465, 587, 993])
 def test_tlsa(machine: Machine, client: Client, port: int) -> None:
     """The record is of the key that the server shows."""
-    if port in (25, 587):
-        with client.smtp(port) as smtp:
-            assert isinstance(smtp.sock, ssl.SSLSocket)
-            shown = smtp.sock.getpeercert(binary_form=True)
-    else:
-        with client.secure(port) as sock:
-            shown = sock.getpeercert(binary_form=True)
-    key = load_der_x509_certificate(shown or b"").public_key()
+    key = load_der_x509_certificate(shown(client, port) or b"").public_key()
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     expected = f"3 1 1 {hashlib.sha256(spki).hexdigest()}"
     assert zone(machine)["TLSA", f"_{port}._tcp.{HOST}."] == [expected]
@@ -812,6 +856,69 @@ def test_firewall(machine: Machine) -> None:
     assert "policy drop" in rules
     (opened,) = [line for line in rules.splitlines() if "dport" in line]
     assert {int(port) for port in re.findall(r"\d+", opened)} == PORTS
+
+
+@pytest.fixture(scope="module")
+def outside(machine: Machine) -> Iterator[None]:
+    """A network namespace beyond an interface of its own: its packets go through the firewall."""
+    for words in (
+        "netns add outside",
+        "link add inside type veth peer name eth0 netns outside",
+        "address add 198.51.100.1/24 dev inside",
+        "address add 2001:db8:1::1/64 dev inside nodad",
+        "link set inside up",
+        "-n outside address add 198.51.100.2/24 dev eth0",
+        "-n outside address add 2001:db8:1::2/64 dev eth0 nodad",
+        "-n outside link set eth0 up",
+    ):
+        machine.run("ip", *words.split())
+    machine.run("systemd-run", "--quiet", "--unit=listener", "python3", "-c", LISTENER)
+    yield
+    machine.run("systemctl", "stop", "listener")
+    machine.run("ip", "netns", "delete", "outside")
+
+
+LISTENER = """
+import socket
+with socket.create_server(("::", 4000), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+    while True:
+        server.accept()
+"""
+
+# Prints which of the ports answer.
+SCAN = """
+import select, socket, sys
+address, *ports = sys.argv[1:]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+waiting, poll = {}, select.poll()
+for port in ports:
+    one = socket.socket(family)
+    one.setblocking(False)
+    one.connect_ex((address, int(port)))
+    poll.register(one, select.POLLOUT)
+    waiting[one.fileno()] = one, port
+while ready := poll.poll(5000):
+    for number, _ in ready:
+        one, port = waiting.pop(number)
+        poll.unregister(number)
+        if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            print(port)
+        one.close()
+"""
+
+
+def answering(machine: Machine, address: str, *prefix: str) -> set[int]:
+    """Which ports answer at ADDRESS, of those that services like to use."""
+    ports = map(str, [*range(1, 700), 993, 995, 2000, 3306, 4000, 4190, 5432, 6379, 8953, 11334])
+    return set(map(int, machine.run(*prefix, "python3", "-c", SCAN, address, *ports).split()))
+
+
+@pytest.mark.usefixtures("outside")
+@pytest.mark.parametrize("address", ["198.51.100.1", "2001:db8:1::1"])
+def test_ports_from_outside(machine: Machine, address: str) -> None:
+    """By IPv4 and IPv6 the declared ports answer, and no other, whatever listens there."""
+    assert answering(machine, address) == PORTS | {4000}
+    assert answering(machine, address, "ip", "netns", "exec", "outside") == PORTS
 
 
 def test_no_password_opens_the_server(machine: Machine) -> None:
@@ -875,3 +982,33 @@ def test_what_was_learnt_stays(machine: Machine, notes: dict[str, str]) -> None:
     """The message that was moved to Junk and back is ham in the end, and no spam any more."""
     known = learnt(machine, "HAM")
     assert known >= int(notes.setdefault("learnt", str(known))) > 0
+
+
+# Lines of the journal that may be there. All others are mistakes of the definition.
+EXPECTED = (
+    # A slow VM.
+    "taking a long time",
+    "is taking longer than",
+    "ttyS0",
+    # What the tests do: a scan of ports, a renewal that fails.
+    "kex_exchange_identification",
+    "Failed to start certificates.service",
+    "certificates.service: Failed with result 'exit-code'",
+    "SIGHUP received - reloading configuration",
+    # Their clients: an old TLS, an unknown certificate, a wrong password, no mailbox.
+    "TLS library problem: .*(unsupported protocol|alert unknown ca)",
+    "SASL (PLAIN|LOGIN) authentication failed: .*sasl_username=alice@example.org",
+    "not found from (any )?userdb",
+    # The resolver knows nothing but the names of the tests.
+    "dnssec_probe",
+    "DNSSEC validation may be unavailable",
+)
+
+
+def test_journal(machine: Machine) -> None:
+    """No warning but the expected ones, and the kernel's: these are about the emulated machine."""
+    argv = ["journalctl", "--boot", "--priority=warning", "--no-pager", "--quiet"]
+    sources = [f"_TRANSPORT={name}" for name in ("syslog", "stdout", "journal")]
+    lines = machine.run(*argv, *sources)
+    found = [line for line in lines.splitlines() if not re.search("|".join(EXPECTED), line)]
+    assert not found, "\n".join(found)
