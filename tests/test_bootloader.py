@@ -379,6 +379,15 @@ def with_systemd_boot(root: Path) -> Path:
     return root
 
 
+def test_own_menu_of_systemd_boot(tmp_path: Path) -> None:
+    given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
+    own = tmp_path / places.esps(given.layout)[0].mount.lstrip("/") / "loader/loader.conf"
+    own.parent.mkdir(parents=True)
+    own.write_text("timeout 10\n")
+    systemd_boot.install(given)
+    assert own.read_text() == "timeout 10\n"
+
+
 def test_signed_systemd_boot(tmp_path: Path) -> None:
     """As Debian 13 has it: the signed one alone, or both."""
     given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)

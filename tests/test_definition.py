@@ -106,6 +106,20 @@ def test_patch_keeps_the_owner(tmp_path: Path, root: Path, put: Input) -> None:
     assert ((root / "etc/conf").stat().st_uid, (root / "etc/conf").stat().st_gid) == (5, 6)
 
 
+def test_patch_that_has_moved(
+    tmp_path: Path, root: Path, put: Input, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines are the same, some way off: another section may have them, too."""
+    said: list[str] = []
+    monkeypatch.setattr(log, "sink", said.append)
+    (root / "etc/conf").write_text("new\nnew\none\ntwo\nthree\n")
+    files = put("etc/conf.makeimg.patch", PATCH)
+    definition.apply(spec(tmp_path), root, [files])
+    assert (root / "etc/conf").read_text() == "new\nnew\none\nTWO\nthree\n"
+    where = "Hunk #1 succeeded at 3 (offset 2 lines)"
+    assert said == [f"{files}/etc/conf.makeimg.patch: {where}: is it the right place?"]
+
+
 def test_patch_for_a_file_of_the_definition(tmp_path: Path, root: Path, put: Input) -> None:
     """Patches come after files, whichever input directory they are in."""
     first = put("etc/mine.makeimg.patch", PATCH)

@@ -4,6 +4,7 @@ Applied on top of a package layer, in this order.
 """
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -130,12 +131,14 @@ def patch_file(root: Path, path: str, file: Path) -> None:
         options += ["--fuzz=0"]  # it would put a hunk where other lines look a little like its own
         copy.write_bytes(target.read_bytes())
         try:
-            run(["patch", *options, copy], data=file.read_bytes())
+            said = run(["patch", *options, copy], data=file.read_bytes())
         except CommandFailed as failed:
             said = failed.output.partition(" -- saving rejects")[0].replace(str(copy), f"/{path}")
             hunks = rejects.read_text(errors="replace") if rejects.exists() else ""
             said = f"{file}: does not apply to /{path}\n{said.strip()}\n{hunks}".rstrip()
             die(said, hint=OUTGROWN.format(path=path))
+        for moved in re.findall(r"(?m)^Hunk .*\(offset .*\)", said):
+            log.info(f"{file}: {moved}: is it the right place?")
         before = target.stat()
         tree.write(root, path, copy.read_bytes())
     os.chown(target, before.st_uid, before.st_gid)

@@ -55,7 +55,8 @@ def install(target: Target) -> None:
     for path in PLACES:
         tree.copy(loader, root, f"{esp}/{path}", 0o644)
     token = places.os_release(root).get("ID", "linux")
-    tree.write(root, f"{esp}/loader/loader.conf", "timeout 1\n")
+    if not tree.inside(root, f"{esp}/loader/loader.conf").exists():  # the definition's counts
+        tree.write(root, f"{esp}/loader/loader.conf", "timeout 1\n")
     tree.write(root, f"{esp}/loader/entries.srel", "type1\n")
     tree.write(root, "etc/kernel/entry-token", f"{token}\n")
     tree.write(root, "etc/kernel/cmdline", f"{target.words}\n")
