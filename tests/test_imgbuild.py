@@ -251,6 +251,10 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "serial=S1 is disk 'system' of layout and 'd' of keep",
         ),
         (
+            laid_out(more="keep='disk d wwn=0xAB'").replace("serial=S1", "wwn=naa.ab"),
+            "wwn=0xAB is disk 'system' of layout and 'd' of keep",
+        ),
+        (
             laid_out(parts="part root fs=ext4 mount=/", more="bootloader=grub"),
             "bootloader=grub needs a partition of type=bios or esp on disk 'system'",
         ),

@@ -566,6 +566,12 @@ def test_pool_across_a_disk_that_nobody_names(changed: dict[str, Any], expected:
     assert [line[: len(expected)] for line in found] == ([expected] if expected else [])
 
 
+def active(node: str, name: str, kind: str = "LVM2_member") -> dict[str, Any]:
+    """NODE, which holds KIND, carries what device-mapper calls NAME."""
+    contents = (f"{node} {kind}", f"{name} ext4")
+    return {"slaves": (("dm-0", node),), "mapped": {"dm-0": name}, "contents": contents}
+
+
 @pytest.mark.parametrize(
     ("changed", "taken"),
     [
@@ -573,10 +579,12 @@ def test_pool_across_a_disk_that_nobody_names(changed: dict[str, Any], expected:
         ({"groups": (("/dev/vdb1", "vg0"),)}, True),
         ({"groups": (("/dev/vda2", "vg0"),)}, False),  # the one that is replaced
         ({"groups": (("/dev/vdc", "vg1"),)}, False),
-        ({"slaves": (("dm-0", "vdc"),), "mapped": {"dm-0": "vg0-root"}}, True),
-        ({"slaves": (("dm-0", "vda2"),), "mapped": {"dm-0": "vg0-root"}}, False),
-        ({"slaves": (("dm-0", "vdc"),), "mapped": {"dm-0": "vg0--x-root"}}, False),
-        ({"slaves": (("dm-0", "vdc"),), "mapped": {"dm-0": "vg0"}}, False),  # not LVM's
+        ({"groups": (("/dev/vda2", "vg0"), ("[unknown]", "vg0"))}, False),  # it has lost a disk
+        (active("vdc", "vg0-root"), True),
+        (active("vda2", "vg0-root"), False),
+        (active("vdc", "vg0--x-root"), False),
+        (active("vdc", "vg0"), False),
+        (active("vdc", "vg0-crypt", "crypto_LUKS"), False),  # not LVM's
         ({"contents": ("vdc linux_raid_member old:md0",)}, True),
         ({"contents": ("vdc linux_raid_member old:0",)}, False),
         ({"contents": ("vda2 linux_raid_member old:md0",)}, False),
@@ -590,7 +598,7 @@ def test_name_that_is_taken(changed: dict[str, Any], taken: bool) -> None:
 
     found = problems(replace(THREE, **changed), layout=text, packages=packages)
 
-    what = "raid 'md0'" if "contents" in changed else "vg 'vg0'"
+    what = "raid 'md0'" if "linux_raid_member" in str(changed) else "vg 'vg0'"
     expected = f"layout: {what}: there is one of this name on vd"
     assert [line[: len(expected)] for line in found] == ([expected] if taken else [])
 
@@ -675,7 +683,7 @@ def test_way_back_that_needs_somebody() -> None:
     (line,) = warnings(locked)
     assert line.startswith("/ is encrypted: whatever fails before the point of no return ends")
     (line,) = warnings(replace(THREE, mounts=("/dev/loop0 /run/live ext4",)))
-    assert line.startswith("/ is on no disk that is known (a rescue system, a network?)")
+    assert line.startswith("/ is on no disk that is known (a rescue system, a network, ZFS?)")
     assert warnings(THREE) == []
 
 

@@ -303,6 +303,12 @@ ONE = """
             "layout: vg 'vg0': there is one of this name on /dev/vdb1, which is not erased",
         ),
         ({"vda2": ("LVM2_member", "2", "")}, {"vda2": "vg0 u"}, ""),
+        ({"vdb": ("LVM2_member", "2", "")}, {"vdb": ""}, ""),
+        (
+            {"vdb": ("LVM2_member", "2", "")},
+            {},
+            "LVM cannot read /dev/vdb: its group may have a name of the layout",
+        ),
         (
             {"vdb1": ("linux_raid_member", "2", "any:md0")},
             {},

@@ -72,17 +72,22 @@ def check_apart(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
 def check_names(plan: Layout, staying: Sequence[Path], groups: Mapping[Path, str]) -> None:
     """No group and no array that stays has the name of a new one: LVM would refuse to make it, and
     the new system would not know which is which."""
-    arrays = {
-        str(found.get("LABEL", "")).rpartition(":")[2]: node  # HOST:NAME
-        for node in staying
-        if (found := disks.probe(node)).get("TYPE") == "linux_raid_member"
-    }
-    taken = {"vg": {groups.get(node, "").partition(" ")[0]: node for node in staying}}
-    taken["raid"] = arrays
+    taken: dict[str, dict[str, Path]] = {"vg": {}, "raid": {}}
+    for node in staying:
+        found = disks.probe(node)
+        if (
+            found.get("TYPE") == leftovers.LVM
+            and node not in groups
+            and any(layout.volumes(plan, "vg"))
+        ):
+            die(f"LVM cannot read {node}: its group may have a name of the layout", status=FAILED)
+        taken["vg"][groups.get(node, "").partition(" ")[0]] = node
+        if found.get("TYPE") == "linux_raid_member":
+            taken["raid"][found.get("LABEL", "").rpartition(":")[2]] = node  # HOST:NAME
     for volume in plan.volumes:
-        if node := taken.get(volume.kind, {}).get(volume.name):
+        if other := taken.get(volume.kind, {}).get(volume.name):
             die(
-                f"layout: {volume.kind} {volume.name!r}: there is one of this name on {node},"
+                f"layout: {volume.kind} {volume.name!r}: there is one of this name on {other},"
                 " which is not erased",
                 hint="give it another name in the layout",
                 status=FAILED,

@@ -432,8 +432,8 @@ def _way_back(facts: Facts) -> Iterator[str]:
         yield f"/ is encrypted: {until} ends where the old system asks for its passphrase"
     if not roots:
         yield (
-            f"/ is on no disk that is known (a rescue system, a network?): {until} ends in what the"
-            " machine starts by itself, which may be another system"
+            f"/ is on no disk that is known (a rescue system, a network, ZFS?): {until} ends in"
+            " what the machine starts by itself, which may be another system"
         )
 
 

@@ -83,12 +83,17 @@ def names(facts: Facts) -> Iterator[tuple[str, str, set[Place]]]:
     for name, kind, *labels in (line.split() for line in facts.contents):
         if kind == "linux_raid_member" and labels:
             yield "raid", labels[0].rpartition(":")[2], ground([name], facts)  # HOST:NAME
-    for name in dict.fromkeys(
-        [*(line.split()[0] for line in facts.contents), *facts.mapped.values()]
-    ):
-        if match := GROUP.match(name):
+    physical = [line.split()[0] for line in facts.contents if "LVM2_member" in line.split()]
+    members = set().union(*(kernel_names(name, facts) for name in physical))
+    for name in dict.fromkeys(line.split()[0] for line in facts.contents):
+        kernels = kernel_names(name, facts)
+        if (match := GROUP.match(name)) and any(
+            u in kernels and m in members for u, m in facts.slaves
+        ):
             yield "vg", match[1], ground([name], facts)
     for node, group in facts.groups:
+        if not node.startswith("/dev/"):  # LVM's word for a disk that it misses
+            continue
         yield "vg", group, ground([node], facts)
 
 
