@@ -347,3 +347,53 @@ def test_nohup() -> None:
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+# The jump without systemd
+
+
+# $1: directory with jump.sh and programs; a database that ends in order, and one that does not.
+OPENRC = """
+set -e
+mount -t tmpfs tmpfs /run
+here=$1; PATH=$here/bin:$PATH
+echo 1 >/run/loaded
+sh -c 'trap "echo in order >/run/database; exit" TERM; while :; do /bin/sleep 0.1; done' &
+sh -c 'trap "" TERM; while :; do /bin/sleep 0.1; done' &
+stubborn=$!
+/bin/sleep 0.5
+trap '' TERM # as the first process
+sh "$here/jump.sh" /base
+until [ -e /run/jumped ]; do /bin/sleep 0.1 || :; done
+cat /run/database /run/sysrq
+! kill -0 $stubborn 2>/dev/null || [ "$(cut -d ' ' -f 3 /proc/$stubborn/stat)" = Z ]
+"""
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_processes_end_before_the_jump(tmp_path: Path) -> None:
+    text = (reach.SERVER / "jump.sh").read_text()
+    for old, new in {
+        "/sys/kernel/kexec_loaded": "/run/loaded",
+        "/proc/sysrq-trigger": "/run/sysrq",
+        "/run/systemd/system": "/run/none",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "jump.sh").write_text(text)
+    (tmp_path / "bin").mkdir()
+    for name, script in {
+        "sleep": '[ "$1" != 300 ] || exec /bin/sleep 99\nexec /bin/sleep 1',
+        "mount": "",
+        "reboot": "",
+        "chroot": "touch /run/jumped",
+    }.items():
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    said = run([*alone, "sh", "-c", OPENRC, "sh", tmp_path], timeout=60)
+
+    assert said == "in order\nu\n"

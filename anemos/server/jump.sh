@@ -4,7 +4,8 @@
 #
 # With systemd the old system ends in good order: all services stop, file systems are unmounted, and
 # then /run/initramfs/shutdown runs, which is the base image's (systemd-shutdown(8), "exitrd").
-# Without it, file systems are synced and made read-only. What fails, ends in an ordinary reboot.
+# Without it, all processes are told to end, and made to after 10 s; then file systems are synced and
+# made read-only. What fails, ends in an ordinary reboot.
 set -e
 [ "$(cat /sys/kernel/kexec_loaded)" = 1 ]
 mkdir -p /run/initramfs
@@ -14,8 +15,11 @@ if [ -d /run/systemd/system ]; then
 else
     # shellcheck disable=SC2016 # $ is for the inner shell
     setsid sh -c '
-        (sleep 300; echo b >/proc/sysrq-trigger) & # a dead device may keep the rest waiting
         sleep 1
+        kill -TERM -1 # but for the first process and this one: kill(2)
+        sleep 10
+        kill -KILL -1
+        (sleep 300; echo b >/proc/sysrq-trigger) & # a dead device may keep the rest waiting
         sync
         echo u > /proc/sysrq-trigger
         sleep 2
