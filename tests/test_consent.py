@@ -190,6 +190,21 @@ def test_disk_exchanged_while_the_word_is_awaited(machine: Machine) -> None:
     assert machine.erased == []
 
 
+def test_disk_exchanged_during_the_preflight(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that is slow to answer makes it long."""
+
+    def planned(given: Imgbuild, *_: object) -> Imgbuild:
+        machine.disks[0] = replace(SYSTEM, size=1)
+        return given
+
+    monkeypatch.setattr(brain, "planned", planned)
+    with pytest.raises(Failure, match="a disk came or went"):
+        machine.begin()
+    assert machine.erased == []
+
+
 def test_stick_taken_out_while_the_word_is_awaited(machine: Machine) -> None:
     """What nobody names may go: the machine was started from it, perhaps."""
     machine.disks.append(Device("sda", "stick", "", 2**30))

@@ -89,7 +89,8 @@ def begin(given: Boot) -> None:
     before = disks.named_by(matches(spec))
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
     events.await_word(math.inf if events.STAY.exists() else OPERATOR_S)
-    if disks.named_by(matches(spec)) != before:
+    changed = disks.named_by(matches(spec)) != before
+    if changed or resolve(spec, given.agreed) != erase:
         die("a disk came or went while the word was awaited", hint="look again", status=FAILED)
     reached = progress.begin(spec, mounts)
     events.point_of_no_return()
