@@ -129,6 +129,8 @@ BAD_NAMES = {
     "demo/PASSWORD": "PASSWORD does not end in .gpg",
     "demo/9X.gpg": "'9X' is no name for a value",
     "demo/my-key.gpg": "'my-key' is no name for a value",
+    "demo/host.gpg": "'host' is a value that every template has already",
+    "demo/operator_key.gpg": "'operator_key' is a value that every template has already",
     "demo/etc/...gpg": "its name without .gpg is '..'",  # would be etc/..
     "demo/etc/..gpg": "its name without .gpg is '.'",
     "demo/etc/.gpg": "its name without .gpg is ''",

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from anemos.image import template
+
 # The options of each kind. `ask` has words for a person in their place.
 KINDS: dict[str, tuple[str, ...]] = {
     "password": (),
@@ -22,7 +24,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "ask": (),
 }
 DKIM_MARK = "._domainkey."
-VALUES = ("host", "deployment", "operator_key")  # every template has them: no secret's names
 SUBJECT = re.compile(r"[A-Za-z0-9._:*-]{1,64}")
 
 
@@ -129,7 +130,7 @@ def check_name(name: str) -> None:
     """Raises ValueError unless NAME is one for a secret: a path on the target, or a value's."""
     if "/" not in name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{name!r} is no name for a value")
-    if name in VALUES:
+    if name in template.PUBLIC:
         raise ValueError(f"{name!r} is a value that every template has already")
     pure = PurePosixPath(name)
     if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:

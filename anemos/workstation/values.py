@@ -8,7 +8,7 @@ def values(name: str, deployment: str, key: Path | None, own: Mapping[str, str])
     """What the templates of hosts/NAME may use. OWN: its secrets without a path.
 
     KEY: what Anemos logs in with, a private SSH key. Its public half, which lies beside it, is the
-    value `operator_key`. No secret has the name of one of these (image/declared.py).
+    value `operator_key`. No secret has the name of one of these (template.PUBLIC).
     """
     found = {**own, "host": name, "deployment": deployment}
     public = key.with_name(f"{key.name}.pub") if key else None
