@@ -39,6 +39,7 @@ def project(tmp_path: Path) -> Iterator[Tree]:
     with tree.copied(tmp_path / "tree") as copy:
         host = copy.host("web", imgbuild=IMGBUILD)
         (host / "host.toml").unlink()
+        (host / "files/root/.ssh/authorized_keys").unlink()
         (host / "files/etc").mkdir(parents=True)
         (host / "files/etc/motd.makeimg.template").write_text("{{ host }}: {{ PASSWORD }}\n")
         (copy.directory / "secrets/web").mkdir(parents=True)
@@ -108,7 +109,7 @@ def builders(project: Tree) -> list[bytes]:
         ("format=dir", ["--output", "tasks.py/x"], 2, "tasks.py/x: Not a directory"),
         ("provision() { ls /none; }", [], 1, "in provision(): `provision() { ls /none; }`: exit "),
         ("test_secrets() { false; }", [], 1, "in test_secrets(): `test_secrets() { false; }`: ex"),
-        ("bootloader=grub", [], 2, "error: web: nobody could log in to the new system as root"),
+        ("bootloader=grub", [], 2, "web: nobody could log in to the new system as root"),
         ("test_secrets() { :; }", [], 2, "motd.makeimg.template: line 1: undefined name 'PASSWO"),
     ],
 )
