@@ -573,13 +573,14 @@ def test_no_digest_of_a_secret_can_be_seen(
     def sh(argv: list[str], *, data: bytes, shown: list[str], **_options: object) -> str:
         seen.extend([*argv, *shown])
         given.extend(json.loads(data))
-        return '{"kept": [], "network": {"left": []}}'
+        return '{"kept": [], "network": {"left": []}, "logins": {}}'
 
     @contextmanager
     def connected(_endpoint: Endpoint) -> Iterator[Any]:
         yield SimpleNamespace(sh=sh)
 
     monkeypatch.setattr(phases, "connect", connected)
+    monkeypatch.setattr(phases, "check_logins", lambda remote, there: None)
     phases.build_initramfs(HOST)
 
     manifest = archive.read_manifest(payload_file(HOST))
@@ -664,3 +665,16 @@ def test_answer_that_is_none(monkeypatch: pytest.MonkeyPatch, said: str) -> None
 
     assert caught.value.status == FAILED
     assert "PRIVATE" not in caught.value.message
+
+
+def test_who_may_log_in_to_the_initramfs() -> None:
+    """Nobody finds out after the jump that the pinned key, or one's own, is not there."""
+    where = Endpoint("192.0.2.1", 22, "ssh-ed25519 PINNED comment", None)
+    remote: Any = SimpleNamespace(endpoint=where, login_key="ssh-ed25519 AAAA")
+    there = {"host_keys": ["ssh-rsa A", "ssh-ed25519 PINNED"], "authorized": ["ssh-ed25519 AAAA"]}
+
+    phases.check_logins(remote, there)
+    with pytest.raises(Failure, match="the initramfs would not have the pinned host key"):
+        phases.check_logins(remote, there | {"host_keys": ["ssh-rsa PINNED"]})
+    with pytest.raises(Failure, match="the initramfs would not let you in by the key SHA256:"):
+        phases.check_logins(remote, there | {"authorized": ["ssh-ed25519 BBBB"]})

@@ -451,6 +451,12 @@ def test_peer_that_falls_silent(
             os.kill(int(pid), signal.SIGKILL)
 
 
+def test_key_that_logged_in(server: sshd.Server) -> None:
+    mine = " ".join(server.directory.joinpath("identity.pub").read_text().split()[:2])
+    with connect(server.endpoint) as remote:
+        assert remote.login_key == mine
+
+
 # Files
 
 

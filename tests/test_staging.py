@@ -19,7 +19,7 @@ from anemos.initramfs import boot, daemons, events, sshd
 from anemos.log import FAILED, Failure
 from anemos.run import run
 from anemos.server import __main__ as server
-from anemos.server import network, staging
+from anemos.server import logins, network, staging
 from anemos.workstation import payload
 from tests.sshd import make_key
 
@@ -43,6 +43,8 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(network, "capture", lambda host, needed, client: NETWORK)
     monkeypatch.setattr(disks, "devices", lambda: [DEVICE])
     monkeypatch.setattr(disks, "fingerprint", lambda name, device, only: PRINT)
+    monkeypatch.setattr(logins, "settings", lambda host: {})
+    monkeypatch.setattr(logins, "public_of", lambda key: f"ssh-{key.decode().split()[1]} AAAA")
     stage.mkdir()
     (tmp_path / "initrd").write_bytes(b"first" * 3)  # no multiple of 4
     (stage / "layer").write_bytes(b"layer")
@@ -102,6 +104,10 @@ def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
 
     mode, data = unpack(stage / "initramfs")["anemos/boot.json"]
 
+    assert given.pop("logins") == {
+        "host_keys": ["ssh-ed25519 AAAA", "ssh-rsa AAAA"],
+        "authorized": ["ssh-ed25519 AAAA"],
+    }
     assert json.loads(data) == json.loads(json.dumps(given))
     assert stat.S_IMODE(mode) == 0o600
     (tmp_path / "boot.json").write_bytes(data)
@@ -229,28 +235,79 @@ def test_kept_disk_that_is_not_there(stage: Path) -> None:
 # Who may log in
 
 
-def test_nobody_could_log_in(tmp_path: Path) -> None:
-    host = tmp_path / "host"
-    log_in(host)
-    allowed = host / "root/.ssh/authorized_keys"
+def test_nobody_could_log_in(stage: Path) -> None:
+    allowed = staging.HOST / "root/.ssh/authorized_keys"
 
     for content in ("", "\n", None):
         allowed.unlink()
         if content is not None:
             allowed.write_text(content)
-        with pytest.raises(Failure, match=r"/root/\.ssh/authorized_keys lists nobody"):
-            staging.ssh_keys(host)
+        with pytest.raises(Failure, match=r"\.ssh/authorized_keys2: nobody is listed"):
+            logins.ssh_keys(staging.HOST)
         allowed.touch()
 
 
-def test_no_host_keys(tmp_path: Path) -> None:
-    host = tmp_path / "host"
-    log_in(host)
-    for key in (host / "etc/ssh").glob("*_key*"):
+def test_no_host_keys(stage: Path) -> None:
+    """A lone public half is none."""
+    for key in (staging.HOST / "etc/ssh").glob("*_key"):
         key.unlink()
 
     with pytest.raises(Failure, match="no host key in /etc/ssh"):
-        staging.ssh_keys(host)
+        logins.ssh_keys(staging.HOST)
+
+
+def test_keys_behind_links(stage: Path) -> None:
+    """Of the old system, whose root lies elsewhere: Proxmox's authorized_keys, keys on a volume."""
+    host = staging.HOST
+    for path, real in (
+        ("root/.ssh/authorized_keys", "etc/pve/priv/authorized_keys"),
+        ("etc/ssh/ssh_host_rsa_key", "data/rsa"),
+    ):
+        (host / real).parent.mkdir(parents=True)
+        (host / path).rename(host / real)
+        (host / path).symlink_to(f"/{real}")
+    (host / "etc/ssh/ssh_host_ed25519_key").unlink()
+    (host / "etc/ssh/ssh_host_ed25519_key").symlink_to("/gone")
+    (host / "root/.ssh/authorized_keys2").write_text("ssh-ed25519 BBBB second\n")
+
+    found = logins.ssh_keys(host)
+
+    assert found == {
+        "ssh_host_rsa_key": b"private rsa",
+        "ssh_host_rsa_key.pub": b"ssh-rsa AAAA\n",
+        "authorized_keys": b"ssh-ed25519 AAAA operator\n\nssh-ed25519 BBBB second\n",
+    }
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_what_sshd_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own files, not the usual ones; tokens; options of a key; certificates are no keys."""
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 40000 192.0.2.7 22")
+    own, mine = make_key(tmp_path / "own"), make_key(tmp_path / "mine")
+    other = make_key(tmp_path / "other")
+    (tmp_path / "keys").mkdir()
+    lines = [f'from="a b",command="echo \\"x y\\"" {mine}', f"cert-authority {other}", "# none"]
+    (tmp_path / "keys/root").write_text("\n".join(lines))
+    words = f"Port 22\nHostKey {tmp_path}/own\nMatch User root Address 192.0.2.0/24\n"
+    words += f"AuthorizedKeysFile {tmp_path}/keys/%u none\n"
+    (tmp_path / "sshd_config").write_text(words)
+    ask = logins.ASK.replace("sshd -T", f"sshd -T -f {tmp_path}/sshd_config")
+    monkeypatch.setattr(logins, "ASK", ask)
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+
+    names = ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
+    assert list(logins.host_keys(Path("/"))) == names
+    assert logins.public(Path("/")) == {
+        "host_keys": [" ".join(own.split()[:2])],
+        "authorized": [" ".join(mine.split()[:2])],
+    }
+
+
+@pytest.mark.real("run")
+def test_no_sshd_to_ask(tmp_path: Path) -> None:
+    """As where another server than OpenSSH's answers."""
+    assert logins.settings(tmp_path) == {}
 
 
 # The program

@@ -14,7 +14,7 @@ from typing import Any
 from anemos import archive, files
 from anemos.log import die
 from anemos.run import run
-from anemos.server import kexec, staging
+from anemos.server import kexec, logins, staging
 
 PLACE = "anemos"  # in the directory of grub.cfg, or of the EFI system partition
 LABEL = "anemos once"  # disarm.sh and initramfs/firmware.py look for it
@@ -46,16 +46,17 @@ fi
 def build(base: Path, described: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """Write kernel and initramfs into PLACE in DIRECTORY. DESCRIBED: see staging.describe.
 
-    Returns what boot.json says, and as "once_key" the public half of the host key that the
-    initramfs has until it is sent another one. Raises Failure.
+    Returns what boot.json says, "logins" (see logins.public), and as "once_key" the public half of
+    the host key that the initramfs has until it is sent another one. Raises Failure.
     """
     boot = {**described, "once": True}
-    return boot | {"once_key": write(base, boot, directory / PLACE)}
+    key = write(base, boot, directory / PLACE)
+    return boot | {"once_key": key, "logins": logins.public(staging.HOST)}
 
 
 def write(base: Path, boot: Mapping[str, Any], place: Path) -> str:
     """The files; returns the key."""
-    allowed = staging.ssh_keys(staging.HOST)["authorized_keys"]
+    allowed = logins.authorized(staging.HOST)
     private = make_key(ROOM)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
@@ -63,7 +64,7 @@ def write(base: Path, boot: Mapping[str, Any], place: Path) -> str:
     shutil.copyfile(kexec.KERNEL, place / "vmlinuz")
     with (place / "initrd").open("wb") as file:
         archive.found(file, staging.BASE_INITRD, base, None)
-        keys = {"authorized_keys": allowed, archive.ONCE_KEY: private}
+        keys: archive.Keys = {"authorized_keys": allowed, archive.ONCE_KEY: private}
         archive.finish(file, boot, None, keys, stay=False)
     return private.with_suffix(".pub").read_text()
 
@@ -94,8 +95,7 @@ def arm(loader: str, directory: Path, device: str, old: str, hold: int) -> dict[
     else:
         arm_firmware(device, words)
     os.sync()
-    keys = staging.ssh_keys(staging.HOST)
-    return {name: key.read_text() for name, key in keys.items() if name.startswith("ssh_host_")}
+    return {name: key.decode() for name, key in logins.host_keys(staging.HOST).items()}
 
 
 def arm_grub(directory: Path, words: str) -> None:

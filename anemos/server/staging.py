@@ -12,7 +12,7 @@ from anemos import archive, disks
 from anemos.digest import sha256
 from anemos.image.layout import Kept
 from anemos.log import FAILED, die
-from anemos.server import network
+from anemos.server import logins, network
 
 HOST = Path("/host")  # the old system's root, see enter.sh
 STAGE = Path("/run/anemos")
@@ -27,13 +27,14 @@ def build(
     """Write the initramfs; PAYLOAD and LAYER are the SHA-256 that the staged files must have.
 
     NOW is the workstation's time, in seconds since the epoch. ADDRESS and PORT are where its sshd
-    is going to be looked for, from CLIENT. Raises Failure.
+    is going to be looked for, from CLIENT. Returns what boot.json says, and "logins", see
+    logins.public. Raises Failure.
     """
     check(STAGE / "payload", payload)
     manifest = archive.read_manifest(STAGE / "payload")
     boot = describe(base, manifest, payload, layer, now, address, port, client)
     assemble(boot, base)
-    return boot
+    return boot | {"logins": logins.public(HOST)}
 
 
 def describe(
@@ -77,7 +78,7 @@ def fingerprints(keep: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def assemble(boot: dict[str, Any], base: Path) -> None:
     """Base and layer are put in once, as memory is dear; the small rest anew every time."""
-    keys = ssh_keys(HOST)
+    keys = logins.ssh_keys(HOST)
     length = foundation(base, boot["layer"])
     with INITRAMFS.open("r+b") as file:
         file.seek(length)
@@ -104,17 +105,3 @@ def foundation(base: Path, layer: str) -> int:
     (STAGE / "layer").unlink(missing_ok=True)
     mark.write_text(f"{wanted} {length}")
     return length
-
-
-def ssh_keys(host: Path) -> dict[str, Path]:
-    """The old system's host keys, and who may log in to it as root.
-
-    Raises Failure without them: nobody could log in to the initramfs.
-    """
-    keys = sorted((host / "etc/ssh").glob("ssh_host_*_key*"))
-    allowed = host / "root/.ssh/authorized_keys"
-    if not keys:
-        die("no host key in /etc/ssh: the initramfs could not prove what it is")
-    if not allowed.is_file() or not allowed.read_bytes().strip():
-        die("/root/.ssh/authorized_keys lists nobody: nobody could log in to the initramfs")
-    return {**{key.name: key for key in keys}, "authorized_keys": allowed}

@@ -33,6 +33,7 @@ from anemos.workstation import (
     reach,
     scratch,
     secrets,
+    ssh,
     staged,
     stock,
 )
@@ -257,6 +258,7 @@ def build_initramfs(host: Host) -> dict[str, Any]:
             wanted = {name: manifest[name] for name in ("deployment", "host", "keep", "agreed")}
             command = ["build-once", state.remote_base, state.entry[1], wanted]
         answer = reach.answer(remote, state.remote_base, *command, *words)
+        check_logins(remote, answer["logins"])
     state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
     for each in answer["network"]["left"]:
         log.info(f"The initramfs is without {each}")
@@ -264,6 +266,26 @@ def build_initramfs(host: Host) -> dict[str, Any]:
     files.replace(places.state(host.name) / CAPTURED, json.dumps(captured))
     state.save()
     return {"host": host.name, "network": answer["network"], "kept": state.kept}
+
+
+def check_logins(remote: Remote, there: Mapping[str, list[str]]) -> None:
+    """The initramfs will answer under the pinned key, and let in whoever is logged in now.
+
+    THERE: see server/logins.py. Raises Failure.
+    """
+    pinned = " ".join(remote.endpoint.host_key.split()[:2])
+    if pinned not in there["host_keys"]:
+        die(
+            f"{remote.endpoint}: the initramfs would not have the pinned host key",
+            hint="it takes the HostKey files that sshd -T names on the server",
+        )
+    if remote.login_key not in there["authorized"]:
+        die(
+            f"{remote.endpoint}: the initramfs would not let you in by the key"
+            f" {ssh.fingerprint(remote.login_key)}",
+            hint="it takes the AuthorizedKeysFile that sshd -T names for root on the server, and"
+            " knows no certificates and no AuthorizedKeysCommand: list your key there",
+        )
 
 
 def layer_digest(host: Host, state: State, remote: Remote) -> str:

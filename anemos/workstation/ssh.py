@@ -138,6 +138,12 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         self.client.set_missing_host_key_policy(RejectPolicy())
         self.client.get_host_keys().add(endpoint.known_as, key.get_name(), key)
 
+    @property
+    def login_key(self) -> str:
+        """The public key, "TYPE BASE64", that the server let us in by."""
+        key = self.transport.auth_handler.private_key
+        return f"{key.get_name()} {b64encode(key.asbytes()).decode()}"
+
     def derive_shorthand(self, host_string: str) -> dict[str, str | None]:
         """Take no address apart: user and port come from the endpoint alone."""
         return {"host": host_string, "user": None, "port": None}
