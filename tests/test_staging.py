@@ -19,11 +19,11 @@ from anemos.initramfs import boot, daemons, events, sshd
 from anemos.log import FAILED, Failure
 from anemos.run import run
 from anemos.server import __main__ as server
-from anemos.server import logins, network, staging
+from anemos.server import drivers, logins, network, staging
 from anemos.workstation import payload
 from tests.sshd import make_key
 
-NETWORK = {"interfaces": [], "dns": ["10.0.2.3"]}
+NETWORK = {"interfaces": [], "left": [], "dns": ["10.0.2.3"]}
 DEVICE = Device("vdb", "S", "", 512)
 PRINT = Fingerprint("data", "S", 512, "d1g35t", ((0, "U", "ext4"),))
 KEPT = json.loads(json.dumps(asdict(PRINT)))
@@ -42,6 +42,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(staging, name, place)
     monkeypatch.setattr(network, "capture", lambda host, needed, client: NETWORK)
     monkeypatch.setattr(disks, "devices", lambda: [DEVICE])
+    monkeypatch.setattr(drivers, "BLOCK", tmp_path)
     monkeypatch.setattr(disks, "fingerprint", lambda name, device, only: PRINT)
     monkeypatch.setattr(logins, "settings", lambda host: {})
     monkeypatch.setattr(logins, "public_of", lambda key: f"ssh-{key.decode().split()[1]} AAAA")
@@ -370,7 +371,7 @@ def recorded(here: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (here / "EVENTS").read_text().splitlines()]
 
 
-def test_events(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     events.start()
     log.info('a "line"\nof two, ä')
     events.point_of_no_return()
@@ -387,7 +388,7 @@ def test_events(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("done", None),
     ]
     assert all(isinstance(each["time"], float) for each in recorded(here))
-    assert (here / "LOG").read_text() == capsys.readouterr().out
+    assert (here / "LOG").read_text() == capfd.readouterr().out
     assert "POINT OF NO RETURN" in (here / "LOG").read_text()
 
 

@@ -12,7 +12,7 @@ from anemos import archive, disks
 from anemos.digest import sha256
 from anemos.image.layout import Kept
 from anemos.log import FAILED, die
-from anemos.server import logins, network
+from anemos.server import drivers, logins, network
 
 HOST = Path("/host")  # the old system's root, see enter.sh
 STAGE = Path("/run/anemos")
@@ -49,13 +49,16 @@ def describe(
 ) -> dict[str, Any]:
     """What boot.json says: the deployment, and this system as it is now. Parameters as of `build`;
     MANIFEST: the payload's."""
+    drivers.check_disks(manifest)
+    captured = network.capture(HOST, address, client)
+    drivers.check_network(captured)
     boot = archive.boot(
         manifest,
         base,
         payload,
         layer,
         ssh_port=port,
-        network=network.capture(HOST, address, client),
+        network=captured,
         kept=fingerprints(manifest["keep"]),
         time=now,
     )
