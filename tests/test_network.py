@@ -257,6 +257,7 @@ def test_bond_options() -> None:
     data |= {"arp_validate": "active", "use_carrier": 0, "num_peer_notif": 3, "ns_ip6_target": []}
     data |= {"fail_over_mac": "active", "resend_igmp": 1, "lp_interval": 1, "ad_info": {"a": 1}}
     data |= {"tlb_dynamic_lb": 1, "packets_per_slave": 1, "ad_lacp_active": "on"}
+    data |= {"arp_missed_max": 2, "primary": None, "of_newer_kernels": "off"}
 
     *members, bond = chosen(bonded(**data))["interfaces"]
 

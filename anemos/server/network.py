@@ -41,6 +41,7 @@ BOND_OPTIONS = {
     "peer_notify_delay": ("peer_notify_delay", 0),
     "use_carrier": ("use_carrier", 1),
     "arp_interval": ("arp_interval", 0),
+    "arp_missed_max": ("arp_missed_max", 2),
     "arp_ip_target": ("arp_ip_target", []),
     "ns_ip6_target": ("ns_ip6_target", []),
     "arp_validate": ("arp_validate", "none"),
@@ -311,7 +312,8 @@ def bond_options(link: Link) -> dict[str, Any]:
     """What differs from the kernel's defaults: the kernel takes not all options in all modes."""
     data = link["linkinfo"]["info_data"]
     known = {key for key, _ in BOND_OPTIONS.values()} | BOND_NEEDLESS
-    understood(f"bond {link['ifname']}", {k: v for k, v in data.items() if v}, known)
+    there = {k: v for k, v in data.items() if v not in (None, 0, "", [], "off")}
+    understood(f"bond {link['ifname']}", there, known)
     found = {
         word: data[key]
         for word, (key, default) in BOND_OPTIONS.items()
