@@ -5,6 +5,7 @@ opens no SSH connection and touches no GPG key; and none reads the developer's o
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,8 @@ REAL: dict[str, list[tuple[Any, str]]] = {
 PERSONAL = ["GNUPGHOME", "SSH_AUTH_SOCK"] + [
     f"XDG_{each}_HOME" for each in ("CACHE", "CONFIG", "DATA", "STATE")
 ]
+
+SENT: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
 
 
 class Forbidden(BaseException):
@@ -84,6 +87,17 @@ def closed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     for name in REAL.keys() - opened(request.node):
         for owner, attribute in REAL[name]:
             monkeypatch.setattr(owner, attribute, forbidden(name))
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Tests send these, and a run in the background, or under nohup(1), ignores them."""
+    ignored = [each for each in SENT if signal.getsignal(each) is signal.SIG_IGN]
+    for each in ignored:
+        signal.signal(each, SENT[each])
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)
