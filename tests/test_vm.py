@@ -60,7 +60,7 @@ def test_network_is_for_this_machine_alone() -> None:
     ]
 
 
-@pytest.mark.parametrize(("accel", "expected"), [("kvm", "kvm"), ("tcg", "tcg,thread=multi")])
+@pytest.mark.parametrize(("accel", "expected"), [("kvm", "kvm"), ("tcg", vm.EMULATION)])
 def test_machine(accel: str, expected: str) -> None:
     argv = command(accel)
 

@@ -22,6 +22,10 @@ END_S = 10.0
 # UEFI firmware and its variables, fresh ones (Debian: ovmf). Without Secure Boot.
 OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+# tb-size, in MiB, bounds how much translated code QEMU keeps (qemu(1)). Its default is up to 1024:
+# QEMU 7.2 then walked through so much of it, for each byte that a kernel started by kexec unpacked
+# over such pages, that the jump took more than ten minutes.
+EMULATION = "tcg,thread=multi,tb-size=128"
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str
 
 def machine(accel: str, variables: Path | None = None) -> list[str]:
     """A PC with a BIOS, or with UEFI firmware that keeps its VARIABLES in this file."""
-    acceleration = {"kvm": "kvm", "tcg": "tcg,thread=multi"}[accel]
+    acceleration = {"kvm": "kvm", "tcg": EMULATION}[accel]
     flash = [f"readonly=on,file={OVMF_CODE}", f"file={variables}"] if variables else []
     # No `-nographic`: it would share the terminal. Reset is a real one, for kexec and reboot.
     return ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35"] + [
