@@ -13,6 +13,7 @@ from anemos.workstation import places
 from anemos.workstation.ssh import Remote
 
 ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
+GATHER_S = 180.0  # dozens of programs: an emulated machine that was busy took a minute
 SCRIPT = places.ROOT / "anemos/server/facts.sh"
 BOOT = "/run/anemos/boot.json"  # in the initramfs
 ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
@@ -122,9 +123,8 @@ def mapping(text: str) -> dict[str, Any]:
 
 def gather(remote: Remote, base_hash: str = "") -> Facts:
     """One round trip. BASE_HASH: the base image that the server is asked for."""
-    return parse(
-        remote.sh(["sh", "-c", SCRIPT.read_text(), "facts", base_hash], shown=["facts.sh"])
-    )
+    argv = ["sh", "-c", SCRIPT.read_text(), "facts", base_hash]
+    return parse(remote.sh(argv, timeout=GATHER_S, shown=["facts.sh"]))
 
 
 def parse(text: str) -> Facts:
