@@ -30,7 +30,6 @@ pytestmark = pytest.mark.real("run", "gpg")
 NAME = "etc/ssl/mx.key"
 # Of this process alone: others look for theirs in the same memory.
 SECRET = f"PLAINTEXT-{token_hex(8)}".encode()
-IN_2020 = ["--faked-system-time", "20200101T000000!"]
 
 
 @dataclass
@@ -110,13 +109,6 @@ def left(world: World) -> bytes:
     return world.good()
 
 
-def old_key(world: World) -> bytes:
-    old = gnupg.GPG(gnupghome=world.alice.gpg.gnupghome, options=IN_2020)
-    key = old.gen_key(THROWAWAY_KEY.format(name="Old").replace("Date: 0", "Date: 1d")).fingerprint
-    world.share(str(key), world.a)
-    return world.raw(old, str(key), sign=str(key))
-
-
 def locked(world: World) -> bytes:
     """For a key of Alice's whose passphrase nobody types."""
     text = THROWAWAY_KEY.format(name="Locked").removeprefix("%no-protection\n")
@@ -141,7 +133,6 @@ REFUSED: dict[str, tuple[Callable[[World], bytes], str]] = {
         lambda w: w.bob.encrypt(SECRET, NAME, [w.b], f"mx/{NAME}"),
         " is encrypted to keys whose secret part is not here",
     ),
-    "expired": (old_key, " is signed by a key that has expired"),
     "no terminal": (locked, "export GPG_TTY=$(tty)"),
     "of another host": (
         lambda w: w.good(f"www/{NAME}"),

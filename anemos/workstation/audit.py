@@ -45,7 +45,8 @@ def show(vault: Vault, only: str = "") -> dict[str, Any]:
     found = [each for of in hosts(vault, only) for each in entries(vault, of)]
     table = Table()
     for title in ("host", "name", "kind", "encrypted to", "signature", "used", "declared"):
-        table.add_column(title, overflow="fold")  # whole, however narrow: they are to be copied
+        # Whole, however narrow: they are to be copied. A name stays on its line if there is room.
+        table.add_column(title, overflow="fold", no_wrap=title == "name")
     for each in found:
         used, declared = ("yes" if is_so else "no" for is_so in (each.used, each.declared))
         whom = "\n".join(each.recipients) or f"({each.source})"
