@@ -1,5 +1,6 @@
 """A host's own tests: a real pytest runs them, and ssh(1) is played by a shell."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,3 +83,13 @@ def test_notes_last(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(Failure, match="its own tests fail"):
         machine.check(second, here, print)
+
+
+def test_warnings(tmp_path: Path) -> None:
+    journal = tmp_path / "journalctl"
+    journal.write_text("#!/bin/sh\nprintf '%s\\n' 'a slow start' 'a wrong owner'\n")
+    journal.chmod(0o755)
+    here = replace(HERE, login=["env", f"PATH={tmp_path}:{os.environ['PATH']}", "sh", "-c"])
+
+    assert here.warnings(["slow", "nothing like it"]) == ["a wrong owner"]
+    assert here.warnings([]) == ["a slow start", "a wrong owner"]

@@ -6,7 +6,8 @@ A test takes the fixture `machine`:
         assert machine.run("systemctl", "is-active", "nginx") == "active\\n"
         socket.create_connection((machine.address, machine.port(443)))
 
-And `notes`, which last from one deployment of the machine to the next:
+Its `warnings()` are the journal's; outside.py has a fixture for its ports. And `notes` last from
+one deployment of the machine to the next:
 
     def test_certificate_stays(machine, notes):
         now = machine.run("sha256sum", "/srv/acme/certs/example.org/cert.pem")
@@ -15,6 +16,7 @@ And `notes`, which last from one deployment of the machine to the next:
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +32,8 @@ from anemos.run import CommandFailed
 from anemos.workstation import places, ssh
 
 VARIABLE = "ANEMOS_MACHINE"  # the machine as JSON; no secret is in it
-WARNINGS = ("journalctl", "--boot", "--priority=warning", "--lines=40", "--no-pager", "--quiet")
+WARNINGS = ("journalctl", "--boot", "--priority=warning", "--no-pager", "--quiet")
+SERVICES = tuple(f"_TRANSPORT={each}" for each in ("syslog", "stdout", "journal"))
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class Machine:
         except CommandFailed as failed:
             raise CommandFailed(argv, failed.returncode, failed.output.replace(mark, "")) from None
         return ssh.between(said, mark)
+
+    def warnings(self, expected: Sequence[str]) -> list[str]:
+        """What services have warned of since the start, without lines that match one of EXPECTED.
+
+        The kernel's lines are left out: they are about the emulated machine. Raises CommandFailed.
+        """
+        lines = self.run(*WARNINGS, *SERVICES).splitlines()
+        return [line for line in lines if not any(re.search(each, line) for each in expected)]
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +98,13 @@ def check(directory: Path, machine: Machine, log: Sink) -> int:
         run.run(argv_of(files), cwd=places.ROOT, env=env, log=log)
     except CommandFailed:
         with suppress(Failure):
-            for line in machine.run(*WARNINGS).splitlines():
+            for line in machine.run(*WARNINGS, "--lines=40").splitlines():
                 log(f"journal: {line}")
         die(f"{directory.name}: its own tests fail", status=UNVERIFIED)
     return len(files)
 
 
 def argv_of(files: Sequence[Path]) -> list[str | Path]:
-    plugins = ["-p", "anemos.workstation.machine", "-p", "no:cacheprovider"]
+    names = ("anemos.workstation.machine", "anemos.workstation.outside", "no:cacheprovider")
+    plugins = [word for name in names for word in ("-p", name)]
     return [sys.executable, "-B", "-m", "pytest", "--quiet", "--no-header", *plugins, *files]

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_der_x509_certificate
 
 from anemos.workstation.machine import Machine
+from anemos.workstation.outside import ADDRESSES, LISTENS, Outside
 
 HOST = "mx.example.org"
 CERTIFICATE = f"/srv/acme/certs/{HOST}/fullchain.pem"
@@ -858,67 +859,11 @@ def test_firewall(machine: Machine) -> None:
     assert {int(port) for port in re.findall(r"\d+", opened)} == PORTS
 
 
-@pytest.fixture(scope="module")
-def outside(machine: Machine) -> Iterator[None]:
-    """A network namespace beyond an interface of its own: its packets go through the firewall."""
-    for words in (
-        "netns add outside",
-        "link add inside type veth peer name eth0 netns outside",
-        "address add 198.51.100.1/24 dev inside",
-        "address add 2001:db8:1::1/64 dev inside nodad",
-        "link set inside up",
-        "-n outside address add 198.51.100.2/24 dev eth0",
-        "-n outside address add 2001:db8:1::2/64 dev eth0 nodad",
-        "-n outside link set eth0 up",
-    ):
-        machine.run("ip", *words.split())
-    machine.run("systemd-run", "--quiet", "--unit=listener", "python3", "-c", LISTENER)
-    yield
-    machine.run("systemctl", "stop", "listener")
-    machine.run("ip", "netns", "delete", "outside")
-
-
-LISTENER = """
-import socket
-with socket.create_server(("::", 4000), family=socket.AF_INET6, dualstack_ipv6=True) as server:
-    while True:
-        server.accept()
-"""
-
-# Prints which of the ports answer.
-SCAN = """
-import select, socket, sys
-address, *ports = sys.argv[1:]
-family = socket.AF_INET6 if ":" in address else socket.AF_INET
-waiting, poll = {}, select.poll()
-for port in ports:
-    one = socket.socket(family)
-    one.setblocking(False)
-    one.connect_ex((address, int(port)))
-    poll.register(one, select.POLLOUT)
-    waiting[one.fileno()] = one, port
-while ready := poll.poll(5000):
-    for number, _ in ready:
-        one, port = waiting.pop(number)
-        poll.unregister(number)
-        if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            print(port)
-        one.close()
-"""
-
-
-def answering(machine: Machine, address: str, *prefix: str) -> set[int]:
-    """Which ports answer at ADDRESS, of those that services like to use."""
-    ports = map(str, [*range(1, 700), 993, 995, 2000, 3306, 4000, 4190, 5432, 6379, 8953, 11334])
-    return set(map(int, machine.run(*prefix, "python3", "-c", SCAN, address, *ports).split()))
-
-
-@pytest.mark.usefixtures("outside")
-@pytest.mark.parametrize("address", ["198.51.100.1", "2001:db8:1::1"])
-def test_ports_from_outside(machine: Machine, address: str) -> None:
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_ports_from_outside(outside: Outside, address: str) -> None:
     """By IPv4 and IPv6 the declared ports answer, and no other, whatever listens there."""
-    assert answering(machine, address) == PORTS | {4000}
-    assert answering(machine, address, "ip", "netns", "exec", "outside") == PORTS
+    assert outside.answering_inside(address) == PORTS | {LISTENS}
+    assert outside.answering(address) == PORTS
 
 
 def test_no_password_opens_the_server(machine: Machine) -> None:
@@ -1007,8 +952,5 @@ EXPECTED = (
 
 def test_journal(machine: Machine) -> None:
     """No warning but the expected ones, and the kernel's: these are about the emulated machine."""
-    argv = ["journalctl", "--boot", "--priority=warning", "--no-pager", "--quiet"]
-    sources = [f"_TRANSPORT={name}" for name in ("syslog", "stdout", "journal")]
-    lines = machine.run(*argv, *sources)
-    found = [line for line in lines.splitlines() if not re.search("|".join(EXPECTED), line)]
+    found = machine.warnings(EXPECTED)
     assert not found, "\n".join(found)
