@@ -51,7 +51,7 @@ NAME = re.compile(r"(?:key|secret|cookie)$|\.pem$")
 
 def strip(root: Path) -> None:
     """Take identity and private keys out of the package layer ROOT."""
-    found = sorted({*known(root), *(each for each in keys(root) if each not in owned(root))})
+    found = sorted({*known(root), *(set(keys(root)) - owned(root))})
     for path in found:
         (root / path).unlink()
     missed = [path for path in found if maker(path) != ""]
