@@ -141,6 +141,11 @@ class Host:
         return bool(self.vm.stock)
 
     @property
+    def rehearsed(self) -> bool:
+        """It stands for another host in `test`, with the IMGBUILD of that one."""
+        return self.name != self.directory.name
+
+    @property
     def identity_file(self) -> Path | None:
         return expanded(self.identity)
 
