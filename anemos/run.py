@@ -147,7 +147,7 @@ def _execute(argv: Argv, options: Mapping[str, Any]) -> Any:
             *arguments, **options
         )
     except sh.CommandNotFound:
-        die(f"{program} not found", hint="./inv installs what is missing", status=FAILED)
+        die(f"{program} not found", hint="run ./inv: it installs what is missing", status=FAILED)
     except sh.TimeoutException:
         die(f"{quote(argv)}: no end after {options['_timeout']:g} s", status=FAILED)
     except sh.ForkException as error:  # its text is the child's traceback

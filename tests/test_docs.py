@@ -1,21 +1,29 @@
-"""The examples in docs/imgbuild.md are IMGBUILDs: all of them are loaded, the cheap ones built."""
+"""Docs say what is true: examples load, commands parse, pages made from the code are its own."""
 
 import json
 import re
+import shlex
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from invoke.parser import Parser
 
 from anemos.image import imgbuild
 from anemos.image.imgbuild import FUNCTIONS, VARIABLES
 from anemos.run import run
+from anemos.workstation.command import PURPOSES
+from anemos.workstation.program import Inv
+from docs import reference
+from tasks import ns
 from tests import test_faults
 from tests.imaging import describe, image
 
 pytestmark = pytest.mark.real("run")
 
-TEXT = (Path(__file__).parents[1] / "docs/imgbuild.md").read_text()
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/imgbuild.md").read_text()
 EXAMPLES = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 CHEAP = [each for each in EXAMPLES if re.search(r"^(provision|setup|cleanup)\(\)", each, re.M)]
 
@@ -70,7 +78,7 @@ def check_oci(layout: Path) -> None:
     assert "./etc/passwd" in run(["tar", "--list", "--file", blob(layer)])
 
 
-RECOVERY = (Path(__file__).parents[1] / "docs/recovery.md").read_text()
+RECOVERY = (ROOT / "docs/recovery.md").read_text()
 CELLS = "".join(re.findall(r"^\| (.*?) \|", RECOVERY, re.M))
 EXPLAINED = [each.split("...") for each in re.findall(r"`([^`]+)`", CELLS)]
 FAULTS = {**test_faults.BEFORE, **test_faults.BEFORE_ALL}
@@ -88,3 +96,54 @@ def test_message_of_a_fault_is_explained(name: str) -> None:
         re.match(pattern, said) or said in "...".join(parts)
         for pattern, parts in zip(patterns, EXPLAINED, strict=True)
     )
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+CODE = re.compile(r"^```\w*\n.*?^```$|`[^`]+`", re.M | re.S)
+# A task and its flags, in a message or a comment.
+CALL = re.compile(r"\./inv ([a-z][\w.-]*\w)((?: --[a-z-]+(?: [{\w.}]+)?)*)")
+CONTEXTS = {str(each.name): each for each in ns.to_contexts()}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words behind each ./inv that TEXT has in a code block or between backticks."""
+    spans = [each if "```" in each else each.replace("\n", " ") for each in CODE.findall(text)]
+    for found in re.findall(r"\./inv ([^|&;<>#`\n]+)", "\n".join(spans)):
+        yield shlex.split(re.sub(r"[][]|\.\.\.", "", found))
+
+
+def test_commands_are_found() -> None:
+    text = "`./inv plan [--host H]`\n```\nls x; ./inv test <x && ./inv check # all\n```\n"
+    assert list(commands(text)) == [["plan", "--host", "H"], ["test"], ["check"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_docs_parse(page: Path) -> None:
+    """A word in capitals stands for something else; the rest is what inv understands."""
+    for words in commands(page.read_text()):
+        if words[0].islower() and not words[0].startswith("-"):
+            Parser(contexts=CONTEXTS.values()).parse_argv(words)
+
+
+def test_commands_in_messages_are_tasks() -> None:
+    for file in [*ROOT.glob("anemos/**/*.py"), *ROOT.glob("anemos/**/*.sh")]:
+        for name, flags in CALL.findall(file.read_text()):
+            assert set(re.findall(r"--[a-z-]+", flags)) <= set(CONTEXTS[name].flags), file
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_page_is_what_the_code_says(name: str) -> None:
+    made = reference.PAGES[name]()
+    assert (ROOT / "docs" / name).read_text() == made, ".venv/bin/python -m docs.reference"
+
+
+def test_every_task_has_a_purpose() -> None:
+    assert set(" ".join(PURPOSES.values()).split()) == set(CONTEXTS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """It stands in pyproject.toml, and NEWS begins with it."""
+    Inv(name="inv", binary="inv").print_version()
+    version = capsys.readouterr().out.split()[1]
+    newest = next(re.finditer(r"^## (\S+)", (ROOT / "NEWS.md").read_text(), re.M))
+    assert newest[1] == version

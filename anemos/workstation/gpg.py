@@ -74,7 +74,7 @@ class Keyring:
         try:
             self.gpg = gnupg.GPG(gnupghome=None if home is None else os.fspath(home))
         except OSError:
-            die("gpg not found", hint="./inv installs what is missing")
+            die("gpg not found", hint="run ./inv: it installs what is missing")
         except ValueError as error:
             die(f"gpg does not work: {error}")
 

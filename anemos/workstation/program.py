@@ -2,16 +2,16 @@
 
 import os
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from typing import TextIO
 
 from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
 from anemos.log import BAD_INPUT
-from anemos.workstation import command
+from anemos.workstation import command, places
 
 CLOSED = 128 + 13  # SIGPIPE
 HINT = "./inv --list tells the tasks, ./inv --help TASK its options"
@@ -27,6 +27,19 @@ class Inv(Program):
         self.scoped_collection = self.collection
         self.list_root, self.list_depth, self.list_format = None, None, "flat"
         self.list_tasks()
+
+    def list_flat(self) -> None:
+        """By purpose; what --list NAME and --list-depth ask for, as invoke does."""
+        if self.list_root or self.list_depth:
+            return super().list_flat()
+        told = dict(self._make_pairs(self.scoped_collection))
+        for purpose, names in command.PURPOSES.items():
+            print(f"{purpose}:\n")
+            self.print_columns([(name, told[name]) for name in names.split()])
+
+    def print_version(self) -> None:
+        project = tomllib.loads((places.ROOT / "pyproject.toml").read_text())["project"]
+        print(project["name"], project["version"])
 
     def parse_core(self, argv: list[str] | None) -> None:
         with bad_input():
@@ -59,7 +72,7 @@ def main() -> None:
     open_streams()
     status: int | str | None = 0
     try:
-        Inv(name="inv", binary="inv", version=version("invoke")).run()
+        Inv(name="inv", binary="inv").run()
     except OSError:  # the tasks' own are failures
         status = CLOSED
     except SystemExit as end:
