@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from anemos.image import bootstrap, imgbuild
-from anemos.image.imgbuild import Imgbuild
+from anemos.image import layers
 from anemos.run import run
+from anemos.system import imgbuild
+from anemos.system.imgbuild import Imgbuild
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ def describe(host: Path, text: str, head: str = "imgname=mx\ntarget=debian\n") -
 
 def store(tree: Path, spec: Imgbuild, directory: Path) -> Path:
     """Put TREE into the cache DIRECTORY, as the package layer of SPEC."""
-    layer = bootstrap.layer_file(spec, directory)
+    layer = layers.layer_file(spec, directory)
     options = ["--zstd", "--xattrs", "--xattrs-include=*"]
     run(["tar", "--create", *options, "--file", layer, "--directory", tree, "."])
     return layer

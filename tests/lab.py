@@ -24,7 +24,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from anemos.image import imgbuild
+from anemos.system import imgbuild
 from anemos.workstation import facts, images, initramfs, payload, reach, vm
 from anemos.workstation.facts import Identity
 from anemos.workstation.host import VmSettings

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import imgbuild
+from anemos.system import imgbuild
 from anemos.workstation import access
 
 KEY = "ssh-ed25519 AAAA me\n"

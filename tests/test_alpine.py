@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import bootstrap, imgbuild
-from anemos.image.bootstrap import alpine, apk
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import bootstrap, imgbuild
+from anemos.system.bootstrap import alpine, apk
 from tests.packages import ApkKey, Package, apk_index, apk_key, apk_repository, make, signed
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]

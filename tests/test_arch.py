@@ -12,9 +12,9 @@ import pytest
 
 from anemos import cpio
 from anemos.cpio import Entry
-from anemos.image import bootstrap, imgbuild
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import bootstrap, imgbuild
 from anemos.workstation import images, vm
 from tests.packages import Package, Signer, pacman_repository, signer
 

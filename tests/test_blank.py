@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from anemos import disks
-from anemos.image.layout import MIB, Disk, Kept
 from anemos.run import run
+from anemos.system.layout import MIB, Disk, Kept
 from anemos.workstation import blank
 from anemos.workstation.blank import Image
 

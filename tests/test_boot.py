@@ -13,11 +13,12 @@ import pytest
 
 from anemos import cpio
 from anemos.cpio import Entry
-from anemos.image import imgbuild, output, reproducible
+from anemos.image import output, reproducible
 from anemos.image.manifest import Sources
 from anemos.initramfs import firmware
 from anemos.run import run
 from anemos.server import once
+from anemos.system import imgbuild
 from anemos.workstation import vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]

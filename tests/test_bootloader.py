@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import bootloader, grammar, imgbuild, layout
-from anemos.image.bootloader import bios, grub, kernels, places, systemd_boot
-from anemos.image.bootloader.kernels import Kernel
-from anemos.image.bootloader.places import Place, Target
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import MIB, Disk, Entry, Layout, Part, Table
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import booting, bootloader, grammar, imgbuild, layout
+from anemos.system.bootloader import bios, grub, kernels, places, systemd_boot
+from anemos.system.bootloader.kernels import Kernel
+from anemos.system.bootloader.places import Place, Target
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import MIB, Disk, Entry, Layout, Part, Table
 
 SECTOR = 512
 # Every byte tells where it is from: boot.img's are even, the core's are odd.
@@ -110,7 +110,7 @@ def test_no_place_for_the_core(tmp_path: Path) -> None:
 # Kernels
 
 
-def booting(root: Path, *names: str, initrd: str = "initrd.img-{}") -> Path:
+def bootable(root: Path, *names: str, initrd: str = "initrd.img-{}") -> Path:
     (root / "boot").mkdir()
     for name in names:
         (root / f"boot/vmlinuz-{name}").write_text(f"kernel {name}")
@@ -133,7 +133,7 @@ def booting(root: Path, *names: str, initrd: str = "initrd.img-{}") -> Path:
 def test_newest_kernel(tmp_path: Path, versions: list[str]) -> None:
     """The last of VERSIONS, in whatever order the directory has them."""
     newest = Kernel(versions[-1], f"initrd.img-{versions[-1]}")
-    assert kernels.newest(booting(tmp_path, *reversed(versions))) == newest
+    assert kernels.newest(bootable(tmp_path, *reversed(versions))) == newest
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_newest_kernel(tmp_path: Path, versions: list[str]) -> None:
     ],
 )
 def test_names_of_distributions(tmp_path: Path, name: str, form: str, stays: bool) -> None:
-    found = kernels.newest(booting(tmp_path, name, initrd=form))
+    found = kernels.newest(bootable(tmp_path, name, initrd=form))
     assert (found, found.stays) == (Kernel(name, form.format(name)), stays)
 
 
 def test_no_kernel(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="the image has no kernel in /boot"):
-        kernels.newest(booting(tmp_path))
+        kernels.newest(bootable(tmp_path))
     (tmp_path / "boot/vmlinuz-6.1").touch()
     with pytest.raises(Failure, match=r"no initramfs in /boot: initrd\.img-6\.1 or initramfs-6\.1"):
         kernels.newest(tmp_path)
@@ -293,11 +293,11 @@ def test_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.real("run")
 def test_missing_packages(tmp_path: Path) -> None:
     both = spec(tmp_path, "grub", DISK + BIOS_BOOT + ESP + ROOT, "packages='nginx grub-pc'")
-    assert [each[0] for each in bootloader.missing(both)] == ["grub-efi-amd64-bin"]
+    assert [each[0] for each in booting.missing(both)] == ["grub-efi-amd64-bin"]
     full = spec(tmp_path, "grub", DISK + ESP + ROOT, "packages='grub-efi-amd64'")
-    assert bootloader.missing(full) == []
+    assert booting.missing(full) == []
     pinned = "packages='grub-efi-amd64=2.06-13+deb12u1 grub-pc/bookworm grub-pc-bin:amd64'"
-    assert bootloader.missing(spec(tmp_path, "grub", DISK + BIOS_BOOT + ESP + ROOT, pinned)) == []
+    assert booting.missing(spec(tmp_path, "grub", DISK + BIOS_BOOT + ESP + ROOT, pinned)) == []
 
 
 # GRUB
@@ -327,7 +327,7 @@ def test_menu() -> None:
 
 @pytest.mark.real("run")
 def test_configure(tmp_path: Path) -> None:
-    given = target(booting(tmp_path, "6.1"), DISK + BIOS_BOOT + ROOT, "quiet net.ifnames=0")
+    given = target(bootable(tmp_path, "6.1"), DISK + BIOS_BOOT + ROOT, "quiet net.ifnames=0")
     grub.configure(given)
     assert given.words in (tmp_path / "boot/grub/grub.cfg").read_text()
     script = '. etc/default/grub.d/anemos.cfg; echo "$GRUB_TIMEOUT $GRUB_CMDLINE_LINUX"'
@@ -336,7 +336,7 @@ def test_configure(tmp_path: Path) -> None:
 
 @pytest.mark.real("run")
 def test_configure_where_grub_reads_one_file_only(tmp_path: Path) -> None:
-    root = booting(tmp_path, "linux", initrd="initramfs-{}.img")
+    root = bootable(tmp_path, "linux", initrd="initramfs-{}.img")
     (root / "etc/default").mkdir(parents=True)
     (root / "etc/default/grub").write_text("GRUB_CMDLINE_LINUX=\nGRUB_GFXMODE=auto")
     grub.configure(target(root, DISK + BIOS_BOOT + ROOT, "quiet"))
@@ -346,7 +346,7 @@ def test_configure_where_grub_reads_one_file_only(tmp_path: Path) -> None:
 
 
 def test_no_grub(tmp_path: Path) -> None:
-    given = target(booting(tmp_path, "6.1"), DISK + ESP + ROOT)
+    given = target(bootable(tmp_path, "6.1"), DISK + ESP + ROOT)
     with pytest.raises(Failure, match=r"the image has no GRUB for UEFI\n.*grub-efi-amd64-bin"):
         grub.install(given)
 
@@ -380,7 +380,7 @@ def with_systemd_boot(root: Path) -> Path:
 
 
 def test_own_menu_of_systemd_boot(tmp_path: Path) -> None:
-    given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
+    given = target(with_systemd_boot(bootable(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
     own = tmp_path / places.esps(given.layout)[0].mount.lstrip("/") / "loader/loader.conf"
     own.parent.mkdir(parents=True)
     own.write_text("timeout 10\n")
@@ -390,7 +390,7 @@ def test_own_menu_of_systemd_boot(tmp_path: Path) -> None:
 
 def test_signed_systemd_boot(tmp_path: Path) -> None:
     """As Debian 13 has it: the signed one alone, or both."""
-    given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
+    given = target(with_systemd_boot(bootable(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
     (tmp_path / f"{systemd_boot.LOADER}.signed").write_text("signed")
     (tmp_path / systemd_boot.LOADER).unlink()
     systemd_boot.install(given)
@@ -400,7 +400,7 @@ def test_signed_systemd_boot(tmp_path: Path) -> None:
 
 
 def test_systemd_boot(tmp_path: Path) -> None:
-    given = target(with_systemd_boot(booting(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
+    given = target(with_systemd_boot(bootable(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
     systemd_boot.install(given)
     assert files(tmp_path / "boot/efi") == {
         "EFI/BOOT/BOOTX64.EFI": "loader",
@@ -425,7 +425,7 @@ def test_systemd_boot(tmp_path: Path) -> None:
 
 
 def test_systemd_boot_with_kernels_that_are_upgraded_in_place(tmp_path: Path) -> None:
-    root = with_systemd_boot(booting(tmp_path, "linux", initrd="initramfs-{}.img"))
+    root = with_systemd_boot(bootable(tmp_path, "linux", initrd="initramfs-{}.img"))
     with pytest.raises(
         Failure, match=r"vmlinuz-linux is upgraded in place\n.*mount the ESP at /boot"
     ):
@@ -440,4 +440,4 @@ def test_systemd_boot_with_kernels_that_are_upgraded_in_place(tmp_path: Path) ->
 
 def test_no_systemd_boot(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"systemd-bootx64\.efi\n.*add systemd-boot to"):
-        systemd_boot.install(target(booting(tmp_path, "6.1"), DISK + ESP + ROOT))
+        systemd_boot.install(target(bootable(tmp_path, "6.1"), DISK + ESP + ROOT))

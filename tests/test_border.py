@@ -13,7 +13,13 @@ import pytest
 from anemos.run import run
 
 ROOT = Path(__file__).parents[1]
-PLACES = {"image", "server", "initramfs", "workstation"}  # every other anemos module is shared
+PLACES = {
+    "system",
+    "image",
+    "server",
+    "initramfs",
+    "workstation",
+}  # every other anemos module is shared
 
 # Who may use what; nobody else may.
 OWNERS = {
@@ -55,11 +61,11 @@ def may_import(path: PurePath, module: str) -> bool:
         return top in OWNERS.get(path.as_posix(), set())
     if top == "os":
         return not rest.startswith(STARTERS)
-    at_workstation = place(path) == "workstation" or path.parts[0] != "anemos"
+    at_workstation = place(path) in {"workstation", "image"} or path.parts[0] != "anemos"
     if top != "anemos":
         return top in sys.stdlib_module_names or at_workstation
     target = place(PurePath(*module.split("."), "_"))
-    return target in {"", "image", place(path)} or at_workstation
+    return target in {"", "system", place(path)} or at_workstation
 
 
 def starters(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -95,8 +101,8 @@ PLANTED = [
     ("anemos/log.py", "import rich"),
     ("anemos/log.py", "from anemos.workstation import ssh"),
     ("anemos/log.py", "from . import server"),
-    ("anemos/image/tree.py", "from ..server.facts import facts"),
-    ("anemos/image/tree.py", "import sh"),
+    ("anemos/system/tree.py", "from ..server.facts import facts"),
+    ("anemos/system/tree.py", "import sh"),
     ("anemos/server/facts.py", "def f():\n    import subprocess"),
     ("anemos/server/facts.py", "import anemos.initramfs.disks"),
     ("anemos/server/facts.py", "from anemos import initramfs"),
@@ -124,8 +130,8 @@ def test_planted_violation_is_found(path: str, source: str) -> None:
 ALLOWED = [
     ("anemos/log.py", "import os, json\nfrom .run import run\nos.execvp('a', ['a'])"),
     ("anemos/run.py", "import sh, subprocess"),
-    ("anemos/image/tree.py", "from . import layout\nfrom ..log import die\nimport anemos.run"),
-    ("anemos/initramfs/init.py", "from anemos.image.layout import plan\nfrom anemos import log"),
+    ("anemos/system/tree.py", "from . import layout\nfrom ..log import die\nimport anemos.run"),
+    ("anemos/initramfs/init.py", "from anemos.system.layout import plan\nfrom anemos import log"),
     ("anemos/workstation/ssh.py", "import fabric, paramiko, rich"),
     ("anemos/workstation/gpg.py", "import gnupg"),
     ("tasks.py", "from invoke import task\nfrom anemos.workstation import ssh"),

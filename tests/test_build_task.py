@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import imgbuild
 from anemos.run import run
+from anemos.system import imgbuild
 from tests import imaging, tiny, tree
 from tests.tree import Tree
 

@@ -10,11 +10,11 @@ import pytest
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image import imgbuild
-from anemos.image.imgbuild import Imgbuild
 from anemos.initramfs import __main__ as brain
 from anemos.initramfs import boot, events, install, kept, progress
 from anemos.log import BAD_INPUT, FAILED, Failure
+from anemos.system import imgbuild
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import consent, facts, phases, places
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from anemos import log
-from anemos.image import bootstrap, imgbuild
-from anemos.image.bootstrap import debian
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
+from anemos.system import bootstrap, imgbuild
+from anemos.system.bootstrap import debian
 
 pytestmark = pytest.mark.real("run")
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import declared, imgbuild
-from anemos.image.declared import KINDS, Declared
 from anemos.log import BAD_INPUT, Failure
+from anemos.system import declared, imgbuild
+from anemos.system.declared import KINDS, Declared
 from anemos.workstation import generate
 
 HOSTS = Path(__file__).parents[1] / "hosts"

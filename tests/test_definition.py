@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from anemos import log
-from anemos.image import chroot, definition, imgbuild, tree
-from anemos.image.bootloader import systemd_boot
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed, run
+from anemos.system import chroot, definition, imgbuild, tree
+from anemos.system.bootloader import systemd_boot
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import payload
 from tests import tiny
 

@@ -10,9 +10,9 @@ import pytest
 
 from anemos import disks
 from anemos.disks import Device, Fingerprint
-from anemos.image import grammar
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import grammar
 from anemos.workstation import facts
 
 MIB = 2**20

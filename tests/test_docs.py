@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from invoke.parser import Parser
 
-from anemos.image import imgbuild
-from anemos.image.imgbuild import FUNCTIONS, VARIABLES
 from anemos.run import run
+from anemos.system import imgbuild
+from anemos.system.imgbuild import FUNCTIONS, VARIABLES
 from anemos.workstation.command import PURPOSES
 from anemos.workstation.program import Inv
 from docs import reference

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import imgbuild
 from anemos.initramfs import fetch
 from anemos.log import BAD_INPUT, FAILED, Failure
+from anemos.system import imgbuild
 from tests import lab
 
 pytestmark = pytest.mark.real("run")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import fsimage, tree
+from anemos.image import fsimage
 from anemos.image.fsimage import Place
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import tree
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from anemos import log
-from anemos.image import definition, fstab, imgbuild
 from anemos.log import Failure
+from anemos.system import definition, fstab, imgbuild
 from anemos.workstation import payload
 
 LAYOUT = """\

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import functions, imgbuild
 from anemos.log import FAILED, Failure
+from anemos.system import functions, imgbuild
 
 pytestmark = pytest.mark.real("run")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
+from anemos.system import imgbuild
 from anemos.workstation import generate, places
 from anemos.workstation.generate import Order
 from anemos.workstation.gpg import Keyring

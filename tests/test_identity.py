@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from anemos import log
-from anemos.image import tree
-from anemos.image.bootstrap import debian, identity
 from anemos.run import run
+from anemos.system import tree
+from anemos.system.bootstrap import debian, identity
 from tests import tiny
 
 PEM = "-----BEGIN {}PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIKZ0x9E6Ww==\n-----END PRIVATE KEY-----\n"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import bootstrap, build, imgbuild
-from anemos.image.bootstrap import cache, debian, targets
+from anemos.image import build, layers
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
+from anemos.system import bootstrap, imgbuild
+from anemos.system.bootstrap import debian, targets
 from tests.imaging import describe, image
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
@@ -297,7 +298,7 @@ def test_old_layers_are_removed(host: Path) -> None:
     ],
 )
 def test_difference(old: dict[str, object], new: dict[str, object], text: str) -> None:
-    assert cache.difference(old, new) == text
+    assert layers.difference(old, new) == text
 
 
 def test_failed_bootstrap_leaves_the_old_layer(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anemos.image import imgbuild
-from anemos.image.imgbuild import FUNCTIONS, VARIABLES, load
-from anemos.image.layout import Kept
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
+from anemos.system import imgbuild
+from anemos.system.imgbuild import FUNCTIONS, VARIABLES, load
+from anemos.system.layout import Kept
 
 pytestmark = pytest.mark.real("run")
 

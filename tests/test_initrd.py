@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import definition, imgbuild, initrd, tree
+from anemos.system import definition, imgbuild, initrd, tree
 from tests import tiny
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import grammar
 from anemos.initramfs import install
+from anemos.system import grammar
 from tests import tiny
 
 PLAIN = "disk d serial=s\npart r fs=ext4 mount=/"

@@ -10,9 +10,9 @@ import pytest
 
 from anemos import disks
 from anemos.disks import Device, Fingerprint
-from anemos.image.layout import Kept
 from anemos.initramfs import kept
 from anemos.log import FAILED, Failure
+from anemos.system.layout import Kept
 
 SIZE = 4096
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from anemos.digest import sha256
-from anemos.image import bootstrap, imgbuild
 from anemos.log import Failure
 from anemos.run import run
 from anemos.server import layer
+from anemos.system import bootstrap, imgbuild
 from anemos.workstation import images, payload
 from tests.packages import Package, Signer, pacman_repository, signer
 

@@ -9,20 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anemos.image import layout
-from anemos.image.grammar import parse, parse_keep
-from anemos.image.layout import (
-    MIB,
-    UNITS,
-    Disk,
-    Kept,
-    Layout,
-    Mounted,
-    Part,
-    Volume,
-    extents,
-)
 from anemos.run import run
+from anemos.system import layout
+from anemos.system.grammar import parse, parse_keep
+from anemos.system.layout import MIB, UNITS, Disk, Kept, Layout, Mounted, Part, Volume, extents
 
 settings.register_profile("anemos", deadline=None, database=None)
 settings.load_profile("anemos")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from anemos.image import imgbuild
+from anemos.system import imgbuild
 from anemos.workstation import images, initramfs, places, vm
 from anemos.workstation.gpg import Keyring
 from anemos.workstation.ssh import Endpoint, connect

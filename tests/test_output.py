@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import imgbuild, layout, output, reproducible
-from anemos.image.imgbuild import Imgbuild
+from anemos.image import output, reproducible
 from anemos.image.manifest import Sources
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
+from anemos.system import imgbuild, layout
+from anemos.system.imgbuild import Imgbuild
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anemos.image import layout, partitions
-from anemos.image.grammar import parse, parse_keep
-from anemos.image.layout import MIB, Disk, Entry, Extent, Part, Table, extents
 from anemos.run import run
+from anemos.system import layout, partitions
+from anemos.system.grammar import parse, parse_keep
+from anemos.system.layout import MIB, Disk, Entry, Extent, Part, Table, extents
 from anemos.workstation import blank
 
 settings.register_profile("anemos", deadline=None, database=None)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from anemos.image import imgbuild
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Kept
 from anemos.log import BAD_INPUT, Failure
+from anemos.system import imgbuild
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Kept
 from anemos.workstation import payload
 
 IMGBUILD = "target=debian\n"

@@ -13,9 +13,9 @@ import pytest
 
 from anemos import archive, log
 from anemos.digest import sha256
-from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
+from anemos.system import imgbuild
 from anemos.workstation import (
     clean,
     consent,

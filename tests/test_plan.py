@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from anemos.disks import Device
-from anemos.image import imgbuild
-from anemos.image.imgbuild import Imgbuild
 from anemos.server import network
+from anemos.system import imgbuild
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import facts, plan
 from anemos.workstation.facts import Entry, Facts, Network
 from anemos.workstation.host import Host

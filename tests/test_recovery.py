@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from anemos.image import bootstrap, imgbuild
-from anemos.image.layout import Mounted
 from anemos.initramfs import __main__ as brain
 from anemos.initramfs import boot, events, hardware, install, progress
 from anemos.initramfs.progress import Request
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
+from anemos.system import bootstrap, imgbuild
+from anemos.system.layout import Mounted
 from anemos.workstation import payload, places, reach, recovery, status
 from anemos.workstation.host import Host
 from anemos.workstation.outcome import Witnessed

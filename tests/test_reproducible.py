@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import build, imgbuild, reproducible, tree, unpacked
-from anemos.image.bootstrap import cache
+from anemos.image import build, layers, reproducible, unpacked
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import imgbuild, tree
 from tests import imaging, tiny
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
@@ -324,4 +324,4 @@ def test_check(host: Path, noise: str, message: str) -> None:
     ],
 )
 def test_date_of_a_mirror(mirror: dict[str, str] | None, date: int | None) -> None:
-    assert cache.date(mirror) == date
+    assert layers.date(mirror) == date

@@ -13,13 +13,13 @@ import pytest
 from anemos import archive, disks, log
 from anemos.digest import sha256
 from anemos.disks import Device, Fingerprint
-from anemos.image import imgbuild
-from anemos.image.layout import Kept
 from anemos.initramfs import boot, daemons, events, sshd
 from anemos.log import FAILED, Failure
 from anemos.run import run
 from anemos.server import __main__ as server
 from anemos.server import drivers, logins, network, staging
+from anemos.system import imgbuild
+from anemos.system.layout import Kept
 from anemos.workstation import payload
 from tests.sshd import make_key
 

@@ -6,12 +6,12 @@ import pytest
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image import filesystems, grammar, layout
-from anemos.image.layout import MIB, Disk, Entry, Part, Table
 from anemos.initramfs import leftovers, storage
 from anemos.initramfs.leftovers import InUse
 from anemos.log import FAILED, Failure
 from anemos.run import run
+from anemos.system import filesystems, grammar, layout
+from anemos.system.layout import MIB, Disk, Entry, Part, Table
 
 GIB = 1024 * MIB
 SEED = "seed"

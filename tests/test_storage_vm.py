@@ -9,8 +9,8 @@ import pytest
 
 from anemos import cpio
 from anemos.cpio import Entry
-from anemos.image import grammar, layout
 from anemos.run import run
+from anemos.system import grammar, layout
 from anemos.workstation import images, places, vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anemos.image.template import render
+from anemos.system.template import render
 
 VALUES = {"name": "mx", "key": "a {{ name }}\\1\n", "_x9": "", "grün": "no"}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import tree
 from anemos.log import BAD_INPUT, Failure
+from anemos.system import tree
 
 
 @pytest.fixture

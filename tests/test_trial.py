@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
+from anemos.system import imgbuild
 from anemos.workstation import images, local, phases, places, stock, vm
 from anemos.workstation.host import Host, VmSettings
 from anemos.workstation.payload import AUTHORIZED

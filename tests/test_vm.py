@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import imgbuild
 from anemos.log import BAD_INPUT, Failure
+from anemos.system import imgbuild
 from anemos.workstation import places, vm
 from anemos.workstation.host import Host, VmSettings
 from anemos.workstation.qemu import Drive

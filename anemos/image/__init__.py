@@ -1,1 +1,1 @@
-"""IMGBUILD -> root file system -> image. Runs in every place."""
+"""Root file system -> image files. Runs on the workstation."""

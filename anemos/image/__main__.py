@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from anemos import log
-from anemos.image import build, comparison, imgbuild, isolation
+from anemos.image import build, comparison, isolation
 from anemos.log import Failure, die
 from anemos.run import no_core_dumps
+from anemos.system import imgbuild
 
 
 def directory(text: str) -> Path:

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anemos import files, log
-from anemos.image import bootstrap, custom, definition, output, reproducible, unpacked
-from anemos.image.imgbuild import Imgbuild, for_image
+from anemos.image import custom, layers, output, reproducible, unpacked
 from anemos.image.manifest import Sources
+from anemos.system import bootstrap, definition
+from anemos.system.imgbuild import Imgbuild, for_image
 
 memory: Path | None = None  # where isolation.py has mounted a file system for us
 DISK = Path("/var/tmp")  # noqa: S108 (only fresh directories are made in it)
@@ -31,7 +32,7 @@ def build(
     output.check(imgbuild, out)
     definition.check(inputs, values or {}, imgbuild.mount_points())
     with workspace() as scratch:
-        layer = bootstrap.cached(imgbuild, cache, scratch, max_age_s)
+        layer = layers.cached(imgbuild, cache, scratch, max_age_s)
         if imgbuild.format == "custom":
             root = scratch / "root"
             return custom.build(imgbuild, layer, root, inputs, out, values=values, secrets=secrets)
@@ -61,7 +62,7 @@ def build(
 def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
     """The package layer alone."""
     with workspace() as scratch:
-        return bootstrap.cached(imgbuild, cache, scratch, max_age_s)
+        return layers.cached(imgbuild, cache, scratch, max_age_s)
 
 
 @contextmanager

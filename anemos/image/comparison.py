@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from anemos import log
-from anemos.image import build, reproducible, tree
-from anemos.image.imgbuild import Imgbuild
+from anemos.image import build, reproducible
 from anemos.log import FAILED, die
+from anemos.system import tree
+from anemos.system.imgbuild import Imgbuild
 
 CHUNK = 2**20
 SHOWN = 10

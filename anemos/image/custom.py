@@ -11,11 +11,12 @@ from pathlib import Path
 from anemos import log, mounts
 from anemos.digest import sha256
 from anemos.files import replace
-from anemos.image import bootstrap, definition, functions, manifest, reproducible
-from anemos.image.imgbuild import Imgbuild
+from anemos.image import manifest, reproducible
 from anemos.image.manifest import Sources
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import bootstrap, definition, functions
+from anemos.system.imgbuild import Imgbuild
 
 
 def build(

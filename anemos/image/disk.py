@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from anemos.image import bootloader, fsimage, fstab, layout, tree
-from anemos.image.bootloader import places
+from anemos.image import fsimage
 from anemos.image.fsimage import Place
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import FILE_SYSTEMS, Carrier, Disk, Layout
 from anemos.log import die
 from anemos.run import run
+from anemos.system import booting, fstab, layout, tree
+from anemos.system.bootloader import places
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import FILE_SYSTEMS, Carrier, Disk, Layout
 
 
 def check(disks: Layout) -> None:
@@ -43,7 +44,7 @@ def prepare(imgbuild: Imgbuild, root: Path, files: Mapping[str, Path], seed: str
         point = source(carrier, root)
         tree.directories(root, point)
     if imgbuild.bootloader:
-        bootloader.install(imgbuild, root, dict(files), seed)
+        booting.install(imgbuild, root, dict(files), seed)
 
 
 def partition(disk: Disk, file: Path, seed: str) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import BinaryIO
 
-from anemos.image import filesystems
 from anemos.log import die
 from anemos.run import Argv, CommandFailed, run
+from anemos.system import filesystems
 
 EXT = ("ext2", "ext3", "ext4")
 FIRST_INODE = 11  # those before it are reserved (kernel: filesystems/ext4/special_inodes.rst)

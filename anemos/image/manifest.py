@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from anemos.digest import sha256
-from anemos.image import tree
-from anemos.image.imgbuild import Imgbuild
 from anemos.run import CommandFailed, run
+from anemos.system import tree
+from anemos.system.imgbuild import Imgbuild
 
 TYPES = {
     stat.S_IFREG: "file",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from anemos import files
 from anemos.image import disk, fsimage, manifest, reproducible
-from anemos.image.imgbuild import COMPRESSORS, Imgbuild
 from anemos.image.manifest import Sources
 from anemos.log import die
 from anemos.run import run
+from anemos.system.imgbuild import COMPRESSORS, Imgbuild
 
 # tar's own way to compress has one thread. Their results are the same with any number of threads.
 PARALLEL = {

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
-from anemos.image import template, tree
 from anemos.log import die
+from anemos.system import template, tree
 
 VARIABLE = "SOURCE_DATE_EPOCH"
 # Traces, as globs below the root. What the definition brings itself is none.

@@ -22,8 +22,9 @@ from typing import Any
 
 from anemos import files, log, mounts
 from anemos.digest import sha256
-from anemos.image import bootstrap, reproducible
+from anemos.image import reproducible
 from anemos.run import CommandFailed, run
+from anemos.system import bootstrap
 
 SUFFIX = ".tar.zst"
 # A hard link whose file is changed stays one, a directory can be renamed: without these, neither

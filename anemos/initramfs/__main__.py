@@ -23,11 +23,6 @@ from typing import Any
 from anemos import disks, log
 from anemos.digest import sha256
 from anemos.disks import Device
-from anemos.image import bootstrap, imgbuild, layout
-from anemos.image.bootstrap import fetching
-from anemos.image.bootstrap.targets import TARGETS
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Kept
 from anemos.initramfs import (
     boot,
     delivery,
@@ -45,6 +40,11 @@ from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.progress import Request
 from anemos.log import FAILED, Failure, die
 from anemos.run import no_core_dumps
+from anemos.system import bootstrap, imgbuild, layout
+from anemos.system.bootstrap import fetching
+from anemos.system.bootstrap.targets import TARGETS
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Kept
 
 PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0

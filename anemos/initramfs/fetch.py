@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, die
 from anemos.run import read
+from anemos.system.imgbuild import Imgbuild
 
 DEADLINE_S = 120.0
 # Called with the revealed secrets around it; nobody else may read what it writes.

@@ -8,17 +8,17 @@ from tempfile import TemporaryDirectory
 
 from anemos import kexec, log, mounts
 from anemos.disks import Device
-from anemos.image import bootloader, bootstrap, definition, fstab, initrd, layout, tree
-from anemos.image.bootloader import kernels, places
-from anemos.image.bootstrap import identity
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Layout, Mounted
 from anemos.initramfs import firmware, kept, leftovers, storage
 from anemos.initramfs.boot import HERE, Boot
 from anemos.initramfs.events import LOG
 from anemos.initramfs.progress import DEFINITION, PACKAGES, PARTITIONS, STEPS, Progress
 from anemos.log import Failure
 from anemos.run import run
+from anemos.system import booting, bootstrap, definition, fstab, initrd, layout, tree
+from anemos.system.bootloader import kernels, places
+from anemos.system.bootstrap import identity
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Layout, Mounted
 
 TARGET = Path("/target")
 Mounts = Sequence[Mounted]
@@ -143,7 +143,7 @@ def carry_host_keys() -> None:
 
 def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> None:
     nodes = {name: device.path for name, device in devices.items()}
-    bootloader.install(spec, TARGET, nodes, seed)
+    booting.install(spec, TARGET, nodes, seed)
     esps = places.esps(spec.layout)
     for copy in esps[1:]:
         node = storage.node_of(copy, devices)

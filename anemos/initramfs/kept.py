@@ -15,10 +15,10 @@ from typing import Any
 
 from anemos import disks, log
 from anemos.disks import Device, Fingerprint
-from anemos.image.layout import Kept, Mounted
 from anemos.initramfs.hardware import wait_for
 from anemos.log import FAILED, die
 from anemos.run import run
+from anemos.system.layout import Kept, Mounted
 
 
 def fingerprints(keep: Sequence[Kept]) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from anemos import files
-from anemos.image import bootstrap
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Mounted
 from anemos.initramfs.boot import HERE
 from anemos.log import FAILED, die
+from anemos.system import bootstrap
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Mounted
 
 FILE = HERE / "progress.json"
 RESUMING = HERE / "resuming"  # the operator's request, see Request; init puts it there

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from anemos import disks, log
 from anemos.disks import Device
-from anemos.image import filesystems, layout, partitions, tree
-from anemos.image.layout import Carrier, Disk, Kept, Layout, Volume
 from anemos.initramfs import leftovers
 from anemos.initramfs.hardware import wait_for
 from anemos.log import FAILED, Failure, die
 from anemos.run import run
+from anemos.system import filesystems, layout, partitions, tree
+from anemos.system.layout import Carrier, Disk, Kept, Layout, Volume
 
 # Argon2 takes as much memory as there is, which is little here and may be less at the next boot;
 # 64 MiB are in the range that RFC 9106, section 4, recommends.

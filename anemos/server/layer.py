@@ -8,10 +8,10 @@ from typing import Any
 
 from anemos import memory
 from anemos.digest import sha256
-from anemos.image import bootstrap, imgbuild
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed, run
 from anemos.server import staging
+from anemos.system import bootstrap, imgbuild
 
 # In the base image's root, in the mount namespace that enter.sh makes: gone with the command.
 ETC = Path("/etc")

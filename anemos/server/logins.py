@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from anemos.image import tree
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, run
+from anemos.system import tree
 
 # sshd(8), -T: its settings as they are for one connection; $0: where the operator came from.
 ASK = 'PATH=$PATH:/usr/sbin:/usr/local/sbin; exec sshd -T -C "user=root,host=$0,addr=$0"'

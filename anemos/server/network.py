@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from anemos.image import tree
 from anemos.log import die
 from anemos.run import CommandFailed, run
+from anemos.system import tree
 
 Link = dict[str, Any]  # as ip-link(8) prints it
 Record = Mapping[str, Any]

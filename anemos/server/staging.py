@@ -10,9 +10,9 @@ from typing import Any
 
 from anemos import archive, disks
 from anemos.digest import sha256
-from anemos.image.layout import Kept
 from anemos.log import FAILED, die
 from anemos.server import drivers, logins, network
+from anemos.system.layout import Kept
 
 HOST = Path("/host")  # the old system's root, see enter.sh
 STAGE = Path("/run/anemos")

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from anemos.image import template, tree
-from anemos.image.imgbuild import Imgbuild
+from anemos.system import template, tree
+from anemos.system.imgbuild import Imgbuild
 
 PATCH = ".makeimg.patch"
 CONFIG = "etc/ssh/sshd_config"

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from anemos import log
-from anemos.image import imgbuild, template, tree
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import Failure, die
+from anemos.system import imgbuild, template, tree
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import host, places, report, secrets, sources
 from anemos.workstation.secrets import Source
 from anemos.workstation.vault import Vault, is_gpg

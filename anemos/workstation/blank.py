@@ -10,8 +10,8 @@ from typing import Any
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image.layout import LABELS, MIB, Disk, Kept
 from anemos.run import run
+from anemos.system.layout import LABELS, MIB, Disk, Kept
 from anemos.workstation.qemu import Drive
 
 KEPT_SIZE = 256 * MIB

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from anemos import log
-from anemos.image import imgbuild
 from anemos.log import die
+from anemos.system import imgbuild
 from anemos.workstation import access, host, images, places, scratch, secrets, sources, stock
 from anemos.workstation.values import values
 

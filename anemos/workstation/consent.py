@@ -10,9 +10,9 @@ from typing import Any
 
 from anemos import disks, files
 from anemos.disks import Device
-from anemos.image import layout
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
+from anemos.system import layout
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host

@@ -10,11 +10,11 @@ from secrets import token_urlsafe
 from typing import Any, Protocol
 
 from anemos import log
-from anemos.image import declared, imgbuild
-from anemos.image.declared import DKIM_MARK, Declared
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 from anemos.run import run
+from anemos.system import declared, imgbuild
+from anemos.system.declared import DKIM_MARK, Declared
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import host, scratch, vault
 from anemos.workstation.vault import Vault
 

@@ -48,9 +48,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anemos.image import imgbuild
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
+from anemos.system import imgbuild
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places
 from anemos.workstation.qemu import Network
 

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 
 from anemos import files, log
 from anemos.digest import sha256
-from anemos.image import bootstrap
-from anemos.image.imgbuild import Imgbuild
+from anemos.image import layers
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, meaning, run, tail
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places
 
 PACKAGE = places.ROOT / "anemos"
@@ -26,7 +26,7 @@ BASE = PACKAGE / "base"
 LIBRARIES = "usr/lib/python3/dist-packages"
 KEPT = 2  # base images that are never too old
 DAY_S = 86400.0
-OPERATOR_ONLY = ("workstation", "base", "__pycache__")
+OPERATOR_ONLY = ("workstation", "image", "base", "__pycache__")
 
 
 def base() -> Path:
@@ -122,7 +122,7 @@ def cached_layer(spec: Imgbuild) -> str:
     """The package layer of SPEC, when there is one, or ""."""
     if spec.target == "debian":
         spec = replace(spec, mirror=spec.mirror or places.mirror())
-    file = bootstrap.layer_file(spec, places.cache())
+    file = layers.layer_file(spec, places.cache())
     return str(file) if file.exists() else ""
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from anemos import log
-from anemos.image.bootloader.places import disks_below
-from anemos.image.layout import Disk, Layout
 from anemos.log import UNVERIFIED, Failure, die
+from anemos.system.bootloader.places import disks_below
+from anemos.system.layout import Disk, Layout
 from anemos.workstation import (
     access,
     blank,

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from anemos import files
-from anemos.image import definition, fstab, layout, template, tree
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
+from anemos.system import definition, fstab, layout, template, tree
+from anemos.system.imgbuild import Imgbuild
 
 BOOTSTRAP = ("pacman.conf", "repositories", "keys")  # what a bootstrap takes beside the IMGBUILD
 

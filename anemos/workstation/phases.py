@@ -17,9 +17,9 @@ from typing import Any
 
 from anemos import archive, files, log
 from anemos.digest import sha256
-from anemos.image import bootstrap, definition
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, Failure, die
+from anemos.system import bootstrap, definition
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import (
     access,
     consent,

@@ -7,11 +7,11 @@ from typing import Any
 
 from anemos import disks
 from anemos.disks import Device
-from anemos.image import bootloader, layout, partitions
-from anemos.image.imgbuild import Imgbuild
-from anemos.image.layout import Disk, Entry, Kept, Table
 from anemos.log import Failure
 from anemos.server import network
+from anemos.system import booting, layout, partitions
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Disk, Entry, Kept, Table
 from anemos.workstation import places, stack
 from anemos.workstation.facts import Entry as BootEntry
 from anemos.workstation.facts import Facts
@@ -325,7 +325,7 @@ def bootable(spec: Imgbuild) -> Iterator[str]:
         yield "the IMGBUILD has no layout with a root: nothing to install on"
     if not spec.bootloader:
         yield "the IMGBUILD has no bootloader: the new system would not start"
-    for missing in bootloader.missing(spec) if spec.bootloader and rooted(spec) else ():
+    for missing in booting.missing(spec) if spec.bootloader and rooted(spec) else ():
         yield f"bootloader={spec.bootloader} needs one of these packages: {', '.join(missing)}"
     for kind, (tool, why) in TOOLS.items():
         volumes = list(layout.volumes(spec.layout, kind))
@@ -349,7 +349,7 @@ def _initramfs(spec: Imgbuild) -> Iterator[str]:
 
 
 def _firmware(spec: Imgbuild, facts: Facts) -> Iterator[str]:
-    ways = bootloader.ways(spec)
+    ways = booting.ways(spec)
     if (way := "uefi" if facts.efi else "bios") not in ways:
         offered = " and ".join(sorted(ways)).upper()
         yield (

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from anemos import files
-from anemos.image import declared
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import FAILED, die
+from anemos.system import declared
+from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import scratch
 from anemos.workstation.gpg import Keyring
 from anemos.workstation.scratch import remove, require_memory, write_private

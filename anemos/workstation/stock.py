@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import functions, imgbuild
 from anemos.run import run
+from anemos.system import functions, imgbuild
 from anemos.workstation import generate, images, places, scratch, secrets, sources, vm
 from anemos.workstation.host import Host
 from anemos.workstation.secrets import Source

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from anemos import log
-from anemos.image import functions
 from anemos.log import FAILED, UNVERIFIED, Failure, die
 from anemos.run import CommandFailed
+from anemos.system import functions
 from anemos.workstation import facts, outcome, reach, status
 from anemos.workstation.facts import Facts
 from anemos.workstation.host import Host

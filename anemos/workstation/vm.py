@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anemos import log
-from anemos.image import disk, imgbuild
+from anemos.image import disk
 from anemos.log import FAILED, Failure, die
 from anemos.run import run
+from anemos.system import imgbuild
 from anemos.workstation import images, places, qemu
 from anemos.workstation.host import Host, VmSettings
 from anemos.workstation.qemu import Drive

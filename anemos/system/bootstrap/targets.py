@@ -1,12 +1,16 @@
 """The table of distributions, and what they have in common."""
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Protocol
+from shutil import which
+from typing import Any, Protocol
 
 from anemos import log
-from anemos.image.bootstrap import alpine, arch, debian
-from anemos.image.imgbuild import Imgbuild
 from anemos.run import run
+from anemos.system.bootstrap import alpine, arch, debian
+from anemos.system.bootstrap.common import digests
+from anemos.system.imgbuild import Imgbuild
 
 
 class Target(Protocol):
@@ -28,6 +32,25 @@ class Target(Protocol):
 
 
 TARGETS: dict[str, Target] = {"debian": debian, "arch": arch, "alpine": alpine}
+
+
+def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
+    """All that the layer depends on, but for the state of the mirror."""
+    target = TARGETS[imgbuild.target]
+    recipes = [Path(__file__).with_name(f"{name}.py") for name in (imgbuild.target, "identity")]
+    programs = [Path(found) for found in map(which, target.PROGRAMS) if found]
+    return {
+        "target": imgbuild.target,
+        "packages": sorted(set(imgbuild.packages)),
+        **target.inputs(imgbuild),
+        "programs": digests(*recipes, *programs),
+    }
+
+
+def key(imgbuild: Imgbuild) -> str:
+    """A name for the package layer: 16 hexadecimal digits, a digest of its inputs."""
+    text = json.dumps(inputs(imgbuild), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check(imgbuild: Imgbuild) -> None:

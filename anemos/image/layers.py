@@ -9,22 +9,20 @@ files: some of them have many megabytes, so they are not fetched. Of a mirror th
 asked, the layer's age stands for it.
 """
 
-import hashlib
 import json
 import time
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 from anemos import files, log
 from anemos.digest import sha256
 from anemos.image import reproducible
-from anemos.image.bootstrap import fetching, targets
-from anemos.image.bootstrap.common import digests
-from anemos.image.bootstrap.targets import TARGETS
-from anemos.image.imgbuild import Imgbuild
 from anemos.run import run
+from anemos.system import bootstrap
+from anemos.system.bootstrap import fetching
+from anemos.system.bootstrap.targets import TARGETS
+from anemos.system.imgbuild import Imgbuild
 
 ASK_S = 5.0
 KEPT = 3  # newest layers of each image
@@ -32,27 +30,8 @@ DAY_S = 86400.0
 Mirror = dict[str, str] | None
 
 
-def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
-    """All that the layer depends on, but for the state of the mirror."""
-    target = TARGETS[imgbuild.target]
-    recipes = [Path(__file__).with_name(f"{name}.py") for name in (imgbuild.target, "identity")]
-    programs = [Path(found) for found in map(which, target.PROGRAMS) if found]
-    return {
-        "target": imgbuild.target,
-        "packages": sorted(set(imgbuild.packages)),
-        **target.inputs(imgbuild),
-        "programs": digests(*recipes, *programs),
-    }
-
-
-def key(imgbuild: Imgbuild) -> str:
-    """A name for the package layer: 16 hexadecimal digits, a digest of its inputs."""
-    text = json.dumps(inputs(imgbuild), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def layer_file(imgbuild: Imgbuild, cache: Path) -> Path:
-    return cache / f"layer-{key(imgbuild)}.tar.zst"
+    return cache / f"layer-{bootstrap.key(imgbuild)}.tar.zst"
 
 
 def mirror_state(imgbuild: Imgbuild) -> Mirror:
@@ -92,7 +71,7 @@ def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> 
         return layer
     log.info(f"Package layer: to be made ({reason})")
     with reproducible.environment(reproducible.given() or date(now) or int(time.time())):
-        targets.bootstrap(imgbuild, scratch / "layer.tar")
+        bootstrap.bootstrap(imgbuild, scratch / "layer.tar")
     with log.step("Compressing the package layer"), files.scratch(cache, ".layer-") as room:
         # Level 12 makes it 5 % smaller, and takes a quarter of the time of the bootstrap.
         run(["zstd", "-q", "-6", "-T0", "--rm", scratch / "layer.tar", "-o", room / "layer"])
@@ -130,7 +109,12 @@ def recorded(layer: Path) -> dict[str, Any]:
 
 def remember(layer: Path, imgbuild: Imgbuild, mirror: Mirror, digest: str) -> None:
     images = sorted({*recorded(layer).get("images", []), imgbuild.name})
-    known = {"images": images, "inputs": inputs(imgbuild), "mirror": mirror, "sha256": digest}
+    known = {
+        "images": images,
+        "inputs": bootstrap.inputs(imgbuild),
+        "mirror": mirror,
+        "sha256": digest,
+    }
     if known != recorded(layer):
         files.replace(note(layer), json.dumps(known, indent=1))
 
@@ -156,7 +140,7 @@ def missing(imgbuild: Imgbuild, cache: Path) -> str:
     for layer in layers(cache):
         known = recorded(layer)
         if imgbuild.name in known.get("images", []):
-            return difference(known["inputs"], inputs(imgbuild))
+            return difference(known["inputs"], bootstrap.inputs(imgbuild))
     return f"the first one of {imgbuild.name}"
 
 

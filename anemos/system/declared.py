@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from anemos.image import template
+from anemos.system import template
 
 # The options of each kind. `ask` has words for a person in their place.
 KINDS: dict[str, tuple[str, ...]] = {

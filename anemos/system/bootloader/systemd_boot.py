@@ -8,12 +8,12 @@ system. Neither runs here: both want to see the partition mounted, with its firm
 import re
 from collections.abc import Mapping
 
-from anemos.image import tree
-from anemos.image.bootloader import kernels, places
-from anemos.image.bootloader.kernels import Kernel
-from anemos.image.bootloader.places import Packages, Target
-from anemos.image.layout import MIB, Layout
 from anemos.log import die
+from anemos.system import tree
+from anemos.system.bootloader import kernels, places
+from anemos.system.bootloader.kernels import Kernel
+from anemos.system.bootloader.places import Packages, Target
+from anemos.system.layout import MIB, Layout
 
 WAYS = frozenset(["uefi"])
 PACKAGES: Packages = {"uefi": ("systemd-boot", "systemd-boot-efi", "systemd-boot-efi-amd64-signed")}

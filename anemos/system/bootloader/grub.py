@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from anemos.image import chroot, tree
-from anemos.image.bootloader import bios, kernels, places
-from anemos.image.bootloader.kernels import Kernel
-from anemos.image.bootloader.places import Packages, Place, Target
-from anemos.image.layout import MIB, Disk, Layout
 from anemos.log import die
+from anemos.system import chroot, tree
+from anemos.system.bootloader import bios, kernels, places
+from anemos.system.bootloader.kernels import Kernel
+from anemos.system.bootloader.places import Packages, Place, Target
+from anemos.system.layout import MIB, Disk, Layout
 
 BOOT = "/boot"
 SETTINGS = "etc/default/grub.d/anemos.cfg"

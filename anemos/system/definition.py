@@ -11,11 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import bootloader, chroot, fstab, functions, initrd, template, tree
-from anemos.image.bootstrap import identity
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import die
 from anemos.run import Argv, CommandFailed, run
+from anemos.system import booting, chroot, fstab, functions, initrd, template, tree
+from anemos.system.bootstrap import identity
+from anemos.system.imgbuild import Imgbuild
 
 PATCH = ".makeimg.patch"
 OUTGROWN = (
@@ -102,7 +102,7 @@ def rehearse_loader(imgbuild: Imgbuild, layer: Path, inputs: Sequence[Path]) -> 
     names = {name.removeprefix("./") for name in listed}
     if "var/lib/dpkg/status" in names:
         own = {path for directory in inputs for path, _ in tree.inputs(directory)}
-        bootloader.rehearse(imgbuild, own | names)
+        booting.rehearse(imgbuild, own | names)
 
 
 def copy(root: Path, inputs: Sequence[Path]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from anemos.image.layout import MIB, Carrier, Disk, Layout, Part, Volume, fs_uuid
+from anemos.system.layout import MIB, Carrier, Disk, Layout, Part, Volume, fs_uuid
 
 # Debian's packages with a boot loader for "bios" or "uefi"; one of them is enough.
 Packages = Mapping[str, tuple[str, ...]]

@@ -8,12 +8,12 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 
 from anemos.disks import plain
-from anemos.image import bootloader, declared, grammar, layout, typos
-from anemos.image.declared import Declared
-from anemos.image.layout import Disk, Kept, Layout, Part
-from anemos.image.typos import Typo
 from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, meaning, run
+from anemos.system import bootloader, declared, grammar, layout, typos
+from anemos.system.declared import Declared
+from anemos.system.layout import Disk, Kept, Layout, Part
+from anemos.system.typos import Typo
 
 SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader", "login")
 VARIABLES = (

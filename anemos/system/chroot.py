@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anemos import log
-from anemos.image import tree
 from anemos.run import CommandFailed, run
+from anemos.system import tree
 
 # Gives the image $1 a /dev of its own.
 DEV = """

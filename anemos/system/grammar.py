@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from anemos.disks import plain
-from anemos.image.layout import (
+from anemos.system.layout import (
     FILE_SYSTEMS,
     IMAGE,
     MAX_PARTS,

@@ -1,36 +1,12 @@
-"""Boot loaders: one module each, with the same interface.
-
-PACKAGES: Debian's, by way of starting; one of them is enough. ways(layout): how machines can start
-it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
-check(layout, cmdline): raises ValueError for what it cannot start.
-install(target): makes the disks bootable.
-"""
-
-from __future__ import annotations
+"""The boot loader of an IMGBUILD: what it needs, and what it does."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-from anemos.image.bootloader import grub, systemd_boot
-from anemos.image.bootloader.places import Packages, Target
-from anemos.image.layout import Layout
 from anemos.log import die
-
-if TYPE_CHECKING:  # it asks for the checks
-    from anemos.image.imgbuild import Imgbuild
-
-
-class Loader(Protocol):
-    PACKAGES: Packages
-
-    def ways(self, layout: Layout) -> frozenset[str]: ...
-    def files(self, layout: Layout) -> list[tuple[str, ...]]: ...
-    def check(self, layout: Layout, cmdline: str) -> None: ...
-    def install(self, target: Target) -> None: ...
-
-
-LOADERS: dict[str, Loader] = {"grub": grub, "systemd-boot": systemd_boot}
+from anemos.system.bootloader import LOADERS
+from anemos.system.bootloader.places import Target
+from anemos.system.imgbuild import Imgbuild
 
 
 def ways(imgbuild: Imgbuild) -> frozenset[str]:

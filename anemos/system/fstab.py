@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from anemos import log
-from anemos.image import tree
 from anemos.log import die
+from anemos.system import tree
 
 FILE = "etc/fstab"
 

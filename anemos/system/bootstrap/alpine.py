@@ -6,10 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import chroot
-from anemos.image import tree as files
-from anemos.image.bootstrap import apk, fetching, identity
-from anemos.image.bootstrap.common import (
+from anemos.log import BAD_INPUT, FAILED, die
+from anemos.system import chroot
+from anemos.system import tree as files
+from anemos.system.bootstrap import apk, fetching, identity
+from anemos.system.bootstrap.common import (
     MIRROR,
     NO_PACKAGE,
     Explanation,
@@ -18,8 +19,7 @@ from anemos.image.bootstrap.common import (
     empty,
     tree,
 )
-from anemos.image.imgbuild import Imgbuild
-from anemos.log import BAD_INPUT, FAILED, die
+from anemos.system.imgbuild import Imgbuild
 
 PROGRAMS: tuple[str, ...] = ("apk",)
 KEYS = Path("/etc/apk/keys")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from anemos.image.layout import LABELS, MAX_PARTS, Disk, Entry, Kept, Layout, Table
+from anemos.system.layout import LABELS, MAX_PARTS, Disk, Entry, Kept, Layout, Table
 
 # Lines of `sfdisk --dump` about the whole table that a kept entry depends on: a partition of an
 # msdos table has its UUID from label-id; one may lie before the first sector that sfdisk(8) would

@@ -10,8 +10,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from anemos.image.layout import MIB, Disk, extents
 from anemos.log import die
+from anemos.system.layout import MIB, Disk, extents
 
 SECTOR = 512
 KERNEL_SECTOR = 0x5C  # boot.img: where the core image starts, 64 bits

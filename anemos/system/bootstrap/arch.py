@@ -7,9 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import tree as files
-from anemos.image.bootstrap import identity
-from anemos.image.bootstrap.common import (
+from anemos.log import BAD_INPUT, FAILED, die
+from anemos.run import CommandFailed, run
+from anemos.system import tree as files
+from anemos.system.bootstrap import identity
+from anemos.system.bootstrap.common import (
     MIRROR,
     NO_PACKAGE,
     Explanation,
@@ -18,9 +20,7 @@ from anemos.image.bootstrap.common import (
     empty,
     tree,
 )
-from anemos.image.imgbuild import Imgbuild
-from anemos.log import BAD_INPUT, FAILED, die
-from anemos.run import CommandFailed, run
+from anemos.system.imgbuild import Imgbuild
 
 PROGRAMS: tuple[str, ...] = ("pacman", "pacstrap")
 KEYRING = Path("/etc/pacman.d/gnupg")

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import chroot, tree
 from anemos.run import CommandFailed
+from anemos.system import chroot, tree
 
 REMOVED = "var/lib/anemos/removed"
 # Globs below the root -> Debian's package whose postinst makes what is missing; "": nobody need.

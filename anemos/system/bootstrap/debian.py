@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from anemos import log
-from anemos.image.bootstrap import identity
-from anemos.image.bootstrap.common import MIRROR, NO_PACKAGE, Explanation, call, digests
-from anemos.image.imgbuild import Imgbuild
 from anemos.log import BAD_INPUT, FAILED, die
 from anemos.run import Argv
+from anemos.system.bootstrap import identity
+from anemos.system.bootstrap.common import MIRROR, NO_PACKAGE, Explanation, call, digests
+from anemos.system.imgbuild import Imgbuild
 
 PROGRAMS: tuple[str, ...] = ("mmdebstrap",)
 

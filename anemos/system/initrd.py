@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.image import chroot
+from anemos.system import chroot
 
 PROGRAM = "usr/sbin/update-initramfs"
 ARGV = ("update-initramfs", "-u", "-k", "all")

@@ -11,9 +11,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from anemos.image.imgbuild import CLEAN, Imgbuild
 from anemos.log import FAILED, Failure, Sink
 from anemos.run import CommandFailed, meaning, run, tail
+from anemos.system.imgbuild import CLEAN, Imgbuild
 
 BASH = ("bash", "--posix")
 SH = ("sh",)

@@ -1,0 +1,1 @@
+"""IMGBUILD -> root file system. Runs in every place."""

@@ -1,0 +1,25 @@
+"""Boot loaders: one module each, with the same interface.
+
+PACKAGES: Debian's, by way of starting; one of them is enough. ways(layout): how machines can start
+it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
+check(layout, cmdline): raises ValueError for what it cannot start.
+install(target): makes the disks bootable.
+"""
+
+from typing import Protocol
+
+from anemos.system.bootloader import grub, systemd_boot
+from anemos.system.bootloader.places import Packages, Target
+from anemos.system.layout import Layout
+
+
+class Loader(Protocol):
+    PACKAGES: Packages
+
+    def ways(self, layout: Layout) -> frozenset[str]: ...
+    def files(self, layout: Layout) -> list[tuple[str, ...]]: ...
+    def check(self, layout: Layout, cmdline: str) -> None: ...
+    def install(self, target: Target) -> None: ...
+
+
+LOADERS: dict[str, Loader] = {"grub": grub, "systemd-boot": systemd_boot}
