@@ -12,12 +12,12 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from anemos.workstation import secret_tasks
-from anemos.workstation.command import HELP, command, workstation
+from anemos.workstation.cli import secret_tasks
+from anemos.workstation.cli.command import HELP, command, workstation
 
 
 def load(host: str, adopt: bool = False, build_on: str = "", server: bool = True) -> Any:
-    return workstation("host").load(host, adopt=adopt, build_on=build_on, server=server)
+    return workstation("hosts").load(host, adopt=adopt, build_on=build_on, server=server)
 
 
 def alone(host: str, **options: Any) -> Any:
@@ -32,13 +32,13 @@ def plan(
     c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
 ) -> Any:
     """Tell what deploying HOST would do, and everything that stands in its way."""
-    return workstation("phases").make_plan(load(host, adopt, build_on))
+    return workstation("deploy.phases").make_plan(load(host, adopt, build_on))
 
 
 @command
 def reveal_secrets(c: Context, host: str = "", json: bool = False) -> Any:
     """Decrypt the secrets of HOST, into memory only."""
-    return workstation("phases").reveal(alone(host))
+    return workstation("deploy.phases").reveal(alone(host))
 
 
 @command
@@ -46,13 +46,13 @@ def pack(
     c: Context, host: str = "", deployment: str = "", build_on: str = "", json: bool = False
 ) -> Any:
     """Make the payload of HOST; base image and package layer, unless they are cached."""
-    return workstation("phases").pack(alone(host, build_on=build_on), deployment)
+    return workstation("deploy.phases").pack(alone(host, build_on=build_on), deployment)
 
 
 @command
 def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Any:
     """Send the payload, and what else the server lacks, into its memory."""
-    return workstation("deployment").phase(alone(host, adopt=adopt), "upload")
+    return workstation("deploy.chain").phase(alone(host, adopt=adopt), "upload")
 
 
 @command
@@ -60,7 +60,7 @@ def build_initramfs(
     c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
 ) -> Any:
     """Put the initramfs together on the server."""
-    return workstation("deployment").phase(
+    return workstation("deploy.chain").phase(
         alone(host, adopt=adopt, build_on=build_on), "build-initramfs"
     )
 
@@ -68,19 +68,19 @@ def build_initramfs(
 @command
 def kexec(c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False) -> Any:
     """Jump into the initramfs, which ERASES the system disks and installs HOST."""
-    return workstation("deployment").kexec(alone(host), yes, hold)
+    return workstation("deploy.chain").kexec(alone(host), yes, hold)
 
 
 @command
 def watch(c: Context, host: str = "", json: bool = False) -> Any:
     """Follow the installation of HOST to its end."""
-    return workstation("watch").watch(load(host))
+    return workstation("deploy.watch").watch(load(host))
 
 
 @command
 def verify(c: Context, host: str = "", json: bool = False) -> Any:
     """Prove that HOST runs what was deployed."""
-    return workstation("verify").verify(load(host))
+    return workstation("deploy.verify").verify(load(host))
 
 
 @command
@@ -94,19 +94,21 @@ def deploy(
     json: bool = False,
 ) -> Any:
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
-    return workstation("deployment").deploy(alone(host, adopt=adopt, build_on=build_on), yes, hold)
+    return workstation("deploy.chain").deploy(
+        alone(host, adopt=adopt, build_on=build_on), yes, hold
+    )
 
 
 @command
 def status(c: Context, host: str = "", json: bool = False) -> Any:
     """Tell what runs on HOST now, and how far it is."""
-    return workstation("status").status(load(host))
+    return workstation("deploy.status").status(load(host))
 
 
 @command
 def rescue(c: Context, host: str = "", json: bool = False) -> Any:
     """Open a shell on HOST, in the initramfs too."""
-    return workstation("recovery").rescue(load(host))
+    return workstation("deploy.recovery").rescue(load(host))
 
 
 @command
@@ -114,13 +116,13 @@ def resume(
     c: Context, host: str = "", repack: bool = False, step: str = "", json: bool = False
 ) -> Any:
     """Go on with an installation that is held, or that failed after the point of no return."""
-    return workstation("recovery").resume(alone(host), repack, step)
+    return workstation("deploy.recovery").resume(alone(host), repack, step)
 
 
 @command
 def abort(c: Context, host: str = "", json: bool = False) -> Any:
     """Before the point of no return: back to the old system."""
-    return workstation("recovery").abort(load(host))
+    return workstation("deploy.recovery").abort(load(host))
 
 
 @command
@@ -146,10 +148,10 @@ def demo(
     json: bool = False,
 ) -> Any:
     """Deploy HOST to a stock server in a local VM, and prove it."""
-    deployment = workstation("deployment")
+    demo = workstation("vm.demo")
     if stop:
-        return deployment.stop(load(host))
-    return deployment.start(alone(host), fresh) if start else deployment.demo(alone(host), fresh)
+        return demo.stop(load(host))
+    return demo.start(alone(host), fresh) if start else demo.demo(alone(host), fresh)
 
 
 @command
@@ -163,7 +165,7 @@ def test(
     json: bool = False,
 ) -> Any:
     """Install HOST, or each one, in a local VM, with throw-away secrets, and prove it."""
-    local = workstation("local")
+    local = workstation("vm.rehearsal")
     if stop:
         return local.stop(load(host, server=False))
     options = local.Options(keep, reuse, redeploy)
@@ -183,7 +185,7 @@ def export(
     json: bool = False,
 ) -> Any:
     """Write kernel, initrd and command line that install HOST on a machine started by hand."""
-    export = workstation("export")
+    export = workstation("deploy.export")
     options = export.Options(output, plaintext_on_disk, mac, address, gateway, dns)
     return export.export(alone(host), options)
 
@@ -191,7 +193,7 @@ def export(
 @command
 def go(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
     """Let the initramfs that was started by hand ERASE the system disks and install HOST."""
-    return workstation("deployment").go(alone(host), yes)
+    return workstation("deploy.chain").go(alone(host), yes)
 
 
 @command
@@ -203,7 +205,7 @@ def adopt(c: Context, host: str = "", fingerprint: str = "", json: bool = False)
 @command
 def clean(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
     """Remove what an interrupted run left in memory: here, and with --host on that server."""
-    return workstation("clean").clean(alone(host) if host else None, yes)
+    return workstation("deploy.clean").clean(alone(host) if host else None, yes)
 
 
 @task(auto_shortflags=False, help={"expression": HELP["expression"], "all": HELP["all"]})

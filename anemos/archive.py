@@ -6,8 +6,8 @@
     anemos/stay                                     empty; only where no old system waits
 
 It is put together on the old system (server/staging.py), or on the workstation for a machine that
-is started by hand (workstation/initramfs.py): the same bytes from the same parts. For a one-shot
-boot (server/once.py) layer and payload are not in it, and the host key is ONCE_KEY.
+is started by hand (workstation/deploy/byhand.py): the same bytes from the same parts. For a
+one-shot boot (server/once.py) layer and payload are not in it, and the host key is ONCE_KEY.
 """
 
 import json

@@ -6,7 +6,7 @@ tests/test_docs.py holds them equal.
 from collections.abc import Iterator
 from pathlib import Path
 
-from anemos.workstation.command import HELP, PURPOSES
+from anemos.workstation.cli.command import HELP, PURPOSES
 from tasks import ns
 
 HERE = Path(__file__).parent

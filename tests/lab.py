@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from anemos.system import imgbuild
-from anemos.workstation import facts, images, initramfs, payload, reach, vm
-from anemos.workstation.facts import Identity
-from anemos.workstation.host import VmSettings
-from anemos.workstation.initramfs import Parts
+from anemos.workstation import images
+from anemos.workstation.deploy import byhand, facts, payload, reach
+from anemos.workstation.deploy.byhand import Parts
+from anemos.workstation.deploy.facts import Identity
+from anemos.workstation.hosts import VmSettings
 from anemos.workstation.qemu import Drive, Network
 from anemos.workstation.ssh import Endpoint, connect
+from anemos.workstation.vm import vm
 from tests.sshd import make_key
 
 MIB = 2**20
@@ -144,8 +146,8 @@ class Room:
     def boot(self, parts: Parts, drives: Sequence[Drive], *words: str, memory: int = 1024) -> Guest:
         """Start the initramfs. WORDS: more of qemu(1)'s arguments, a watchdog, say."""
         top = Path(tempfile.mkdtemp(dir=self.directory))
-        initramfs.write(top, parts)
-        return self.start(drives, *map(str, initramfs.qemu_words(top)), *words, memory=memory)
+        byhand.write(top, parts)
+        return self.start(drives, *map(str, byhand.qemu_words(top)), *words, memory=memory)
 
     def start(
         self, drives: Sequence[Drive], *words: str, memory: int = 1024, port: int = 22

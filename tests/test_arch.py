@@ -15,7 +15,8 @@ from anemos.cpio import Entry
 from anemos.log import Failure
 from anemos.run import run
 from anemos.system import bootstrap, imgbuild
-from anemos.workstation import images, vm
+from anemos.workstation import images
+from anemos.workstation.vm import vm
 from tests.packages import Package, Signer, pacman_repository, signer
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]

@@ -13,7 +13,7 @@ from anemos.image import isolation
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.system import definition
-from anemos.workstation.gpg import Keyring
+from anemos.workstation.secrets.gpg import Keyring
 from tests import imaging, sshd
 from tests.tree import HOST_KEY, IMGBUILD, TOML, Done, Tree
 

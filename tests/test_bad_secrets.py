@@ -21,7 +21,7 @@ import pytest
 
 from anemos.log import BAD_INPUT
 from anemos.run import run
-from anemos.workstation.gpg import THROWAWAY_KEY, Keyring
+from anemos.workstation.secrets.gpg import THROWAWAY_KEY, Keyring
 from tests import tree
 from tests.tree import IMGBUILD, TOML, Tree
 

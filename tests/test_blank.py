@@ -8,8 +8,8 @@ import pytest
 from anemos import disks
 from anemos.run import run
 from anemos.system.layout import MIB, Disk, Kept
-from anemos.workstation import blank
-from anemos.workstation.blank import Image
+from anemos.workstation.vm import blank
+from anemos.workstation.vm.blank import Image
 
 pytestmark = pytest.mark.real("run")
 

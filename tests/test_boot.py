@@ -19,7 +19,7 @@ from anemos.initramfs import firmware
 from anemos.run import run
 from anemos.server import once
 from anemos.system import imgbuild
-from anemos.workstation import vm
+from anemos.workstation.vm import vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]
 

@@ -25,7 +25,7 @@ PLACES = {
 OWNERS = {
     "anemos/run.py": {"sh", "subprocess", "pty", "multiprocessing"},
     "anemos/workstation/ssh.py": {"fabric", "paramiko"},
-    "anemos/workstation/gpg.py": {"gnupg"},
+    "anemos/workstation/secrets/gpg.py": {"gnupg"},
 }
 OWNED = set().union(*OWNERS.values())
 
@@ -133,7 +133,7 @@ ALLOWED = [
     ("anemos/system/tree.py", "from . import layout\nfrom ..log import die\nimport anemos.run"),
     ("anemos/initramfs/init.py", "from anemos.system.layout import plan\nfrom anemos import log"),
     ("anemos/workstation/ssh.py", "import fabric, paramiko, rich"),
-    ("anemos/workstation/gpg.py", "import gnupg"),
+    ("anemos/workstation/secrets/gpg.py", "import gnupg"),
     ("tasks.py", "from invoke import task\nfrom anemos.workstation import ssh"),
 ]
 

@@ -78,7 +78,7 @@ def test_signal(project: Tree, number: int, said: str) -> None:
     """It ends the builder, too, and takes the revealed secrets away."""
     file = project.directory / "hosts/web/IMGBUILD"
     file.write_text(f"{IMGBUILD}provision() {{ echo begun; sleep 600; }}\n")
-    argv = [sys.executable, "-m", "anemos.workstation.program", "build", "--host", "web"]
+    argv = [sys.executable, "-m", "anemos.workstation.cli.program", "build", "--host", "web"]
     where, home = project.directory, tree.environment(project.home)
     with subprocess.Popen(argv, cwd=where, env=home, stderr=subprocess.PIPE, text=True) as inv:
         assert inv.stderr is not None

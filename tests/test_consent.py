@@ -15,10 +15,11 @@ from anemos.initramfs import boot, events, install, kept, progress
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import consent, facts, phases, places
-from anemos.workstation.facts import Facts
-from anemos.workstation.host import Host
-from anemos.workstation.state import State
+from anemos.workstation import places
+from anemos.workstation.deploy import consent, facts, phases
+from anemos.workstation.deploy.facts import Facts
+from anemos.workstation.deploy.state import State
+from anemos.workstation.hosts import Host
 
 FACTS = facts.parse((Path(__file__).parent / "data/facts-virtio").read_text())
 HOST = Host("mx", Path("hosts/mx"))

@@ -7,7 +7,7 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.system import declared, imgbuild
 from anemos.system.declared import KINDS, Declared
-from anemos.workstation import generate
+from anemos.workstation.secrets import generate
 
 HOSTS = Path(__file__).parents[1] / "hosts"
 

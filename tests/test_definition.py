@@ -17,7 +17,7 @@ from anemos.run import CommandFailed, run
 from anemos.system import chroot, definition, imgbuild, tree
 from anemos.system.bootloader import systemd_boot
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import payload
+from anemos.workstation.deploy import payload
 from tests import tiny
 
 pytestmark = pytest.mark.real("run")

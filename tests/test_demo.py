@@ -61,7 +61,7 @@ class Demo:
 
     def inv(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "anemos.workstation.program", *words],
+            [sys.executable, "-m", "anemos.workstation.cli.program", *words],
             cwd=ROOT,
             env={**os.environ, "XDG_STATE_HOME": os.fspath(self.state)},
             stdin=subprocess.DEVNULL,
@@ -335,7 +335,7 @@ def test_no_secret_in_processes_and_logs(demo: Demo) -> None:
     (demo.seen / "born").write_text(demo.ssh("cat /var/log/anemos.log; journalctl || dmesg"))
     sampled = (demo.seen / "server").read_bytes()
 
-    assert b"anemos.workstation.program" in (demo.seen / "workstation").read_bytes()
+    assert b"anemos.workstation.cli.program" in (demo.seen / "workstation").read_bytes()
     assert all(word in sampled for word in (b"anemos.initramfs", b"point-of-no-return", b"sshd"))
     assert leaks.hits(demo.seen.iterdir(), demo.markers()) == []
 

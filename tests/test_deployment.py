@@ -6,8 +6,9 @@ from typing import Any, NoReturn
 import pytest
 
 from anemos.log import FAILED, Failure
-from anemos.workstation import deployment, phases, places
-from anemos.workstation.host import Host
+from anemos.workstation import places
+from anemos.workstation.deploy import chain, phases
+from anemos.workstation.hosts import Host
 
 HOST = Host("mx", Path("hosts/mx"), address="192.0.2.1", host_key="ssh-ed25519 AAAA")
 
@@ -28,11 +29,11 @@ def test_failure_leaves_no_secret_behind(
         return {}
 
     monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
-    chain = {name: fail if name == failing else work for name in deployment.PHASES}
-    monkeypatch.setattr(deployment, "PHASES", chain)
+    broken = {name: fail if name == failing else work for name in chain.PHASES}
+    monkeypatch.setattr(chain, "PHASES", broken)
 
     with pytest.raises(Failure, match="broken"):
-        deployment.deploy(HOST, yes="mx")
+        chain.deploy(HOST, yes="mx")
     assert not list(tmp_path.rglob("key"))
 
 
@@ -40,7 +41,7 @@ def test_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It ends with the jump; watching and verifying are `resume`'s."""
     seen: list[str] = []
 
-    def work(name: str) -> deployment.Phase:
+    def work(name: str) -> chain.Phase:
         def phase(host: Host, **words: bool) -> dict[str, Any]:
             seen.append(f"{name} {words or ''}".strip())
             return {}
@@ -49,9 +50,9 @@ def test_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(phases, "kexec", work("kexec"))
-    monkeypatch.setattr(deployment, "PHASES", {name: work(name) for name in deployment.PHASES})
+    monkeypatch.setattr(chain, "PHASES", {name: work(name) for name in chain.PHASES})
 
-    deployment.deploy(HOST, yes="mx", hold=True)
+    chain.deploy(HOST, yes="mx", hold=True)
 
     assert seen[-1] == "kexec {'hold': True}"
     assert "verify" not in seen

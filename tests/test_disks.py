@@ -13,7 +13,7 @@ from anemos.disks import Device, Fingerprint
 from anemos.log import Failure
 from anemos.run import run
 from anemos.system import grammar
-from anemos.workstation import facts
+from anemos.workstation.deploy import facts
 
 MIB = 2**20
 SECTORS = MIB // disks.SECTOR

@@ -13,8 +13,8 @@ from invoke.parser import Parser
 from anemos.run import run
 from anemos.system import imgbuild
 from anemos.system.imgbuild import FUNCTIONS, VARIABLES
-from anemos.workstation.command import PURPOSES
-from anemos.workstation.program import Inv
+from anemos.workstation.cli.command import PURPOSES
+from anemos.workstation.cli.program import Inv
 from docs import reference
 from tasks import ns
 from tests import test_faults

@@ -14,8 +14,8 @@ import pytest
 from anemos.disks import Device
 from anemos.log import FAILED, Failure
 from anemos.run import run
-from anemos.workstation import facts
-from anemos.workstation.facts import Facts, Identity
+from anemos.workstation.deploy import facts
+from anemos.workstation.deploy.facts import Facts, Identity
 
 DATA = Path(__file__).parent / "data"
 

@@ -20,22 +20,12 @@ from anemos.digest import sha256
 from anemos.log import IN_INITRAMFS, Failure
 from anemos.run import run
 from anemos.server import kexec
-from anemos.workstation import (
-    images,
-    payload,
-    phases,
-    places,
-    qemu,
-    reach,
-    recovery,
-    status,
-    verify,
-    watch,
-)
-from anemos.workstation.host import Host, Timeouts
+from anemos.workstation import images, places, qemu
+from anemos.workstation.deploy import payload, phases, reach, recovery, status, verify, watch
+from anemos.workstation.deploy.state import State, load_state, payload_file
+from anemos.workstation.hosts import Host, Timeouts
 from anemos.workstation.qemu import Drive
 from anemos.workstation.ssh import ConnectionLost
-from anemos.workstation.state import State, load_state, payload_file
 from tests import lab, tiny
 from tests.lab import Guest, Room
 

@@ -7,7 +7,7 @@ import pytest
 from anemos import log
 from anemos.log import Failure
 from anemos.system import definition, fstab, imgbuild
-from anemos.workstation import payload
+from anemos.workstation.deploy import payload
 
 LAYOUT = """\
 UUID=1 / ext4 defaults 0 1

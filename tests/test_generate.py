@@ -12,10 +12,11 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.system import imgbuild
-from anemos.workstation import generate, places
-from anemos.workstation.generate import Order
-from anemos.workstation.gpg import Keyring
-from anemos.workstation.vault import Vault
+from anemos.workstation import places
+from anemos.workstation.secrets import generate
+from anemos.workstation.secrets.generate import Order
+from anemos.workstation.secrets.gpg import Keyring
+from anemos.workstation.secrets.vault import Vault
 
 pytestmark = pytest.mark.real("run", "gpg")
 

@@ -12,7 +12,7 @@ import pytest
 
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
-from anemos.workstation.gpg import THROWAWAY_KEY, Keyring, check_result
+from anemos.workstation.secrets.gpg import THROWAWAY_KEY, Keyring, check_result
 
 pytestmark = pytest.mark.real("run", "gpg")
 

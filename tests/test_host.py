@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from anemos.log import BAD_INPUT, Failure
-from anemos.workstation import host, places
-from anemos.workstation.host import Host, Timeouts, VmSettings
+from anemos.workstation import hosts, places
+from anemos.workstation.hosts import Host, Timeouts, VmSettings
 from tests.tree import HOST_KEY
 
 MINIMAL = f'address = "mx.example.org"\nhost_key = "{HOST_KEY}"\n'
@@ -14,7 +14,7 @@ WHERE = "hosts/mx/host.toml"
 
 
 @pytest.fixture(autouse=True)
-def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(places, "HOSTS", tmp_path / "hosts")
     (tmp_path / "hosts/mx").mkdir(parents=True)
     (tmp_path / "hosts/stock").mkdir()  # an IMGBUILD alone
@@ -23,16 +23,16 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hosts"
 
 
-def load(hosts: Path, text: str | bytes) -> Host:
-    file = hosts / "mx/host.toml"
+def load(directory: Path, text: str | bytes) -> Host:
+    file = directory / "mx/host.toml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return host.load("mx")
+    return hosts.load("mx")
 
 
-def test_defaults(hosts: Path) -> None:
-    assert load(hosts, MINIMAL) == Host(
+def test_defaults(directory: Path) -> None:
+    assert load(directory, MINIMAL) == Host(
         "mx",
-        hosts / "mx",
+        directory / "mx",
         address="mx.example.org",
         host_key=HOST_KEY,
         port=22,
@@ -44,9 +44,9 @@ def test_defaults(hosts: Path) -> None:
     )
 
 
-def test_everything(hosts: Path) -> None:
+def test_everything(directory: Path) -> None:
     found = load(
-        hosts,
+        directory,
         MINIMAL
         + """
         port = 2222
@@ -66,21 +66,21 @@ def test_everything(hosts: Path) -> None:
     assert found.identity_file == Path.home() / ".ssh/mx"
 
 
-def test_port_must_listen_afterwards(hosts: Path) -> None:
-    assert load(hosts, MINIMAL).ports == [22]
-    assert load(hosts, MINIMAL + "port = 2222\n").ports == [2222]
-    assert load(hosts, MINIMAL + "port = 2222\nports = [443]\n").ports == [443]
+def test_port_must_listen_afterwards(directory: Path) -> None:
+    assert load(directory, MINIMAL).ports == [22]
+    assert load(directory, MINIMAL + "port = 2222\n").ports == [2222]
+    assert load(directory, MINIMAL + "port = 2222\nports = [443]\n").ports == [443]
 
 
-def test_no_identity(hosts: Path) -> None:
-    assert load(hosts, MINIMAL).identity_file is None
+def test_no_identity(directory: Path) -> None:
+    assert load(directory, MINIMAL).identity_file is None
 
 
-def test_vm(hosts: Path) -> None:
-    assert load(hosts, '[vm]\nstock = "stock"\n').vm == VmSettings("stock", 1024, [])
-    found = load(hosts, '[vm]\nstock = "x"\nmemory = 512\nforward = [443, 80]\n')
+def test_vm(directory: Path) -> None:
+    assert load(directory, '[vm]\nstock = "stock"\n').vm == VmSettings("stock", 1024, [])
+    found = load(directory, '[vm]\nstock = "x"\nmemory = 512\nforward = [443, 80]\n')
     assert found.vm == VmSettings("x", 512, [443, 80])
-    assert load(hosts, '[vm]\nstock = "stock"\n').timeouts == Timeouts()
+    assert load(directory, '[vm]\nstock = "stock"\n').timeouts == Timeouts()
 
 
 @pytest.mark.parametrize(
@@ -139,16 +139,16 @@ def test_vm(hosts: Path) -> None:
         (MINIMAL + 'user = "admin"\n', f"{WHERE}: unknown name 'user'"),
     ],
 )
-def test_errors(hosts: Path, text: str | bytes, message: str) -> None:
+def test_errors(directory: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(Failure) as caught:
-        load(hosts, text)
+        load(directory, text)
 
     assert message in caught.value.message
     assert caught.value.message.startswith(WHERE)
     assert caught.value.status == BAD_INPUT
 
 
-def test_all_that_is_wrong_at_once(hosts: Path) -> None:
+def test_all_that_is_wrong_at_once(directory: Path) -> None:
     text = """
     address = "root@mx"
     host_key = "garbage"
@@ -160,7 +160,7 @@ def test_all_that_is_wrong_at_once(hosts: Path) -> None:
     up = 0
     """
     with pytest.raises(Failure) as caught:
-        load(hosts, text)
+        load(directory, text)
 
     message = caught.value.message
     assert message.startswith(f"{WHERE}: 7 entries are wrong\n")
@@ -189,9 +189,9 @@ def test_all_that_is_wrong_at_once(hosts: Path) -> None:
         ("mx\\u0000", "an IP address or a DNS name"),
     ],
 )
-def test_more_than_an_address(hosts: Path, address: str, hint: str) -> None:
+def test_more_than_an_address(directory: Path, address: str, hint: str) -> None:
     with pytest.raises(Failure, match=f"{WHERE}: address is ") as caught:
-        load(hosts, f'address = "{address}"\nhost_key = "{HOST_KEY}"\n')
+        load(directory, f'address = "{address}"\nhost_key = "{HOST_KEY}"\n')
 
     assert hint in caught.value.hint
 
@@ -200,8 +200,8 @@ def test_more_than_an_address(hosts: Path, address: str, hint: str) -> None:
     "address",
     ["mx", "mx.example.org.", "2001:db8::1", "fe80::1%eth0", "192.0.2.1", "bücher.example", "a_b"],
 )
-def test_addresses(hosts: Path, address: str) -> None:
-    found = load(hosts, f'address = "{address}"\nhost_key = "{HOST_KEY}"\n')
+def test_addresses(directory: Path, address: str) -> None:
+    found = load(directory, f'address = "{address}"\nhost_key = "{HOST_KEY}"\n')
 
     assert found.address == address
 
@@ -211,17 +211,17 @@ def test_addresses(hosts: Path, address: str) -> None:
     ["garbage", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-ed25519 Ä", "ssh-rsa" + HOST_KEY[11:]]
     + [f"mx {HOST_KEY}", f"{HOST_KEY[:30]}", "SHA256:x y"],
 )
-def test_host_key_that_is_none(hosts: Path, key: str) -> None:
+def test_host_key_that_is_none(directory: Path, key: str) -> None:
     with pytest.raises(Failure, match=f"{WHERE}: host_key is '.*not a public key") as caught:
-        load(hosts, f'address = "mx"\nhost_key = "{key}"\n')
+        load(directory, f'address = "mx"\nhost_key = "{key}"\n')
 
     assert "./inv adopt --host mx" in caught.value.hint
-    assert load(hosts, MINIMAL.replace(HOST_KEY, f"{HOST_KEY} root@mx")).host_key
+    assert load(directory, MINIMAL.replace(HOST_KEY, f"{HOST_KEY} root@mx")).host_key
 
 
-def test_unknown_name_lists_the_known_ones(hosts: Path) -> None:
+def test_unknown_name_lists_the_known_ones(directory: Path) -> None:
     with pytest.raises(Failure) as caught:
-        load(hosts, MINIMAL + "[timeouts]\nx = 1\n")
+        load(directory, MINIMAL + "[timeouts]\nx = 1\n")
 
     assert caught.value.hint == "known: down, initramfs, install, up, hold"
 
@@ -233,7 +233,7 @@ def test_unknown_name_lists_the_known_ones(hosts: Path) -> None:
 )
 def test_unknown_host(name: str) -> None:
     with pytest.raises(Failure) as caught:
-        host.load(name)
+        hosts.load(name)
 
     assert caught.value.message == f"unknown host {name!r}: no such directory in hosts/"
     assert (caught.value.hint, caught.value.status) == ("known: mx", BAD_INPUT)
@@ -241,52 +241,52 @@ def test_unknown_host(name: str) -> None:
 
 def test_no_host_named() -> None:
     with pytest.raises(Failure, match=r"which host\? --host NAME") as caught:
-        host.load("")
+        hosts.load("")
 
     assert caught.value.hint == "known: mx"
 
 
 @pytest.mark.parametrize("name", ["stock", "mx"])
-def test_no_host_toml(hosts: Path, name: str) -> None:
-    (hosts / "mx/host.toml").unlink()
-    (hosts / "mx/host.toml").mkdir()
+def test_no_host_toml(directory: Path, name: str) -> None:
+    (directory / "mx/host.toml").unlink()
+    (directory / "mx/host.toml").mkdir()
 
     with pytest.raises(Failure, match=f"hosts/{name}/host.toml is missing"):
-        host.load(name)
+        hosts.load(name)
 
 
 def test_no_hosts_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "HOSTS", tmp_path / "none")
 
     with pytest.raises(Failure, match="unknown host 'mx'"):
-        host.load("mx")
+        hosts.load("mx")
 
 
-def test_unreadable(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: Path) -> str:
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(Path, "read_text", refuse)
 
     with pytest.raises(Failure, match=rf"{WHERE}: .*Permission denied"):
-        host.load("mx")
+        hosts.load("mx")
 
 
-def test_options_of_the_command_line(hosts: Path) -> None:
+def test_options_of_the_command_line(directory: Path) -> None:
     """For one run, instead of what the file says."""
-    (hosts / "mx/host.toml").write_text(MINIMAL + 'build_on = "server"\n')
+    (directory / "mx/host.toml").write_text(MINIMAL + 'build_on = "server"\n')
 
-    assert host.load("mx").build_on == "server"
-    assert host.load("mx", build_on="initramfs").build_on == "initramfs"
+    assert hosts.load("mx").build_on == "server"
+    assert hosts.load("mx", build_on="initramfs").build_on == "initramfs"
     with pytest.raises(Failure, match="--build-on is 'here'") as caught:
-        host.load("mx", build_on="here")
+        hosts.load("mx", build_on="here")
     assert caught.value.status == BAD_INPUT
 
 
-def test_host_without_a_server(hosts: Path) -> None:
+def test_host_without_a_server(directory: Path) -> None:
     """It can be tried in a local VM before there is a machine to connect to."""
-    (hosts / "mx/host.toml").write_text("port = 2222\n")
+    (directory / "mx/host.toml").write_text("port = 2222\n")
 
-    assert host.load("mx", server=False).port == 2222
+    assert hosts.load("mx", server=False).port == 2222
     with pytest.raises(Failure, match="no address, no host_key"):
-        host.load("mx")
+        hosts.load("mx")

@@ -32,7 +32,7 @@ def put_lock(tree: Path, version: str) -> None:
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        archive.writestr("anemos/workstation/program.py", code.format(version))
+        archive.writestr("anemos/workstation/cli/program.py", code.format(version))
         archive.writestr(f"{info}/entry_points.txt", "[console_scripts]\nstub = stub:main\n")
         archive.writestr(f"{info}/RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()

@@ -12,7 +12,8 @@ from anemos.log import Failure
 from anemos.run import run
 from anemos.server import layer
 from anemos.system import bootstrap, imgbuild
-from anemos.workstation import images, payload
+from anemos.workstation import images
+from anemos.workstation.deploy import payload
 from tests.packages import Package, Signer, pacman_repository, signer
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root, pytest.mark.vm]

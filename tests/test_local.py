@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from anemos.system import imgbuild
-from anemos.workstation import images, initramfs, places, vm
-from anemos.workstation.gpg import Keyring
+from anemos.workstation import images, places
+from anemos.workstation.deploy import byhand
+from anemos.workstation.secrets.gpg import Keyring
 from anemos.workstation.ssh import Endpoint, connect
+from anemos.workstation.vm import vm
 from tests import imaging, lab, tiny, tree
 from tests.tree import ROOT, Tree
 
@@ -88,7 +90,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 def inv(project: Tree, cache: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     """Run `inv WORDS --json` with the base image and the package layers in CACHE."""
     done = subprocess.run(
-        [sys.executable, "-m", "anemos.workstation.program", *words, "--json"],
+        [sys.executable, "-m", "anemos.workstation.cli.program", *words, "--json"],
         cwd=project.directory,
         env=tree.environment(project.home) | {"XDG_CACHE_HOME": os.fspath(cache.parent)},
         stdin=subprocess.DEVNULL,
@@ -184,7 +186,7 @@ def test_export_started_by_hand(project: Tree, small: Path) -> None:
         before = [room.drive("system", serial="SYSTEM")]
         before += [room.drive("data", wwn="naa.5000c500a1b2c3d4")]
         digests = [lab.sha256(each) for each in before]
-        words = [str(word) for word in initramfs.qemu_words(export)]
+        words = [str(word) for word in byhand.qemu_words(export)]
         guest = room.start(before, *words, port=port)
 
         guest.await_ssh()

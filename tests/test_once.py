@@ -12,7 +12,7 @@ from anemos.log import Failure
 from anemos.run import run
 from anemos.server import __main__ as server
 from anemos.server import kexec, once, staging
-from anemos.workstation import reach
+from anemos.workstation.deploy import reach
 from tests.test_staging import BASE, stage, unpack  # noqa: F401 (a fixture)
 
 OLD = "BOOT_IMAGE=/boot/vmlinuz root=/dev/vda2 console=ttyS1,115200n8 quiet"

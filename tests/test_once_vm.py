@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from anemos.workstation import deployment, host, reach, recovery, status, stock, vm
-from anemos.workstation.host import Host
+from anemos.workstation import hosts
+from anemos.workstation.deploy import chain, reach, recovery, status
+from anemos.workstation.hosts import Host
+from anemos.workstation.secrets import throwaway
 from anemos.workstation.ssh import connect
+from anemos.workstation.vm import stock, vm
 from tests import leaks
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh", "gpg")]
@@ -38,7 +41,7 @@ class Server:
 
     def secret_on_disk(self) -> list[str]:
         """What of the secrets stands on the system disk."""
-        source = stock.secrets_of(self.host)
+        source = throwaway.secrets_of(self.host)
         key = source.reveal("demo", "etc/ssl/private/demo.key").splitlines()[1]
         markers = {"key": key, "password": source.reveal("demo", "PASSWORD").strip()}
         return leaks.hits([self.machine.drives[0].file], markers)
@@ -48,7 +51,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", os.fspath(tmp_path_factory.mktemp("state")))
-        given = Server(host.load("demo"))
+        given = Server(hosts.load("demo"))
         stock.create(given.host)
         vm.start(given.machine, given.machine.drives)
         try:
@@ -65,7 +68,7 @@ def test_abort(server: Server) -> None:
     server.sh(PREPARE)
     before = server.sh(LOOK)
 
-    deployment.deploy(server.host, hold=True)
+    chain.deploy(server.host, hold=True)
 
     assert status.status(server.host)["state"] == status.HELD  # under the pinned key
     assert server.secret_on_disk() == []
@@ -76,7 +79,7 @@ def test_abort(server: Server) -> None:
 def test_deploy(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.sh(PREPARE)
 
-    result = deployment.deploy(server.host)
+    result = chain.deploy(server.host)
 
     assert result["verified"]
     assert result["bytes_sent"]["payload"] > 0

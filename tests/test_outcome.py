@@ -15,8 +15,8 @@ import pytest
 from invoke.context import Context
 
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
-from anemos.workstation import outcome
-from anemos.workstation.command import command
+from anemos.workstation.cli.command import command
+from anemos.workstation.deploy import outcome
 from tests import tree
 from tests.tree import TOML, Tree
 
@@ -78,7 +78,7 @@ def started(
     waits = f"target=debian; format=dir; : >{loaded}; sleep 60"
     (project.host("mx") / "IMGBUILD").write_text(waits)
     loaded.unlink(missing_ok=True)
-    argv = ["sh", "-c", f'{before} "$PYTHON" -m anemos.workstation.program "$@"', "sh", *words]
+    argv = ["sh", "-c", f'{before} "$PYTHON" -m anemos.workstation.cli.program "$@"', "sh", *words]
     env = tree.environment(project.home) | {"PYTHON": sys.executable}
     with Popen(argv, cwd=project.directory, env=env, text=True, **streams) as process:
         try:
@@ -136,7 +136,7 @@ def test_no_task_takes_the_word_back(project: Tree, task: str) -> None:
 def test_file_that_cannot_be_written(project: Tree) -> None:
     """As on a full disk: write(2) does not say what it was that could not be written."""
     assert project.inv("reveal-secrets", "--host", "mx").status == 0
-    task = 'ulimit -f 0; exec "$PYTHON" -m anemos.workstation.program pack --host mx --json'
+    task = 'ulimit -f 0; exec "$PYTHON" -m anemos.workstation.cli.program pack --host mx --json'
     env = tree.environment(project.home) | {"PYTHON": sys.executable}
     with Popen(["sh", "-c", task], cwd=project.directory, env=env, stdout=PIPE, text=True) as pack:
         said = json.loads(pack.communicate()[0])
@@ -149,7 +149,7 @@ def test_file_that_cannot_be_written(project: Tree) -> None:
 @pytest.mark.real("run")
 @pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "<&- 2>&-"])
 def test_json_without_standard_error(project: Tree, streams: str) -> None:
-    argv = ["sh", "-c", f'"$PYTHON" -m anemos.workstation.program plan --json {streams}']
+    argv = ["sh", "-c", f'"$PYTHON" -m anemos.workstation.cli.program plan --json {streams}']
     env = tree.environment(project.home) | {"PYTHON": sys.executable}
     with Popen(argv, cwd=project.directory, env=env, stdout=PIPE, text=True) as process:
         out = process.communicate()[0]
@@ -162,7 +162,7 @@ def test_json_without_standard_error(project: Tree, streams: str) -> None:
 def test_nobody_takes_the_result(project: Tree, streams: str) -> None:
     """The task did what it should: that the result was lost is no failure of the server's."""
     task = "reveal-secrets --host mx --json"
-    argv = ["sh", "-c", f'"$PYTHON" -m anemos.workstation.program {task} {streams}']
+    argv = ["sh", "-c", f'"$PYTHON" -m anemos.workstation.cli.program {task} {streams}']
     env = tree.environment(project.home) | {"PYTHON": sys.executable}
     with Popen(argv, cwd=project.directory, env=env, stderr=PIPE, text=True) as process:
         said = process.communicate()[1]

@@ -12,7 +12,7 @@ from anemos.run import run
 from anemos.system import layout, partitions
 from anemos.system.grammar import parse, parse_keep
 from anemos.system.layout import MIB, Disk, Entry, Extent, Part, Table, extents
-from anemos.workstation import blank
+from anemos.workstation.vm import blank
 
 settings.register_profile("anemos", deadline=None, database=None)
 settings.load_profile("anemos")

@@ -16,7 +16,7 @@ from anemos.log import BAD_INPUT, Failure
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Kept
-from anemos.workstation import payload
+from anemos.workstation.deploy import payload
 
 IMGBUILD = "target=debian\n"
 VALUES = {"TOKEN": "x{{ y }}", "deployment": "d-1"}

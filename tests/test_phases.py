@@ -16,20 +16,28 @@ from anemos.digest import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
 from anemos.system import imgbuild
-from anemos.workstation import (
+from anemos.workstation import places
+from anemos.workstation.deploy import (
     clean,
     consent,
     facts,
     hostkeys,
     payload,
     phases,
-    places,
     reach,
     staged,
 )
-from anemos.workstation.facts import Identity
-from anemos.workstation.host import Host, Timeouts, VmSettings
-from anemos.workstation.plan import Sizes
+from anemos.workstation.deploy.facts import Identity
+from anemos.workstation.deploy.plan import Sizes
+from anemos.workstation.deploy.state import (
+    WORD,
+    State,
+    expected_downtime,
+    load_state,
+    payload_file,
+    remember_downtime,
+)
+from anemos.workstation.hosts import Host, Timeouts, VmSettings
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
@@ -38,14 +46,6 @@ from anemos.workstation.ssh import (
     TimedOut,
     Unreachable,
     WrongHostKey,
-)
-from anemos.workstation.state import (
-    WORD,
-    State,
-    expected_downtime,
-    load_state,
-    payload_file,
-    remember_downtime,
 )
 from anemos.workstation.values import values
 from tests.sshd import make_key
@@ -302,7 +302,7 @@ def test_await_boot_of_either(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_await_boot_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None)
-    monkeypatch.setattr("anemos.workstation.reach.time", time)
+    monkeypatch.setattr("anemos.workstation.deploy.reach.time", time)
     Machine(monkeypatch, *[AWAY, "old"] * 50)
     host = replace(HOST, timeouts=Timeouts(up=9))
 
@@ -339,7 +339,7 @@ def test_await_end(monkeypatch: pytest.MonkeyPatch, end: object) -> None:
 def test_old_system_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None)
-    monkeypatch.setattr("anemos.workstation.reach.time", time)
+    monkeypatch.setattr("anemos.workstation.deploy.reach.time", time)
     Machine(monkeypatch, *["old"] * 50)
     host = replace(HOST, timeouts=Timeouts(down=9))
 

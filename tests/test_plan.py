@@ -11,10 +11,10 @@ from anemos.disks import Device
 from anemos.server import network
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import facts, plan
-from anemos.workstation.facts import Entry, Facts, Network
-from anemos.workstation.host import Host
-from anemos.workstation.plan import MIB, Sizes
+from anemos.workstation.deploy import facts, plan
+from anemos.workstation.deploy.facts import Entry, Facts, Network
+from anemos.workstation.deploy.plan import MIB, Sizes
+from anemos.workstation.hosts import Host
 
 DATA = Path(__file__).parent / "data"
 FACTS = facts.parse((DATA / "facts-virtio").read_text())

@@ -18,11 +18,12 @@ from anemos.initramfs.progress import Request
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.system import bootstrap, imgbuild
 from anemos.system.layout import Mounted
-from anemos.workstation import payload, places, reach, recovery, status
-from anemos.workstation.host import Host
-from anemos.workstation.outcome import Witnessed
+from anemos.workstation import places
+from anemos.workstation.deploy import payload, reach, recovery, status
+from anemos.workstation.deploy.outcome import Witnessed
+from anemos.workstation.deploy.state import DONE, PASSED, WORD, State
+from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Endpoint, Unreachable
-from anemos.workstation.state import DONE, PASSED, WORD, State
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)
 BOOT = json.dumps({"deployment": "d-1", "host": "mx", "ssh_port": 22})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anemos.log import BAD_INPUT
-from anemos.workstation.gpg import Keyring
+from anemos.workstation.secrets.gpg import Keyring
 from tests import tree
 from tests.tree import Tree
 

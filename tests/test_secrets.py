@@ -11,16 +11,10 @@ import pytest
 
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
-from anemos.workstation.gpg import Keyring
 from anemos.workstation.scratch import filesystem_type
-from anemos.workstation.secrets import (
-    ensure_throwaway,
-    load,
-    names,
-    read_recipients,
-    reveal,
-)
-from anemos.workstation.sources.gpg import Gpg
+from anemos.workstation.secrets.gpg import Keyring
+from anemos.workstation.secrets.sources.gpg import Gpg
+from anemos.workstation.secrets.trove import ensure_throwaway, load, names, read_recipients, reveal
 
 pytestmark = pytest.mark.real("run", "gpg")
 

@@ -13,8 +13,8 @@ import pytest
 
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
-from anemos.workstation.gpg import Keyring
-from anemos.workstation.sources.sops import Sops
+from anemos.workstation.secrets.gpg import Keyring
+from anemos.workstation.secrets.sources.sops import Sops
 from tests import tree
 from tests.tree import TOML, Done, Tree
 

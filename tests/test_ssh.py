@@ -13,7 +13,8 @@ import pytest
 
 from anemos.log import BAD_INPUT, FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed, run
-from anemos.workstation import facts, reach, ssh
+from anemos.workstation import ssh
+from anemos.workstation.deploy import facts, reach
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,

@@ -12,10 +12,11 @@ import pytest
 from anemos import log
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed, run
-from anemos.workstation import clean, lock, places, reach, scratch, staged
-from anemos.workstation.host import Host
+from anemos.workstation import lock, places, scratch
+from anemos.workstation.deploy import clean, reach, staged
+from anemos.workstation.deploy.state import State, load_state
+from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Endpoint, Unreachable, WrongHostKey
-from anemos.workstation.state import State, load_state
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
 ME = "anna@laptop:anemos-0-1"

@@ -20,7 +20,7 @@ from anemos.server import __main__ as server
 from anemos.server import drivers, logins, network, staging
 from anemos.system import imgbuild
 from anemos.system.layout import Kept
-from anemos.workstation import payload
+from anemos.workstation.deploy import payload
 from tests.sshd import make_key
 
 NETWORK = {"interfaces": [], "left": [], "dns": ["10.0.2.3"]}

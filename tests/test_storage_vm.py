@@ -11,7 +11,8 @@ from anemos import cpio
 from anemos.cpio import Entry
 from anemos.run import run
 from anemos.system import grammar, layout
-from anemos.workstation import images, places, vm
+from anemos.workstation import images, places
+from anemos.workstation.vm import vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]
 

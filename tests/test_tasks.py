@@ -112,7 +112,7 @@ def test_reader_that_ends_early(project: Tree, words: list[str], status: int) ->
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "anemos.workstation.program", *words],
+        [sys.executable, "-m", "anemos.workstation.cli.program", *words],
         cwd=project.directory,
         env=tree.environment(project.home),
         stdout=writing,

@@ -12,9 +12,12 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.system import imgbuild
-from anemos.workstation import images, local, phases, places, stock, vm
-from anemos.workstation.host import Host, VmSettings
-from anemos.workstation.payload import AUTHORIZED
+from anemos.workstation import images, places
+from anemos.workstation.deploy import phases
+from anemos.workstation.deploy.payload import AUTHORIZED
+from anemos.workstation.hosts import Host, VmSettings
+from anemos.workstation.secrets import throwaway
+from anemos.workstation.vm import rehearsal, stock, vm
 
 pytestmark = pytest.mark.real("run", "gpg")
 
@@ -41,9 +44,9 @@ def host(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def test_everything_is_made_for_the_test(host: Host) -> None:
     """Keys of its own; the real host's key, address and identity are not in the double."""
-    trial = local.prepare(replace(host, identity="~/.ssh/id", vm=VmSettings(forward=[443])))
+    trial = rehearsal.prepare(replace(host, identity="~/.ssh/id", vm=VmSettings(forward=[443])))
     try:
-        local.reveal(trial)
+        rehearsal.reveal(trial)
 
         double = trial.double
         assert (double.name, double.address, double.local) == ("mx@test", "127.0.0.1", False)
@@ -58,7 +61,7 @@ def test_everything_is_made_for_the_test(host: Host) -> None:
         assert trial.machine.settings.forward == [2222, 443]
         assert not places.SECRETS.joinpath("mx").exists()
     finally:
-        local.discard(trial)
+        rehearsal.discard(trial)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ END
 
     def revealed(text: str) -> bytes:
         (host.directory / "IMGBUILD").write_text(text)
-        return stock.source("mx", "mx@test").reveal("mx", "NAME")
+        return throwaway.source("mx", "mx@test").reveal("mx", "NAME")
 
     first = revealed(text)
     assert revealed(text) == first
@@ -130,7 +133,7 @@ def test_throw_away_secrets_are_made_of_the_declaration(host: Host) -> None:
 """
     (host.directory / "IMGBUILD").write_text(DECLARES + own)
 
-    source = stock.source("mx", "mx@test")
+    source = throwaway.source("mx", "mx@test")
 
     names = [name for each in host.imgbuild().secrets for name in each.names]
     assert sorted(source.names("mx")) == sorted(names)
@@ -145,23 +148,23 @@ def test_throw_away_secrets_are_made_of_the_declaration(host: Host) -> None:
 def test_imgbuild_that_is_not_utf_8(host: Host) -> None:
     (host.directory / "IMGBUILD").write_bytes(b"# gr\xfcn\n" + IMGBUILD.encode())
 
-    assert stock.source("mx", "mx@test").reveal("mx", "NAME") == b"value\n"
+    assert throwaway.source("mx", "mx@test").reveal("mx", "NAME") == b"value\n"
 
 
 def test_host_key_among_the_secrets(host: Host) -> None:
     """Then it is the one that answers."""
     make = "mkdir -p etc/ssh; ssh-keygen -q -t ed25519 -N '' -f etc/ssh/ssh_host_ed25519_key"
     (host.directory / "IMGBUILD").write_text(IMGBUILD.replace("echo value >NAME", make))
-    trial = local.prepare(host)
+    trial = rehearsal.prepare(host)
     try:
-        local.reveal(trial)
+        rehearsal.reveal(trial)
 
         private = trial.revealed / "files/etc/ssh/ssh_host_ed25519_key"
         assert trial.keys["ssh_host_ed25519_key"] == private
         public = private.with_name("ssh_host_ed25519_key.pub").read_text()
         assert trial.double.host_key.split()[:2] == public.split()[:2]
     finally:
-        local.discard(trial)
+        rehearsal.discard(trial)
 
 
 @pytest.mark.parametrize(
@@ -176,15 +179,15 @@ def test_operator_logs_in_to_the_new_system(host: Host, name: str, expected: str
     (host.directory / "files" / AUTHORIZED).unlink()
     if name:
         (host.directory / "files/root/.ssh" / name).write_text(FOREIGN)
-    trial = local.prepare(host)
+    trial = rehearsal.prepare(host)
     trial.revealed.mkdir()
     try:
-        local.let_in(trial, "public\n")
+        rehearsal.let_in(trial, "public\n")
 
         file = trial.revealed / "files/root/.ssh/authorized_keys"
         assert (file.read_text() if file.exists() else None) == expected
     finally:
-        local.discard(trial)
+        rehearsal.discard(trial)
 
 
 def test_operator_logs_in_where_sshd_looks(host: Host) -> None:
@@ -194,16 +197,16 @@ def test_operator_logs_in_where_sshd_looks(host: Host) -> None:
     }.items():
         (host.directory / "files" / path).parent.mkdir(parents=True, exist_ok=True)
         (host.directory / "files" / path).write_text(text)
-    trial = local.prepare(host)
+    trial = rehearsal.prepare(host)
     trial.revealed.mkdir()
     try:
-        local.let_in(trial, "public\n")
+        rehearsal.let_in(trial, "public\n")
 
         made = [path for path in trial.revealed.rglob("*") if path.is_file()]
         assert made == [trial.revealed / "files/etc/ssh/keys/root"]
         assert made[0].read_text() == f"{FOREIGN}\npublic\n"
     finally:
-        local.discard(trial)
+        rehearsal.discard(trial)
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -217,28 +220,28 @@ def test_forgotten_key_is_not_hidden(
         file = places.SECRETS / f"mx/{AUTHORIZED}.gpg"
         file.parent.mkdir(parents=True)
         file.write_bytes(b"for somebody else")
-    trial = local.prepare(host)
+    trial = rehearsal.prepare(host)
     try:
         if real:
-            local.reveal(trial)
+            rehearsal.reveal(trial)
         else:
             with pytest.raises(Failure, match="nobody could log in") as caught:
-                local.reveal(trial)
+                rehearsal.reveal(trial)
             assert caught.value.status == BAD_INPUT
     finally:
-        local.discard(trial)
+        rehearsal.discard(trial)
 
 
 def test_secrets_of_a_test_are_throw_away_ones_in_every_phase(host: Host) -> None:
     """`plan` of a second deployment in a VM asks for them, too."""
-    trial = local.prepare(host)
+    trial = rehearsal.prepare(host)
     try:
-        local.reveal(trial)
+        rehearsal.reveal(trial)
 
-        assert stock.secrets_of(trial.double).names("mx") == ["NAME"]
+        assert throwaway.secrets_of(trial.double).names("mx") == ["NAME"]
         assert list(filter(None, phases.foresee(trial.double, host.imgbuild()))) == []
     finally:
-        local.discard(trial)
+        rehearsal.discard(trial)
 
 
 def test_every_template_has_the_same_values(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +266,7 @@ def test_disk_that_starts_the_new_system_comes_first(tmp_path: Path) -> None:
     text = "disk a serial=A\npart x fs=ext4\ndisk b serial=B\npart root fs=ext4 mount=/\n"
     spec = imgbuild.interpret(tmp_path, {"target": "debian", "layout": text})
 
-    assert [each.name for each in local.boot_first(spec.layout)] == ["b", "a"]
+    assert [each.name for each in rehearsal.boot_first(spec.layout)] == ["b", "a"]
 
 
 def test_each_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,21 +277,21 @@ def test_each_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         (host.directory.parent / name / "host.toml").touch()
     seen = []
 
-    def test(each: Host, options: local.Options) -> dict[str, str]:
+    def test(each: Host, options: rehearsal.Options) -> dict[str, str]:
         seen.append((each.name, options.keep))
         if failure := ends[each.name]:
             raise failure
         return {"host": each.name}
 
-    monkeypatch.setattr(local, "test", test)
+    monkeypatch.setattr(rehearsal, "test", test)
     with pytest.raises(Failure, match="tests failed: a") as caught:
-        local.test_all(local.Options(keep=True))
+        rehearsal.test_all(rehearsal.Options(keep=True))
     assert (caught.value.status, seen) == (4, [("a", True), ("b", True), ("c", True)])
 
     ends["a"] = None
-    assert local.test_all(local.Options()) == {"hosts": [{"host": each} for each in "abc"]}
+    assert rehearsal.test_all(rehearsal.Options()) == {"hosts": [{"host": each} for each in "abc"]}
 
     ends["a"] = Failure("ended", status=143)
     with pytest.raises(Failure, match="ended"):
-        local.test_all(local.Options())
+        rehearsal.test_all(rehearsal.Options())
     assert len(seen) == 7

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from anemos.workstation import places, reach, vm
-from anemos.workstation.host import Host, Timeouts, VmSettings
+from anemos.workstation import places
+from anemos.workstation.deploy import reach
+from anemos.workstation.hosts import Host, Timeouts, VmSettings
 from anemos.workstation.qemu import Drive
 from anemos.workstation.ssh import Endpoint, connect
+from anemos.workstation.vm import vm
 from tests import tree
 from tests.tree import Tree
 

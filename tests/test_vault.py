@@ -18,9 +18,10 @@ import pytest
 
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import run
-from anemos.workstation import audit, editor, places, scratch, vault
-from anemos.workstation.gpg import THROWAWAY_KEY, Keyring
-from anemos.workstation.vault import Vault
+from anemos.workstation import places, scratch
+from anemos.workstation.secrets import audit, editor, vault
+from anemos.workstation.secrets.gpg import THROWAWAY_KEY, Keyring
+from anemos.workstation.secrets.vault import Vault
 
 pytestmark = pytest.mark.real("run", "gpg")
 
@@ -279,8 +280,9 @@ def test_vim_is_told_to_write_nowhere_else(
 
 PROGRAM = """\
 from pathlib import Path
-from anemos.workstation import places, vault
-from anemos.workstation.gpg import Keyring
+from anemos.workstation import places
+from anemos.workstation.secrets import vault
+from anemos.workstation.secrets.gpg import Keyring
 places.HOSTS = Path({hosts!r})
 vault.{call}(vault.Vault(Keyring(Path({home!r})), Path({root!r})), "mx", "NEW")
 """

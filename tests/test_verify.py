@@ -9,12 +9,13 @@ import pytest
 
 from anemos.log import FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed, run
-from anemos.workstation import facts, places, reach, report, verify
-from anemos.workstation.facts import Identity
-from anemos.workstation.host import Host, Timeouts
+from anemos.workstation import places, report
+from anemos.workstation.deploy import facts, reach, verify
+from anemos.workstation.deploy.facts import Identity
+from anemos.workstation.deploy.state import DONE, WORD, State
+from anemos.workstation.deploy.verify import Check
+from anemos.workstation.hosts import Host, Timeouts
 from anemos.workstation.ssh import ConnectionLost, Endpoint, TimedOut, pinned_key
-from anemos.workstation.state import DONE, WORD, State
-from anemos.workstation.verify import Check
 from tests.tree import HOST_KEY
 
 FACTS = replace(

@@ -15,10 +15,11 @@ import pytest
 
 from anemos.log import BAD_INPUT, Failure
 from anemos.system import imgbuild
-from anemos.workstation import places, vm
-from anemos.workstation.host import Host, VmSettings
+from anemos.workstation import places
+from anemos.workstation.hosts import Host, VmSettings
 from anemos.workstation.qemu import Drive
-from anemos.workstation.vm import Vm
+from anemos.workstation.vm import vm
+from anemos.workstation.vm.vm import Vm
 
 SETTINGS = VmSettings("stock", memory=768, forward=[443])
 # A path of this process's own.

@@ -10,12 +10,13 @@ import pytest
 
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.run import CommandFailed
-from anemos.workstation import facts, places, reach, status, watch
-from anemos.workstation.facts import Identity
-from anemos.workstation.host import Host, Timeouts
+from anemos.workstation import places
+from anemos.workstation.deploy import facts, reach, status, watch
+from anemos.workstation.deploy.facts import Identity
+from anemos.workstation.deploy.state import DONE, PASSED, WORD, State, load_state
+from anemos.workstation.deploy.status import Status
+from anemos.workstation.hosts import Host, Timeouts
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Unreachable, WrongHostKey
-from anemos.workstation.state import DONE, PASSED, WORD, State, load_state
-from anemos.workstation.status import Status
 
 WAITS = "it waits in the initramfs: ./inv rescue --host mx, then ./inv resume"
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)

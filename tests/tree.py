@@ -54,7 +54,7 @@ class Tree:
     ) -> Done:
         """Run `inv WORDS`. Whatever becomes of it, nobody sees a traceback."""
         done = subprocess.run(
-            [sys.executable, "-m", "anemos.workstation.program", *words],
+            [sys.executable, "-m", "anemos.workstation.cli.program", *words],
             cwd=self.directory,
             env=environment(self.home) | variables,
             stdin=stdin,

@@ -22,7 +22,7 @@ class Boot:
     kept: list[dict[str, Any]] | None  # fingerprints taken in the old system, if there was one
     time: float = 0.0  # the workstation's: seconds since the epoch; 0: not told
     once: bool = False  # payload, layer and host keys are still to come (delivery.py)
-    # What `plan` has shown (workstation/consent.py), {} where nobody has asked it.
+    # What `plan` has shown (workstation/deploy/consent.py), {} where nobody has asked it.
     agreed: dict[str, Any] = field(default_factory=dict)
 
     @property

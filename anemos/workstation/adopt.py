@@ -7,7 +7,7 @@ from typing import Any
 
 from anemos import files, log
 from anemos.log import die
-from anemos.workstation import host, ssh
+from anemos.workstation import hosts, ssh
 
 COMPARE = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"  # on the server's console
 
@@ -17,7 +17,7 @@ def adopt(name: str, fingerprint: str) -> dict[str, Any]:
 
     FINGERPRINT ("SHA256:...") agrees in a script, if it is the one presented. Raises Failure.
     """
-    given = host.load(name, server=False)
+    given = hosts.load(name, server=False)
     where = f"hosts/{name}/host.toml"
     if not given.address:
         die(f"{where}: which machine? it has no address")
@@ -30,7 +30,7 @@ def adopt(name: str, fingerprint: str) -> dict[str, Any]:
         compare(where, given.host_key, shown)
     else:
         agree(name, shown, agreed=bool(fingerprint))
-        pin(host.find(name) / "host.toml", presented)
+        pin(hosts.find(name) / "host.toml", presented)
         log.info(f"{where}: pinned")
     return {"host": name, "host_key": presented, "fingerprint": shown}
 

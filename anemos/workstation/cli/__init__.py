@@ -1,0 +1,1 @@
+"""The command line: the tasks, their help, their end."""

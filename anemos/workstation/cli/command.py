@@ -1,0 +1,101 @@
+"""What every task has in common: its help, its result, the end that it takes."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from anemos import log
+from anemos.run import no_core_dumps
+from anemos.workstation import scratch
+from anemos.workstation.deploy import outcome
+
+HELP = {
+    "host": "directory below hosts/",
+    "json": "print the result as one JSON document",
+    "yes": "the host's name: confirms without asking",
+    "deployment": "use this deployment id instead of a new one",
+    "stop": "end the VM",
+    "fresh": "make the VM anew: the stock server again",
+    "start": "only start the VM",
+    "keep": "leave the VM running",
+    "reuse": "deploy to the VM that --keep left, and leave it running",
+    "redeploy": "deploy a second time, as to a server",
+    "output": "directory for the files (build: images/; export needs a new one)",
+    "plaintext_on_disk": "allow secrets in clear on a disk",
+    "mac": "MAC address of the machine's network interface",
+    "address": "IP address of the machine, with the prefix: 192.0.2.5/24",
+    "gateway": "default gateway of the machine",
+    "dns": "name server of the machine",
+    "build_on": "where the package layer is made: workstation, server or initramfs",
+    "adopt": "go on even if the machine was deployed as another host",
+    "hold": "jump into the initramfs and touch nothing, until ./inv resume or ./inv abort",
+    "repack": "send a new payload, made of hosts/ and secrets/ as they are now",
+    "step": "begin with this step: partitions, package-layer, definition, boot-loader",
+    "all": "run the long tests, too",
+    "expression": "run only the tests that match (pytest -k)",
+    "fingerprint": "the key's fingerprint that you expect (SHA256:...): agrees without asking",
+    "name": "the secret's path on the target, or its NAME in templates",
+    "format": "format of the image instead of the IMGBUILD's: 'raw 8G gpt'",
+    "check": "build the image a second time, and compare",
+    "kind": "password, ssh-host-key, tls or dkim",
+    "subject": "name in the certificate, or DKIM's domain",
+    "also": "more names in the certificate, with commas between them",
+    "csr": "make a certificate signing request instead of a certificate",
+    "former": "fingerprint of a former recipient, whose signatures still count",
+}
+# Which task is for what: the order of `./inv --list` and docs/tasks.md.
+PURPOSES = {
+    "Try a host in a local VM": "demo test build",
+    "Deploy to a server": "adopt plan deploy status verify",
+    "One phase at a time": "reveal-secrets pack upload build-initramfs kexec watch",
+    "When it goes wrong": "rescue resume abort export go clean",
+    "A host's secrets": "secrets.generate secrets.edit secrets.set secrets.list secrets.check "
+    "secrets.rekey",
+    "Anemos itself": "check",
+}
+Body = Callable[..., Any]
+
+
+def command(body: Body) -> Any:
+    """A task. Its result is printed when --json asks for it, whatever else it ends with as one
+    message. A signal is such an end, too.
+
+    It is called like BODY, without the underscore that keeps `list_` apart from Python's own.
+    Every parameter has a default and no short flag: invoke takes `--help` for the value of a
+    parameter without default, and would run the task.
+    """
+
+    @functools.wraps(body)
+    def run(c: Context, **options: Any) -> None:
+        no_core_dumps()
+        try:
+            with scratch.ending():
+                result = body(c, **options)
+        except BaseException as end:
+            failure = outcome.explained(end)
+            log.to_stderr(f"error: {failure}")
+            with suppress(OSError):  # nobody reads it: no reason for another status
+                show({"error": failure.message, "status": failure.status}, options["json"])
+            raise failure from None
+        show(result, options["json"])
+
+    names = set(inspect.signature(body).parameters)
+    words = {k: v for k, v in HELP.items() if k in names}
+    return task(run, name=body.__name__.rstrip("_"), auto_shortflags=False, help=words)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result), flush=True)
+
+
+def workstation(module: str) -> Any:
+    """A module of anemos.workstation, imported when it is needed: `inv --list` stays quick."""
+    return import_module(f"anemos.workstation.{module}")

@@ -1,0 +1,39 @@
+"""SSH host keys among the secrets: they replace the old system's, so one must be the pinned one.
+
+Or nobody could prove who answers after the deployment.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from anemos.log import Failure
+from anemos.run import run
+from anemos.workstation.hosts import Host
+from anemos.workstation.secrets import throwaway
+from anemos.workstation.vm import vm
+
+
+def among(names: Iterable[str]) -> list[str]:
+    """Those of the secrets NAMES that are private host keys (sshd(8))."""
+    return [name for name in names if re.fullmatch(r"etc/ssh/ssh_host_[^/]*_key", name)]
+
+
+def problem(host: Host, keys: Mapping[str, bytes]) -> str:
+    """What is wrong with the private KEYS, by name; "" when all is well."""
+    argv = ["ssh-keygen", "-y", "-P", "", "-f", "/dev/stdin"]
+    public = [run(argv, data=key).split()[:2] for key in keys.values()]
+    pinned = vm.of(host).host_key if host.local else host.host_key
+    if not keys or pinned.split()[:2] in public:
+        return ""
+    return f"the pinned host key is none of those among the secrets: {', '.join(keys)}"
+
+
+def foresee(host: Host) -> str:
+    """The same before anything is revealed, or why these secrets cannot be read."""
+    try:
+        source = throwaway.secrets_of(host)
+        of = host.directory.name
+        keys = {name: source.reveal(of, name) for name in among(source.names(of))}
+        return problem(host, keys)
+    except Failure as failure:
+        return failure.message

@@ -1,0 +1,409 @@
+"""The phases of a deployment, each to be run alone or one after the other.
+
+What one leaves for the next is a State (state.py).
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from anemos import archive, files, log
+from anemos.digest import sha256
+from anemos.log import FAILED, Failure, die
+from anemos.system import bootstrap, definition
+from anemos.system.imgbuild import Imgbuild
+from anemos.workstation import access, images, places, scratch, ssh
+from anemos.workstation.deploy import (
+    consent,
+    facts,
+    hostkeys,
+    outcome,
+    payload,
+    plan,
+    reach,
+    staged,
+)
+from anemos.workstation.deploy.facts import Facts, Identity
+from anemos.workstation.deploy.plan import Sizes
+from anemos.workstation.deploy.state import State, expected_downtime, load_state, payload_file
+from anemos.workstation.hosts import Host
+from anemos.workstation.secrets import throwaway, trove
+from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
+from anemos.workstation.values import values
+
+# What the old system said last, for `export`: it may be gone by then.
+CAPTURED = "captured.json"
+
+# --- plan
+
+
+def make_plan(host: Host) -> dict[str, Any]:
+    """Tell what a deployment would do. Raises Failure (status 2): all that stands against it."""
+    spec = host.imgbuild()
+    state = State(host.name, base=images.cached_base(), layer=cached_layer(host, spec))
+    with connect(reach.endpoint(host)) as remote:
+        seen = facts.gather(remote, state.base_hash)
+    sizes = measure(host, state, seen)
+    require(host, spec, seen, sizes, foresee(host, spec))
+    consent.remember(host, spec, seen)
+    lines = [*plan.describe(host, spec, seen, sizes), ("downtime", expected_downtime(host))]
+    for what, which in lines:
+        log.info(f"{what:8} {which}")
+    return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
+
+
+def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
+    """What secrets and definition tell against a deployment, before anything is revealed."""
+    yield hostkeys.foresee(host)
+    with suppress(Failure):  # which has just been told
+        names = throwaway.secrets_of(host).names(host.directory.name)
+        yield trove.lacking(spec, names)
+        yield who(host, spec, names)
+
+
+def who(host: Host, spec: Imgbuild, names: Iterable[str]) -> str:
+    """Why nobody could log in to the new system. A test has asked before it let itself in."""
+    return "" if host.rehearsed else access.problem(spec, names)
+
+
+def require_access(host: Host) -> None:
+    """Refuse a host whose new system nobody could log in to."""
+    names = throwaway.secrets_of(host).names(host.directory.name)
+    refuse(host, who(host, host.imgbuild(), names))
+
+
+def require(
+    host: Host, spec: Imgbuild, seen: Facts, sizes: Sizes, also: Iterable[str] = ()
+) -> None:
+    refuse(host, *plan.problems(host, spec, seen, sizes), *also)
+
+
+def refuse(host: Host, *problems: str) -> None:
+    """Die with all PROBLEMS but "", if there are any."""
+    if wrong := list(filter(None, problems)):
+        die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
+
+
+def cached_layer(host: Host, spec: Imgbuild) -> str:
+    return images.cached_layer(spec) if host.build_on == "workstation" else ""
+
+
+def measure(host: Host, state: State, seen: Facts) -> Sizes:
+    """What is to be sent, as far as it is made."""
+    sizes = (size(state.base), size(state.layer), size(payload_file(host)))
+    return Sizes(*sizes, bool(seen.base), plan.once(host, seen))
+
+
+def size(file: str | Path) -> int:
+    return Path(file).stat().st_size if file and Path(file).exists() else 0
+
+
+# --- reveal, pack
+
+
+def reveal(host: Host) -> dict[str, Any]:
+    """Decrypt the secrets of HOST into memory."""
+    with scratch.ending():
+        source = throwaway.secrets_of(host)
+        found = trove.reveal(source, host.directory.name, places.memory(host.name) / "secrets")
+    log.info(f"Revealed {len(found.files)} files, {len(found.values)} values")
+    return {"host": host.name, "files": found.files, "values": sorted(found.values)}
+
+
+def pack(host: Host, deployment: str = "") -> dict[str, Any]:
+    """Make the payload, and whatever else is to be sent."""
+    agreed = consent.to_pack(host, host.imgbuild())
+    state = State(host.name, deployment=deployment or new_deployment(), agreed=agreed)
+    digest = make_payload(host, state)
+    state.base = str(images.base())
+    state.save()
+    return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+
+
+def make_payload(host: Host, state: State) -> str:
+    """Payload and package layer for the deployment of STATE; the payload's SHA-256."""
+    spec = host.imgbuild()
+    into = places.memory(host.name) / "secrets"
+    revealed = trove.load(into, host.name)
+    keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
+    names = [*revealed.files, *revealed.values]
+    problems = trove.lacking(spec, names), who(host, spec, names)
+    refuse(host, hostkeys.problem(host, keys), *problems)
+    identity = throwaway.operator_key(host.name) if host.local else host.identity_file
+    given = values(host.directory.name, state.deployment, identity, revealed.values)
+    files = into / "files"
+    target = payload_file(host)
+    payload.write(target, spec, state.deployment, given, files, host.finish, state.agreed)
+    check_secrets(host, revealed.files)
+    make_layer(host, spec, state)
+    log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
+    return sha256(payload_file(host))
+
+
+def check_secrets(host: Host, revealed: list[str]) -> None:
+    """That the payload holds what was REVEALED; another task may have removed it meanwhile."""
+    packed = archive.read_manifest(payload_file(host))["files"]
+    found = sorted(path.removeprefix("secrets/") for path in packed if path.startswith("secrets/"))
+    if found != sorted(revealed):
+        missing = ", ".join(set(revealed).symmetric_difference(found))
+        hint = f"./inv reveal-secrets --host {host.name}"
+        die(f"{host.name}: secrets were changed while they were packed: {missing}", hint=hint)
+
+
+def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
+    bootstrap.check(spec)
+    state.layer = ""
+    if host.build_on == "workstation":
+        layer = images.layer(spec)
+        definition.rehearse(layer, [spec.directory / "files"])
+        definition.rehearse_loader(spec, layer, [spec.directory / "files"])
+        state.layer = str(layer)
+
+
+def new_deployment() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(3)}"
+
+
+# --- upload, build-initramfs, kexec
+
+
+def upload(host: Host) -> dict[str, Any]:
+    """Send what the server lacks, into its memory."""
+    state = packed(host, "deployment", "pack")
+    with connect(reach.endpoint(host)) as remote:
+        seen = facts.gather(remote, state.base_hash)
+        sizes = measure(host, state, seen)
+        require(host, host.imgbuild(), seen, sizes)
+        consent.check_disks(host, state, seen)
+        with staged.undone(host):
+            stage(state, remote, sizes)
+            send_all(host, state, remote, seen, sizes)
+    return {"host": host.name, "bytes_sent": state.sent}
+
+
+def packed(host: Host, needs: str = "", hint: str = "") -> State:
+    """As load_state; what was packed must still be there: it may have been removed, or pruned."""
+    state = load_state(host, needs, hint)
+    for file in filter(None, (os.fspath(payload_file(host)), state.base, state.layer)):
+        if not Path(file).exists():
+            die(f"{file} is not there any more", hint=f"./inv pack --host {host.name}")
+    return state
+
+
+def stage(state: State, remote: Remote, sizes: Sizes) -> None:
+    """Make room for STATE's deployment, in the place of what an earlier one of ours has left."""
+    who = places.who()
+    with bad_input():
+        if other := staged.unstage(remote, who, Path(state.base).name):
+            die(plan.foreign(other))
+        reach.script(remote, "stage.sh", str(sizes.before_jump), state.deployment, who)
+
+
+def send_all(host: Host, state: State, remote: Remote, seen: Facts, sizes: Sizes) -> None:
+    state.server_layer = ""  # it went with what was staged before
+    state.sent = {"base": 0, "layer": 0, "payload": 0}
+    where = plan.entry(seen, sizes) if sizes.once else None
+    state.entry = [where.loader, where.directory, where.device] if where else []
+    if not where:
+        send_deployment(host, state, remote)
+    state.remote_base = seen.base or f"{reach.STAGE}/{Path(state.base).name}"
+    if not seen.base:
+        state.sent["base"] = send(remote, Path(state.base), Path(state.base).name)
+    state.save()
+
+
+def send_deployment(host: Host, state: State, remote: Remote) -> None:
+    """Payload and package layer: to the old system, or after a one-shot boot to the initramfs."""
+    state.sent["payload"] = send(remote, payload_file(host), "payload")
+    if state.layer:
+        state.sent["layer"] = send(remote, Path(state.layer), "layer")
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """A refusal of the server inside is an unmet precondition: nothing was started."""
+    try:
+        yield
+    except Failure as failure:
+        die(failure.message, hint=failure.hint)
+
+
+def send(remote: Remote, file: Path, name: str) -> int:
+    with log.step(f"Sending {name} ({size(file) / 2**20:.1f} MiB)"):
+        return remote.put(file, f"{reach.STAGE}/{name}", mode=0o600, timeout=300)
+
+
+def build_initramfs(host: Host) -> dict[str, Any]:
+    """Have the server put its initramfs together."""
+    state = packed(host, "remote_base", "upload")
+    with staged.undone(host), connect(reach.endpoint(host)) as remote:
+        layer = layer_digest(host, state, remote)
+        words = [sha256(payload_file(host)), layer, time.time()]
+        command: list[Any] = ["build-initramfs", state.remote_base]
+        if state.entry:
+            manifest = archive.read_manifest(payload_file(host))
+            wanted = {name: manifest[name] for name in ("deployment", "host", "keep", "agreed")}
+            command = ["build-once", state.remote_base, state.entry[1], wanted]
+        answer = reach.answer(remote, state.remote_base, *command, *words)
+        check_logins(remote, answer["logins"])
+    state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
+    for each in answer["network"]["left"]:
+        log.info(f"The initramfs is without {each}")
+    captured = {key: answer[key] for key in ("network", "kept")}
+    files.replace(places.state(host.name) / CAPTURED, json.dumps(captured))
+    state.save()
+    return {"host": host.name, "network": answer["network"], "kept": state.kept}
+
+
+def check_logins(remote: Remote, there: Mapping[str, list[str]]) -> None:
+    """The initramfs will answer under the pinned key, and let in whoever is logged in now.
+
+    THERE: see server/logins.py. Raises Failure.
+    """
+    pinned = " ".join(remote.endpoint.host_key.split()[:2])
+    if pinned not in there["host_keys"]:
+        die(
+            f"{remote.endpoint}: the initramfs would not have the pinned host key",
+            hint="it takes the HostKey files that sshd -T names on the server",
+        )
+    if remote.login_key not in there["authorized"]:
+        die(
+            f"{remote.endpoint}: the initramfs would not let you in by the key"
+            f" {ssh.fingerprint(remote.login_key)}",
+            hint="it takes the AuthorizedKeysFile that sshd -T names for root on the server, and"
+            " knows no certificates and no AuthorizedKeysCommand: list your key there",
+        )
+
+
+def layer_digest(host: Host, state: State, remote: Remote) -> str:
+    """SHA-256 of the package layer, "" without one. The server makes it now, if that is its job."""
+    if host.build_on == "server" and not state.server_layer:
+        state.server_layer = bootstrap_on_server(host, state, remote)
+        state.save()
+    return state.server_layer or (sha256(Path(state.layer)) if state.layer else "")
+
+
+def bootstrap_on_server(host: Host, state: State, remote: Remote) -> str:
+    """Have the server make the package layer, while it serves: its SHA-256."""
+    words = ["bootstrap", sha256(payload_file(host))]
+    limit = host.timeouts.install
+    with log.step("Package layer, on the server"):
+        made = reach.answer(remote, state.remote_base, *words, timeout=limit, sink=log.info)
+    # Only now it is known how much memory that takes in the initramfs.
+    sizes = Sizes(size(state.base), made["size"], size(payload_file(host)), base_is_there=True)
+    require(host, host.imgbuild(), facts.gather(remote, state.base_hash), sizes)
+    return str(made["layer"])
+
+
+def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
+    """Load the initramfs, jump, see that it is ours that answers, and give it the word to go on.
+
+    With HOLD it gets no word, and waits for `resume` or `abort`.
+    """
+    state = load_state(host, "remote_base", "upload")
+    if state.once_key:  # all is sent after the jump
+        packed(host)
+    with outcome.following(host), staged.undone(host):
+        consent.check(host, state)
+        seen = arrive(host, state, jump(host, state, hold))
+        if not hold:
+            reach.give_word(reach.endpoint(host), state)
+    if hold:
+        log.info(f"{host.name} is held for {host.timeouts.hold} s: ./inv rescue, resume, abort")
+    return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
+
+
+def jump(host: Host, state: State, hold: bool) -> dict[str, str]:
+    """Load and jump. Returns the host keys to `deliver`, as `load` does."""
+    with connect(reach.endpoint(host)) as remote:
+        seen = facts.identify(remote)
+        if seen.in_initramfs:
+            die(f"{host.name} is in the initramfs already", hint="./inv status")
+        state.old_boot_id, state.reached = seen.boot_id, ""
+        keys = load(host, state, remote, host.timeouts.hold if hold else 0)
+        state.save()
+        script = ["reboot.sh"] if state.once_key else ["jump.sh", state.remote_base]
+        with suppress(ConnectionLost):  # it may be that quick
+            reach.script(remote, *script, timeout=host.timeouts.down)
+    state.last_answer = time.time()
+    state.save()
+    return keys
+
+
+def arrive(host: Host, state: State, keys: Mapping[str, str]) -> Identity:
+    """Wait for the initramfs, and see that it is ours. KEYS: see `deliver`."""
+    where = reach.endpoint(host)
+    with log.step("Waiting for the old system to end"):
+        reach.await_end(host, where, state)
+    state.save()
+    with log.step("Waiting for the initramfs"):
+        ready = reach.rebooted_from(state.old_boot_id)
+        limit, key = host.timeouts.initramfs, state.once_key
+        seen = reach.await_boot(host, where, ready, limit, "initramfs", other_key=key)
+    if not seen.in_initramfs or seen.deployment != state.deployment:
+        tell_end(where)
+        hint = "its boot loader or firmware does not take the entry" if key else ""
+        what = "rebooted into the old system instead of the initramfs"
+        die(f"{host.name} {what}", hint=hint, status=FAILED)
+    if state.once_key:
+        deliver(host, state, replace(where, host_key=state.once_key), keys)
+    return seen
+
+
+def tell_end(where: Endpoint) -> None:
+    """Log how the boot before this one ended: why a jump led back, if the server knows."""
+    with suppress(Failure), connect(where, status=FAILED) as remote:
+        for line in reach.script(remote, "ended.sh").splitlines():
+            log.info(f"Before the jump: {line}")
+
+
+def load(host: Host, state: State, remote: Remote, hold: int) -> dict[str, str]:
+    """Make the next boot the initramfs's. For a one-shot boot: the host keys to `deliver`."""
+    if state.once_key:
+        return dict(reach.answer(remote, state.remote_base, "arm", *state.entry, hold))
+    reach.enter(remote, state.remote_base, "load", hold)
+    return {}
+
+
+def deliver(host: Host, state: State, where: Endpoint, keys: Mapping[str, str]) -> None:
+    """After a one-shot boot: send the initramfs what must not lie on the old disk. KEYS: by name,
+    the old system's host keys, under which it answers afterwards."""
+    place = reach.STAGE
+    with connect(where, status=FAILED) as remote:
+        try:
+            remote.sh(["touch", f"{place}/coming"])
+            for name, key in keys.items():
+                remote.put(key.encode(), f"{place}/ssh/{name}", mode=0o600)
+            send_deployment(host, state, remote)
+            remote.sh(["touch", f"{place}/delivered"])
+            taken = f"while [ -e {place}/delivered ]; do sleep 0.2; done"
+            remote.sh(["sh", "-c", taken])
+        except BaseException:
+            with suppress(Failure):  # half an hour sooner
+                remote.put(b"not all was delivered\n", f"{place}/abort", mode=0o600)
+            raise
+    state.save()
+
+
+@contextmanager
+def forgotten(host: Host) -> Iterator[None]:
+    """See to it that `forget` is what all ends in: failures, signals and a closed terminal, too."""
+    with scratch.ending():
+        try:
+            yield
+        finally:
+            forget(host)
+
+
+def forget(host: Host) -> None:
+    """Remove HOST's revealed secrets and payload from memory; `verify` still knows its state."""
+    shutil.rmtree(places.memory(host.name) / "secrets", ignore_errors=True)
+    payload_file(host).unlink(missing_ok=True)

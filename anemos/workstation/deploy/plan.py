@@ -1,0 +1,495 @@
+"""What a deployment is going to do, and everything that stands in its way. Nothing is changed."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anemos import disks
+from anemos.disks import Device
+from anemos.log import Failure
+from anemos.server import network
+from anemos.system import booting, layout, partitions
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Disk, Entry, Kept, Table
+from anemos.workstation import places
+from anemos.workstation.deploy import stack
+from anemos.workstation.deploy.facts import Entry as BootEntry
+from anemos.workstation.deploy.facts import Facts
+from anemos.workstation.deploy.stack import Place
+from anemos.workstation.hosts import Host
+
+MIB = 2**20
+# What the installing system itself takes: its kernel, Python, sshd, file systems' buffers.
+WORKING_MEMORY = 200 * MIB
+# What Python and kexec take on the old system, the kernel image twice, and what the kernel wants to
+# keep free: with 26 MiB it ran out of memory, with 80 it did not (Debian 12, hosts/demo).
+STAGING_MEMORY = 64 * MIB
+# What a system needs among its packages to find its volumes again: the beginning of the name.
+TOOLS = {
+    "raid": ("mdadm", "the package mdadm has to be among `packages`"),
+    "luks": ("cryptsetup", "the package cryptsetup has to be among `packages`"),
+    "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
+}
+CRYPT = "crypto_LUKS"
+# GRUB writes its environment block in place: no copy on write, no checksums over it.
+PLAIN = {"grub": ("ext2", "ext3", "ext4", "xfs", "vfat"), "firmware": ("vfat",)}
+# For the first initrd and the kernel.
+ENTRY_ROOM = 24 * MIB
+# What the names of their kernel packages begin with.
+KERNELS = {
+    "debian": ("linux-image-", "proxmox-default-kernel", "proxmox-kernel-", "pve-kernel-"),
+    "arch": ("linux",),
+    "alpine": ("linux-",),
+}
+NO_KERNEL = re.compile(r"^linux-(firmware|api-headers|pam|tools)|-(headers|docs|dbg)$")
+UNLOCKS = "cryptsetup-initramfs"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes to send; None for the base image when the server has it."""
+
+    base: int
+    layer: int
+    payload: int
+    base_is_there: bool
+    once: bool = False  # a one-shot boot entry instead of kexec
+
+    @property
+    def sent(self) -> int:
+        return self.layer + self.payload + (0 if self.base_is_there else self.base)
+
+    @property
+    def initramfs(self) -> int:
+        return self.base + self.layer + self.payload
+
+    @property
+    def before_jump(self) -> int:
+        """Memory on the old system: the parts, joined; and what kexec_file_load(2) reads and keeps.
+
+        The layer's part is gone when the kernel gets its copies. For a one-shot boot, only the base
+        image is staged.
+        """
+        staged = 0 if self.base_is_there else self.base
+        return (0 if self.once else 3 * self.initramfs) + staged + STAGING_MEMORY
+
+    @property
+    def after_jump(self) -> int:
+        """Memory in the initramfs at its worst: the archive and what is unpacked from it.
+
+        Its file system is a tmpfs of half the memory (kernel: ramfs-rootfs-initramfs.rst): in it
+        lie the payload, unpacked too, and the one that `resume --repack` sends.
+        """
+        return max(2 * self.initramfs + WORKING_MEMORY, 2 * self.files)
+
+    @property
+    def files(self) -> int:
+        return self.base + self.layer + 3 * self.payload
+
+
+def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
+    """All preconditions that do not hold, one line each."""
+    return [
+        *_system(facts),
+        *_staged(host, facts),
+        *(_once(host, facts, sizes) if sizes.once else _kexec(facts)),
+        *_memory(facts, sizes),
+        *_network(facts),
+        *_disks(spec, facts),
+        *_boot(spec, facts),
+        *_identity(host, facts),
+    ]
+
+
+def _system(facts: Facts) -> Iterator[str]:
+    if facts.user != "0":
+        yield "the login is not root's"
+    if facts.machine != "x86_64":
+        yield f"the machine is {facts.machine}; the base image is for x86_64"
+    if facts.container:
+        yield f"this is a container ({facts.container}): its kernel is not its own"
+    for module in sorted({"loop", "squashfs"} - set(facts.modules)):
+        yield f"the kernel has no {module}"
+    if facts.place != "system":
+        yield f"this is the initramfs of deployment {facts.deployment}, not a running system"
+
+
+def _staged(host: Host, facts: Facts) -> Iterator[str]:
+    """Another workstation's deployment. Our own has ended: lock.py sees to that."""
+    if facts.staged and places.who() not in facts.staged.split():
+        way = f"./inv clean --host {host.name} --yes {host.name} removes it"
+        yield f"{foreign(facts.staged)}; {way}"
+
+
+def foreign(note: str) -> str:
+    """NOTE: as server/stage.sh writes it."""
+    deployment, who, since, *_ = [*note.split(), "?", "?", "?"]
+    return f"deployment {deployment} of {who} is staged there since {since}"
+
+
+def once(host: Host, facts: Facts) -> bool:
+    """Whether the way into the initramfs is a one-shot boot entry, not kexec."""
+    return host.start == "once" or (host.start == "auto" and any(_kexec(facts)))
+
+
+def _kexec(facts: Facts) -> Iterator[str]:
+    """Why there is no kexec."""
+    if not facts.kexec:
+        yield "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled"
+    if re.search(r"\[(integrity|confidentiality)\]", facts.lockdown) and not facts.efi:
+        yield f"the kernel is locked down: {facts.lockdown}"
+
+
+def entry(facts: Facts, sizes: Sizes) -> BootEntry | None:
+    """Where the boot entry is going to be put, None where it would not work."""
+    return next((each for each in facts.entries if not any(_writes(each, facts, sizes))), None)
+
+
+def _once(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    """Why there is no one-shot boot entry, and no kexec, unless that is not wanted."""
+    if wrong := list(_entry(host, facts, sizes)):
+        yield from _kexec(facts)
+        yield from (f"no boot entry for once: {each}" for each in wrong)
+
+
+def _entry(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    if host.build_on == "server":
+        yield 'build_on = "server": the package layer would be gone with the old system'
+    if facts.secure_boot:
+        yield "Secure Boot: the base image's kernel would have to be trusted"
+    if facts.boot_current != facts.boot_first:
+        yield (
+            f"the firmware starts entry {facts.boot_first} first, but {facts.boot_current} started"
+            " this system: efibootmgr -o"
+        )
+    if not facts.entries:
+        yield (
+            "no GRUB has started this system whose grub.cfg reads custom.cfg, and no EFI system"
+            " partition is mounted"
+        )
+    elif not entry(facts, sizes):
+        for each in facts.entries:
+            yield from _writes(each, facts, sizes)
+
+
+def _writes(where: BootEntry, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    """What keeps GRUB or the firmware from reading it, or GRUB from writing that it was taken."""
+    disks = {disk.name for disk in facts.disks}
+    plain = disks | {part.name for part in facts.parts if part.disk in disks}
+    if where.device not in plain or where.fs not in PLAIN[where.loader]:
+        yield (
+            f"{where.directory} lies on {where.device or 'no block device'} ({where.fs}), not on a"
+            f" partition with {' or '.join(PLAIN[where.loader])}"
+        )
+    if (room := sizes.base + ENTRY_ROOM) > where.free:
+        yield f"{where.directory}: {room // MIB} MiB needed, {where.free // MIB} MiB free"
+
+
+def _memory(facts: Facts, sizes: Sizes) -> Iterator[str]:
+    if facts.memory_available < sizes.before_jump:
+        yield (
+            f"memory: {sizes.before_jump // MIB} MiB needed before the jump,"
+            f" {facts.memory_available // MIB} MiB available"
+        )
+    if facts.memory_total < sizes.after_jump:
+        yield (
+            f"memory: {sizes.after_jump // MIB} MiB needed in the initramfs,"
+            f" {facts.memory_total // MIB} MiB in the machine"
+        )
+
+
+def _network(facts: Facts) -> Iterator[str]:
+    """What keeps the initramfs from coming up as this system does, where the operator looks."""
+    try:
+        captured(facts)
+    except Failure as failure:
+        yield f"{failure.message}; {failure.hint}"
+
+
+def captured(facts: Facts) -> dict[str, Any]:
+    """The network as it is going to be captured, as far as facts tell; {} where they do not."""
+    if not facts.network or len(facts.connection) != 4:
+        return {}
+    try:
+        return network.chosen(*facts.network, facts.connection[2])
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # ip(8) of another time: it is not the base image's
+        return {}
+
+
+def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    found: dict[str, Device] = {}
+    named: list[Disk | Kept] = [*spec.layout.disks, *(k for k in spec.keep if not k.disk)]
+    for each in named:
+        try:
+            device = disks.resolve(each.name, each.match, facts.disks)
+        except Failure as failure:
+            yield f"{failure.message}; {failure.hint}"
+            continue
+        for name, other in found.items():
+            if other == device:
+                yield f"disks {name!r} and {each.name!r} are the same: {device.name}"
+        found[each.name] = device
+    if found.keys() >= {disk.name for disk in spec.layout.disks}:
+        yield from _room(spec, facts, found)
+        yield from _apart(spec, facts, found)
+    yield from _mounts(spec, facts, found)
+
+
+def _room(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
+    """Whether the layout fits, around the partitions that are kept."""
+    try:
+        around = [_around(disk, spec, facts, found[disk.name]) for disk in spec.layout.disks]
+        whole = replace(spec.layout, disks=tuple(around))
+        layout.sizes(whole, {name: device.size for name, device in found.items()})
+    except ValueError as error:
+        yield str(error)
+
+
+def _around(disk: Disk, spec: Imgbuild, facts: Facts, device: Device) -> Disk:
+    there = {p.number: Entry(p.start, p.size, "") for p in facts.parts if p.disk == device.name}
+    numbers = partitions.kept_numbers(spec.keep, disk)
+    for number in set(numbers) - there.keys():
+        raise ValueError(f"keep: {device.describe()} has no partition {number}")
+    return partitions.fitted(disk, Table((), {number: there[number] for number in numbers}))
+
+
+def _apart(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
+    """What lies on what is erased and on what stays, named or not; and names that are taken."""
+    kept = {(found[each.disk].name, each.part) for each in spec.keep if each.disk}
+    system = {found[disk.name].name for disk in spec.layout.disks}
+
+    def stays(place: Place) -> bool:
+        return place[0] not in system or place in kept
+
+    spread: dict[frozenset[Place], list[str]] = {}
+    for name, where in stack.pools(facts):
+        if len({stays(place) for place in where}) > 1:
+            spread.setdefault(frozenset(where), []).append(name)
+    for both, names in spread.items():
+        erased = {place for place in both if not stays(place)}
+        yield (
+            f"{', '.join(names)}: on {_nodes(erased)}, which is to be erased, and on"
+            f" {_nodes(both - erased)}, which is not: keep all of it, or erase all of it"
+        )
+    for kind, name, where in stack.names(facts):
+        mine = [each for each in layout.volumes(spec.layout, kind) if each.name == name]
+        if mine and any(stays(place) for place in where):
+            yield (
+                f"layout: {kind} {name!r}: there is one of this name on"
+                f" {_nodes({place for place in where if stays(place)})}, which is not erased"
+            )
+
+
+def _nodes(places: Iterable[Place]) -> str:
+    words = (f"{disk}, partition {number}" if number else disk for disk, number in sorted(places))
+    return "; ".join(words)
+
+
+def _mounts(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
+    """What is kept and to be mounted, and cannot be."""
+    parts = {(part.disk, part.number): part.name for part in facts.parts}
+    kinds = {name: kind for name, kind, *_ in (line.split() for line in facts.contents)}
+    for each in spec.keep:
+        device = found.get(each.disk or each.name)
+        if device and each.mount:
+            node = parts.get((device.name, each.part), device.part(each.part).name)
+            if not disks.mountable(kind := kinds.get(node, "")):
+                yield (
+                    f"keep: {each.name!r}: {node} holds {kind}, which cannot be mounted at"
+                    f" {each.mount}: {disks.NO_MOUNT}"
+                )
+
+
+def _boot(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What would leave a machine that does not come back."""
+    yield from bootable(spec)
+    if spec.bootloader and rooted(spec):
+        yield from _firmware(spec, facts)
+    if facts.boot_next:
+        yield (
+            f"the firmware starts entry {facts.boot_next} next, not the old system: efibootmgr -N"
+        )
+
+
+def rooted(spec: Imgbuild) -> bool:
+    return any(each.mount == "/" for each in spec.layout.mounts())
+
+
+def bootable(spec: Imgbuild) -> Iterator[str]:
+    """The same, as far as the IMGBUILD alone tells it."""
+    if not rooted(spec):
+        yield "the IMGBUILD has no layout with a root: nothing to install on"
+    if not spec.bootloader:
+        yield "the IMGBUILD has no bootloader: the new system would not start"
+    for missing in booting.missing(spec) if spec.bootloader and rooted(spec) else ():
+        yield f"bootloader={spec.bootloader} needs one of these packages: {', '.join(missing)}"
+    for kind, (tool, why) in TOOLS.items():
+        volumes = list(layout.volumes(spec.layout, kind))
+        if volumes and not any(package.startswith(tool) for package in spec.package_names):
+            yield f"the layout has {kind} {volumes[0].name!r}: {why}"
+    yield from _initramfs(spec)
+    kernels = [each for each in spec.package_names if not NO_KERNEL.search(each)]
+    if not any(each.startswith(KERNELS[spec.target]) for each in kernels):
+        yield f"the IMGBUILD has no kernel among its packages ({KERNELS[spec.target][0]}...)"
+
+
+def _initramfs(spec: Imgbuild) -> Iterator[str]:
+    """What the new system's own initramfs could not put together."""
+    early = layout.early(spec.layout)
+    if spec.target != "debian":
+        separate = [f"/usr on {e.path}" for e in spec.layout.mounts() if e.mount == "/usr"]
+        for what in (*(f"/ on {each.kind} {each.name!r}" for each in early), *separate):
+            yield f"the layout has {what}: with target={spec.target} no initramfs is made for it"
+    elif any(each.kind == "luks" for each in early) and UNLOCKS not in spec.package_names:
+        yield f"the layout has / on luks: {UNLOCKS} has to be among `packages`"
+
+
+def _firmware(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    ways = booting.ways(spec)
+    if (way := "uefi" if facts.efi else "bios") not in ways:
+        offered = " and ".join(sorted(ways)).upper()
+        yield (
+            f"the machine starts by {way.upper()}; bootloader={spec.bootloader} with this layout is"
+            f" for {offered}"
+        )
+
+
+def _identity(host: Host, facts: Facts) -> Iterator[str]:
+    stamped = facts.stamp.get("host", host.name)
+    if stamped != host.name and not host.adopt:
+        yield (
+            f"this machine was deployed as {stamped!r}, not as {host.name!r};"
+            f" with --adopt it becomes {host.name!r}"
+        )
+
+
+def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]]:
+    """The plan as (what, which) lines. Only for facts without problems."""
+    where = f"{facts.name}, kernel {facts.kernel}"
+    return [
+        ("server", where + (f", deployment {facts.deployment}" if facts.deployment else "")),
+        *(
+            ("ERASE", _disk(disks.resolve(d.name, d.match, facts.disks), facts))
+            for d in spec.layout.disks
+        ),
+        *(("keep", _kept(k, facts)) for k in spec.keep),
+        *(("untouched", _disk(each, facts)) for each in _others(spec, facts)),
+        *(("warning", each) for each in _warnings(spec, facts)),
+        *(("network", each) for each in (*facts.addresses, *facts.routes)),
+        *(("network", f"left behind: {each}") for each in captured(facts).get("left", ())),
+        ("boot", _way(host, facts, sizes)),
+        ("send", _sizes(sizes)),
+        *(("memory", line) for line in _arithmetic(host, sizes, facts)),
+    ]
+
+
+def _others(spec: Imgbuild, facts: Facts) -> list[Device]:
+    """The disks that the IMGBUILD does not name."""
+    matches = [disk.match for disk in spec.layout.disks] + [kept.match for kept in spec.keep]
+    return [
+        device
+        for device in facts.disks
+        if device.size and not any(disks.matches(device, match) for match in matches)
+    ]
+
+
+def _warnings(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What does not stand in the way, and may be regretted."""
+    yield from _locked(spec, facts)
+    yield from _way_back(facts)
+
+
+def _locked(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What stays and is encrypted: its key file may lie on what is erased."""
+    system = {disks.resolve(disk.name, disk.match, facts.disks).name for disk in spec.layout.disks}
+    for name in dict.fromkeys(line.split()[0] for line in facts.contents if CRYPT in line.split()):
+        where = stack.ground([name], facts)
+        if any(disk not in system for disk, _ in where) or _kept_places(spec, facts) & where:
+            yield (
+                f"{name} is encrypted and stays: copy its key file and its LUKS header from here"
+                " first, if they lie on what is erased"
+            )
+
+
+def _kept_places(spec: Imgbuild, facts: Facts) -> set[Place]:
+    parts = [each for each in spec.keep if each.disk]
+    return {(disks.resolve(k.name, k.match, facts.disks).name, k.part) for k in parts}
+
+
+def _way_back(facts: Facts) -> Iterator[str]:
+    """What keeps the old system from coming back alone, if the deployment fails early."""
+    until = "whatever fails before the point of no return"
+    roots = [node for node, point, _ in (line.split() for line in facts.mounts) if point == "/"]
+    below = set().union(
+        *(stack.below(n, facts) for r in roots for n in stack.kernel_names(r, facts))
+    )
+    locked = [line for line in facts.contents if CRYPT in line.split()]
+    if any(stack.kernel_names(line.split()[0], facts) & below for line in locked):
+        yield f"/ is encrypted: {until} ends where the old system asks for its passphrase"
+    if not roots:
+        yield (
+            f"/ is on no disk that is known (a rescue system, a network, ZFS?): {until} ends in"
+            " what the machine starts by itself, which may be another system"
+        )
+
+
+def _way(host: Host, facts: Facts, sizes: Sizes) -> str:
+    if sizes.once:
+        why = "; ".join(_kexec(facts)) if host.start == "auto" else "as host.toml says"
+        where = entry(facts, sizes)
+        assert where
+        return f"once, by {where.loader} ({where.directory}): {why}"
+    if facts.boot_current == facts.boot_first:
+        return "kexec"
+    return (
+        f"kexec; this system was started by the firmware's entry {facts.boot_current}, but"
+        f" {facts.boot_first} comes first: the way back is sure only if that one leads here, too"
+    )
+
+
+def _arithmetic(host: Host, sizes: Sizes, facts: Facts) -> list[str]:
+    """How Sizes.before_jump and after_jump come about, in MiB."""
+    unknown = []
+    if not sizes.layer and host.build_on != "initramfs":
+        unknown = ["it will be more: the package layer is not made yet, and counts as 0"]
+    base, layer, payload = (
+        f"{each / MIB:.0f}" for each in (sizes.base, sizes.layer, sizes.payload)
+    )
+    parts = f"(base {base} + layer {layer} + payload {payload})"
+    staged = [] if sizes.base_is_there else [f"base {base}"]
+    copies = [] if sizes.once else [f"3 x {parts}"]
+    before = " + ".join([*copies, *staged, f"{STAGING_MEMORY // MIB} to work with"])
+    after = f"2 x {parts} + {WORKING_MEMORY // MIB} to work with"
+    if sizes.after_jump == 2 * sizes.files:
+        after = f"files take half of it: 2 x (base {base} + layer {layer} + 3 x payload {payload})"
+    return [
+        f"{sizes.before_jump // MIB} of {facts.memory_available // MIB} MiB before the jump:"
+        f" {before}",
+        f"{sizes.after_jump // MIB} of {facts.memory_total // MIB} MiB after it: {after}",
+        *unknown,
+    ]
+
+
+def _sizes(sizes: Sizes) -> str:
+    base = "is there" if sizes.base_is_there else _size(sizes.base)
+    return f"base image: {base}; package layer: {_size(sizes.layer)}"
+
+
+def _size(size: int) -> str:
+    return f"{size / MIB:.1f} MiB" if size else "to be made"
+
+
+def _kept(kept: Kept, facts: Facts) -> str:
+    device = disks.resolve(kept.name, kept.match, facts.disks)
+    return f"partition {kept.part} of {device.describe()}" if kept.disk else _disk(device, facts)
+
+
+def _disk(device: Device, facts: Facts) -> str:
+    model = facts.models.get(device.name)
+    what = device.describe() + (f", {model}" if model else "")
+    return f"{what}: {', '.join(stack.holds(device, facts)) or 'nothing that is known'}"

@@ -1,0 +1,199 @@
+"""Where a host answers, the wait until it does, and what runs there."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from anemos import log
+from anemos.log import FAILED, Sink, die
+from anemos.run import CommandFailed
+from anemos.workstation import places
+from anemos.workstation.deploy import facts
+from anemos.workstation.deploy.facts import Identity
+from anemos.workstation.deploy.state import WORD, State
+from anemos.workstation.hosts import Host
+from anemos.workstation.secrets import throwaway
+from anemos.workstation.ssh import (
+    ConnectionLost,
+    Endpoint,
+    LoginRefused,
+    NotRun,
+    Remote,
+    TimedOut,
+    Unreachable,
+    WrongHostKey,
+    connect,
+)
+from anemos.workstation.vm import vm
+
+SERVER = places.ROOT / "anemos/server"
+STAGE = "/run/anemos"
+POLL_S = 0.5
+QUIET_S = 60.0  # a wait tells now and then what it waits for
+REFUSED_S = 60.0  # a system that comes up may not know all of its keys and users yet
+# What a system on its way down or up may answer with; a command may be killed with everything else.
+GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed, NotRun)
+Ready = Callable[[Identity], bool]
+
+
+def endpoint(host: Host) -> Endpoint:
+    """Where HOST answers, and the key that it is pinned to, in all of its systems."""
+    if not host.local:
+        return Endpoint(host.address, host.port, host.host_key, host.identity_file)
+    machine = vm.of(host)
+    if not machine.pid:
+        die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
+    identity = throwaway.operator_key(host.name)
+    return Endpoint("127.0.0.1", machine.port(22), machine.host_key, identity)
+
+
+def await_end(host: Host, where: Endpoint, state: State) -> None:
+    """Wait until the old system does not answer any more; remember when it last did."""
+    end = time.monotonic() + host.timeouts.down
+    while time.monotonic() < end:
+        try:
+            with connect(where, status=FAILED) as remote:
+                seen = facts.identify(remote)
+        except (*GONE, WrongHostKey):  # after a one-shot boot the initramfs has another key
+            return
+        if seen.boot_id != state.old_boot_id:
+            return
+        state.last_answer = seen.answered
+        time.sleep(POLL_S)
+    die(f"{host.name}: the old system still runs {host.timeouts.down} s after kexec", status=FAILED)
+
+
+def rebooted_from(old: str) -> Ready:
+    return lambda seen: seen.boot_id != old
+
+
+def await_boot(
+    host: Host,
+    where: Endpoint,
+    ready: Ready,
+    timeout: int,
+    what: str,
+    other_key: str = "",
+) -> Identity:
+    """Wait for a system that READY accepts; its host key may be OTHER_KEY, too, if there is one.
+
+    Raises Failure at the end, or after a minute when somebody refuses us, or holds another key.
+    """
+    start = told = time.monotonic()
+    refused: list[float] = []  # since when
+    tries = cycle([replace(where, host_key=other_key), where] if other_key else [where])
+    why = "another system answers"  # if anybody does
+    while time.monotonic() < start + timeout:
+        try:
+            with connect(next(tries), status=FAILED) as remote:
+                seen = facts.identify(remote)
+            if ready(seen):
+                return seen
+        except GONE as failure:
+            why = failure.message
+        except (WrongHostKey, LoginRefused) as failure:
+            refused.append(time.monotonic())
+            if not other_key and refused[-1] - refused[0] >= REFUSED_S:
+                raise
+            why = failure.message
+        if time.monotonic() - told >= QUIET_S:
+            told = time.monotonic()
+            log.info(f"Still waiting for the {what}, {told - start:.0f} s: {why}")
+        time.sleep(POLL_S)
+    die(
+        f"{host.name}: no answer from the {what} within {timeout} s",
+        hint=f"the last try: {why}",
+        status=FAILED,
+    )
+
+
+def go(host: Host, state: State) -> Identity:
+    """Wait for the initramfs of STATE's deployment; tell it that it may erase the system disks."""
+    where = endpoint(host)
+
+    def ready(seen: Identity) -> bool:
+        return seen.in_initramfs and seen.deployment == state.deployment
+
+    with log.step("Waiting for the initramfs"):
+        seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
+    state.old_boot_id, state.last_answer = seen.boot_id, seen.answered
+    state.save()
+    give_word(where, state)
+    return seen
+
+
+def give_word(where: Endpoint, state: State) -> None:
+    """The operator's. Whether one without an answer has arrived, the events tell."""
+    with suppress(ConnectionLost, TimedOut), connect(where, status=FAILED) as remote:
+        state.reach(WORD)
+        remote.sh(["touch", f"{STAGE}/go"])
+
+
+def login(where: Endpoint, known_hosts: Path) -> list[str]:
+    """ssh(1) that knows nothing but the pinned key, which is written to KNOWN_HOSTS.
+
+    It logs in as ssh.Remote does: by the identity alone, if there is one, never by a password.
+    """
+    known_hosts.write_text(f"{where.known_as} {where.host_key}\n")
+    options = {
+        "IdentitiesOnly": "yes" if where.identity else "no",
+        "PreferredAuthentications": "publickey",
+        "UserKnownHostsFile": known_hosts,
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "UpdateHostKeys": "no",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    identity = ["-i", os.fspath(where.identity)] if where.identity else []
+    port = ["-p", str(where.port)]
+    return ["ssh", "-F", "none", *words, *identity, *port, f"{where.user}@{where.address}"]
+
+
+def script(
+    remote: Remote,
+    name: str,
+    *words: str,
+    data: bytes = b"",
+    timeout: float = 60,
+    sink: Sink | None = None,
+) -> str:
+    """Run a script of anemos/server on the server. DATA, SINK: as DATA, LOG of Remote.sh."""
+    argv = ["sh", "-c", (SERVER / name).read_text(), name, *words]
+    return remote.sh(argv, data=data, timeout=timeout, log=sink, shown=[name, *words])
+
+
+def enter(
+    remote: Remote,
+    base: str,
+    command: str,
+    *given: Any,
+    timeout: float = 300,
+    sink: Sink | None = None,
+) -> str:
+    """Run `python3 -m anemos.server COMMAND` on the server, in the base image. What it is GIVEN
+    goes to its standard input, as a JSON array."""
+    data = json.dumps(given).encode()
+    return script(remote, "enter.sh", base, command, data=data, timeout=timeout, sink=sink)
+
+
+def answer(
+    remote: Remote,
+    base: str,
+    command: str,
+    *given: Any,
+    timeout: float = 300,
+    sink: Sink | None = None,
+) -> Any:
+    """The same, for the JSON document in the last line."""
+    said = enter(remote, base, command, *given, timeout=timeout, sink=sink)
+    try:
+        return json.loads(said.splitlines()[-1])
+    except (IndexError, ValueError):
+        # It may hold a key: it is not shown.
+        die(f"{command}: the server's answer is no JSON ({len(said)} characters)", status=FAILED)

@@ -1,0 +1,131 @@
+"""What the operator does with a machine that waits in the initramfs."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any, NoReturn
+
+from anemos import log
+from anemos.digest import sha256
+from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, die
+from anemos.workstation import places
+from anemos.workstation.deploy import outcome, phases, reach, staged, status, verify, watch
+from anemos.workstation.deploy.outcome import Witnessed
+from anemos.workstation.deploy.state import PASSED, State, payload_file
+from anemos.workstation.deploy.status import Status
+from anemos.workstation.hosts import Host
+from anemos.workstation.ssh import Remote, connect
+
+STEPS = ("partitions", "package-layer", "definition", "boot-loader")  # initramfs/progress.py
+WAITS = (status.HELD, status.FAILED_THERE)
+
+
+def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
+    """Go on with an installation that is held or has failed, to its end; the verification's result.
+
+    Of one that was started by hand, and has erased nothing yet, only to where it asks for the word.
+    REPACK: with a payload made anew from what hosts/ and secrets/ hold now. STEP: the first one of
+    STEPS to be done again, instead of the one that follows from what was done.
+    """
+    if step and step not in STEPS:
+        die(f"--step {step}: unknown", hint=f"one of: {', '.join(STEPS)}")
+    with outcome.following(host):
+        return proceed(host, repack, step)
+
+
+def proceed(host: Host, repack: bool, step: str) -> dict[str, Any]:
+    with connect(reach.endpoint(host)) as remote:
+        seen = waiting(host, remote)
+        state = status.known(host, seen)
+        if seen.passed:
+            state.reach(PASSED)
+        if seen.state == status.HELD:
+            go_on(host, state, repack, step)
+        else:
+            request: dict[str, str] = {"step": step}
+            with phases.forgotten(host):
+                request |= correct(host, state, seen, remote) if repack else {}
+            again(remote, request)
+    if not seen.passed and seen.state == status.FAILED_THERE:
+        log.info(f"The preflight runs again: ./inv watch; then ./inv go --host {host.name}")
+        return {"host": host.name, "deployment": state.deployment}
+    watch.watch(host)
+    return verify.verify(host)
+
+
+def waiting(host: Host, remote: Remote) -> Status:
+    """Raises Failure for a machine that does not wait for the operator."""
+    seen = status.ask(remote)
+    if seen.state not in WAITS:
+        refuse(seen, f"{host.name} does not wait in the initramfs: {seen.state}")
+    return seen
+
+
+def refuse(seen: Status, message: str) -> NoReturn:
+    code = IN_INITRAMFS if seen.passed else BAD_INPUT
+    raise Witnessed(message, hint="./inv status, ./inv watch", status=code)
+
+
+def go_on(host: Host, state: State, repack: bool, step: str) -> None:
+    """Give a held machine the word."""
+    if repack or step:
+        die(f"{host.name} is held: nothing has failed yet", hint="./inv abort, and deploy anew")
+    reach.give_word(reach.endpoint(host), state)
+
+
+def correct(host: Host, state: State, seen: Status, remote: Remote) -> dict[str, str]:
+    """Send a new payload, and another package layer where it needs one."""
+    phases.reveal(host)
+    digests = {"payload": phases.make_payload(host, state)}
+    phases.send(remote, payload_file(host), "payload")
+    if state.layer:
+        digests["layer"] = sha256(Path(state.layer))
+        if digests["layer"] != seen.stamp["layer"]:
+            remote.sh(["rm", "-f", f"{reach.STAGE}/layer"])  # memory is dear
+            phases.send(remote, Path(state.layer), "layer")
+    state.save()
+    return digests
+
+
+def again(remote: Remote, request: dict[str, str]) -> None:
+    """Have init run the brain again. The events of the failure go first: `watch` ends with them."""
+    place = reach.STAGE
+    remote.put(json.dumps(request).encode(), f"{place}/resume.new", mode=0o600)
+    remote.sh(["sh", "-c", f"rm -f {place}/events && mv {place}/resume.new {place}/resume"])
+
+
+def abort(host: Host) -> dict[str, Any]:
+    """Send a machine that has not passed the point of no return back to the old system."""
+    with outcome.following(host):
+        return go_back(host)
+
+
+def go_back(host: Host) -> dict[str, Any]:
+    where = reach.endpoint(host)
+    with connect(where) as remote:
+        seen = status.ask(remote)
+        if seen.stays or seen.state not in (status.HELD, status.GOING):
+            refuse(seen, f"{host.name} cannot go back: {seen.state}")
+        remote.put(b"the operator wants the old system back\n", f"{reach.STAGE}/abort", mode=0o600)
+    with log.step("Waiting for the old system"):
+        back = reach.await_boot(
+            host, where, reach.rebooted_from(seen.boot_id), host.timeouts.up, "old system"
+        )
+    if back.in_initramfs or back.deployment == seen.deployment:
+        die(f"{host.name} did not go back: ./inv status", status=FAILED)
+    status.old_system(host, back.deployment)
+    staged.leave_nothing(host)  # the boot entry, if there was one
+    return {"host": host.name, "boot_id": back.boot_id, "deployment": back.deployment}
+
+
+def rescue(host: Host) -> NoReturn:
+    """Become ssh(1), logged in to HOST, which must hold the pinned key."""
+    where = reach.endpoint(host)
+    with outcome.following(host), connect(where) as remote:
+        in_initramfs = status.ask(remote).state not in (status.SYSTEM, status.DEPLOYED)
+    argv = reach.login(where, places.memory(host.name) / "known_hosts")
+    if in_initramfs:
+        tail = f"tail -n 20 {reach.STAGE}/log; exec bash -l"
+        argv = [*argv, "-t", shlex.join(["sh", "-c", tail])]
+    os.execvp("ssh", argv)

@@ -1,0 +1,153 @@
+"""Proves that the machine became what was described: positive evidence for every check."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from anemos import log
+from anemos.log import FAILED, UNVERIFIED, Failure, die
+from anemos.run import CommandFailed
+from anemos.system import functions
+from anemos.workstation.deploy import facts, outcome, reach, status
+from anemos.workstation.deploy.facts import Facts
+from anemos.workstation.deploy.outcome import Witnessed
+from anemos.workstation.deploy.state import DONE, PASSED, State, load_state, remember_downtime
+from anemos.workstation.hosts import Host
+from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
+
+SETTLE_S = 300.0  # systemd's last jobs
+UNITS = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    passed: bool
+    evidence: str
+
+
+def verify(host: Host) -> dict[str, Any]:
+    """Wait for the new system and check it.
+
+    Raises Failure: status 1 when the old system came back, 4 when a check fails, or nothing can be
+    checked.
+    """
+    state = load_state(host, "old_boot_id", "kexec")
+    with outcome.following(host):
+        return prove(host, state)
+
+
+def prove(host: Host, state: State) -> dict[str, Any]:
+    where = reach.endpoint(host)
+    with log.step("Waiting for the new system"):
+        up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
+    if up.deployment != state.deployment:
+        if state.reached not in (PASSED, DONE):
+            status.old_system(host, up.deployment)
+            raise Witnessed(f"{host.name} runs the old system: nothing was deployed", status=FAILED)
+        die(f"{host.name}: a system answers that is not the new one", status=FAILED)
+    state.first_answer = state.first_answer or up.answered
+    state.reached = DONE
+    state.save()
+    with connect(where, status=UNVERIFIED) as remote:
+        units = check_units(remote)  # waits for the end of the boot: what listens does so then
+        seen = facts.gather(remote, state.base_hash)
+        checks = [*examine(host, state, seen, where), units, *check_kept(host, state, remote, seen)]
+        checks += check_own(host, remote)
+    for each in checks:
+        log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
+    remember_downtime(host, state)
+    return conclude(host, state, seen, checks)
+
+
+def fresh(state: State) -> reach.Ready:
+    return lambda seen: seen.boot_id != state.old_boot_id and not seen.in_initramfs
+
+
+def examine(host: Host, state: State, seen: Facts, where: Endpoint) -> Iterator[Check]:
+    yield Check(
+        "boot id", seen.boot_id != state.old_boot_id, f"{state.old_boot_id} -> {seen.boot_id}"
+    )
+    yield Check("deployment", seen.deployment == state.deployment, seen.deployment)
+    yield Check("host key", True, f"answered with {fingerprint(where.host_key)}")
+    for port in host.ports:
+        listens = port in seen.listening
+        yield Check(f"port {port}", listens, "listens" if listens else "nobody listens")
+
+
+def check_units(remote: Remote) -> Check:
+    try:
+        remote.sh(["test", "-d", "/run/systemd/system"])
+    except CommandFailed:
+        return Check("units", True, "no systemd")
+    said = remote.sh(["sh", "-c", UNITS], timeout=SETTLE_S).splitlines()
+    return Check("units", said == ["running"], "; ".join(said) or "systemd says nothing")
+
+
+def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterator[Check]:
+    """The kept disks' fingerprints, taken by the same code as in the old system."""
+    keep = host.imgbuild().keep
+    if not keep:
+        return
+    if not seen.base:
+        yield Check("kept disks", False, "the base image, which compares them, is not there")
+        return
+    words = [asdict(each) for each in keep]
+    try:
+        found = reach.answer(remote, seen.base, "fingerprint", words)
+    except Failure as failure:
+        yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
+        return
+    known = state.kept or seen.stamp.get("kept") or []  # the latter: by the initramfs itself
+    before, now = ({each["name"]: each for each in each_time} for each_time in (known, found))
+    for each in keep:
+        old, new = before.get(each.name, {}), now[each.name]
+        evidence = f"{old.get('digest', 'nothing')[:16]} before, {new['digest'][:16]} now"
+        yield Check(f"kept disk {new['serial']}", old == new, evidence)
+
+
+# $1: the script that calls verify() of the IMGBUILD on standard input.
+OWN = """
+directory=$(mktemp -d)
+trap 'rm -r "$directory"' EXIT
+cat >"$directory/IMGBUILD"
+if command -v bash >/dev/null; then set -- bash --posix -c "$1"; else set -- sh -c "$1"; fi
+"$@" IMGBUILD "$directory/IMGBUILD"
+"""
+
+
+def check_own(host: Host, remote: Remote) -> Iterator[Check]:
+    """verify() of the host's IMGBUILD, run on the new system: all its commands must succeed."""
+    spec = host.imgbuild()
+    if "verify" not in spec.functions:
+        return
+    argv, text = ["sh", "-c", OWN, "sh", functions.script(spec, "verify")], spec.file.read_bytes()
+    try:
+        said = remote.sh(argv, data=text, timeout=SETTLE_S, shown=["verify()"]).splitlines()
+        yield Check("verify()", True, said[-1] if said else "succeeded")
+    except Failure as failure:
+        if isinstance(failure, CommandFailed):
+            failure = functions.explained(spec, "verify", failure)
+        evidence = " ".join(line.strip(" |") for line in failure.message.splitlines())
+        yield Check("verify()", False, evidence)
+
+
+def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> dict[str, Any]:
+    wrong = [each.name for each in checks if not each.passed]
+    if wrong:
+        die(f"{host.name} was deployed, but fails: {', '.join(wrong)}", status=UNVERIFIED)
+    kept = [each for each in checks if each.name.startswith("kept disk ")]
+    return {
+        "host": host.name,
+        "deployment": state.deployment,
+        "verified": True,
+        "kernel": seen.kernel,
+        "boot_id": {"old": state.old_boot_id, "new": seen.boot_id},
+        "downtime_s": state.downtime,
+        "bytes_sent": state.sent,
+        "kept_disks": [
+            {"serial": each.name.removeprefix("kept disk "), "unchanged": each.passed}
+            for each in kept
+        ],
+        "checks": [asdict(each) for each in checks],
+    }

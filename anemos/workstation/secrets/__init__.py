@@ -1,0 +1,1 @@
+"""Secrets: encrypted where they are kept, in clear in memory only."""

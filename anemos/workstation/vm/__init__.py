@@ -1,0 +1,1 @@
+"""Local, throw-away machines under QEMU: `test` and `demo`."""

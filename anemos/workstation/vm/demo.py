@@ -1,0 +1,53 @@
+"""The demonstration: a host that is a local VM and no more."""
+
+import shlex
+from typing import Any
+
+from anemos import log
+from anemos.workstation.deploy import reach
+from anemos.workstation.deploy.chain import deploy
+from anemos.workstation.hosts import Host
+from anemos.workstation.vm import stock, vm
+
+
+def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
+    """Start the VM of HOST, and deploy HOST to it."""
+    start(host, fresh)
+    result = deploy(host)
+    goodbye(host, vm.of(host))
+    return result
+
+
+def start(host: Host, fresh: bool = False) -> dict[str, Any]:
+    """Start the VM of HOST, with a stock system when it is new.
+
+    FRESH: what is on the VM's disks is made anew.
+    """
+    machine = vm.of(host)
+    if fresh:
+        vm.remove(machine)
+    stock.create(host)
+    vm.start(machine, machine.drives)
+    with log.step("Waiting for the server"):
+        reach.await_boot(host, reach.endpoint(host), lambda seen: True, host.timeouts.up, "server")
+    return {"host": host.name}
+
+
+def stop(host: Host) -> dict[str, Any]:
+    """End the VM of HOST; its disks stay."""
+    vm.stop(vm.of(host))
+    return {"host": host.name}
+
+
+def goodbye(host: Host, machine: vm.Vm) -> None:
+    """How to look at the machine."""
+    login = reach.login(reach.endpoint(host), machine.directory / "known_hosts")
+    log.info(f"Log in:   {shlex.join(login)}")
+    for guest in machine.settings.forward:
+        log.info(f"Port {guest}: https://{host.name}:{machine.port(guest)}/")
+        tls = ["curl", f"--resolve {host.name}:{machine.port(guest)}:127.0.0.1"]
+        log.info(
+            "          "
+            + " ".join([*tls, "--insecure", f"https://{host.name}:{machine.port(guest)}/"])
+        )
+    log.info(f"End it:   ./inv demo --host {host.name} --stop")

@@ -1,0 +1,325 @@
+"""`./inv test`: a host in a local VM, from blank disks to verified, with throw-away secrets.
+
+The real secrets, the real GPG key and the real server are never touched. Payload and initramfs are
+those of a deployment; the VM starts with the initramfs, and then from its disk.
+"""
+
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from anemos import log
+from anemos.log import UNVERIFIED, Failure, die
+from anemos.system.bootloader.places import disks_below
+from anemos.system.layout import Disk, Layout
+from anemos.workstation import access, lock, machine, places, report, scratch
+from anemos.workstation.deploy import byhand, chain, phases, plan, reach, watch
+from anemos.workstation.deploy import verify as proof
+from anemos.workstation.deploy.byhand import Parts
+from anemos.workstation.deploy.state import load_state, payload_file
+from anemos.workstation.hosts import Host, known, load
+from anemos.workstation.machine import Machine
+from anemos.workstation.qemu import Drive
+from anemos.workstation.secrets import sources, throwaway, trove
+from anemos.workstation.ssh import connect
+from anemos.workstation.vm import blank, vm
+from anemos.workstation.vm.vm import Vm
+
+EXIT_S = 120.0  # from the last event to the reboot
+# Written to each kept file system of the VM: 1 MiB of chance, with an owner of its own.
+MARKER = ".anemos-redeploy"
+MARK = """set -e
+for file; do
+    head -c 1048576 /dev/urandom >"$file"; chown 12345:54321 "$file"; chmod 0604 "$file"
+done
+sync
+"""
+MARKS = 'for file; do stat -c "%a %u %g %Y %n" "$file" && sha256sum "$file" || exit; done'
+HOST_KEY = "ssh_host_ed25519_key"
+
+
+@dataclass
+class Trial:
+    """HOST's test: its DOUBLE is a host of its own, with the same IMGBUILD, at home in MACHINE."""
+
+    host: Host
+    machine: Vm
+    double: Host
+    drives: list[Drive] = field(default_factory=list)
+    keys: dict[str, bytes | Path] = field(default_factory=dict)
+    seconds: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return places.state(self.double.name)
+
+    @property
+    def memory(self) -> Path:
+        return places.memory(self.double.name)
+
+    @property
+    def revealed(self) -> Path:
+        return self.memory / "secrets"
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        with log.step(f"{name} {self.host.name}"):
+            yield
+        self.seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+
+    def start(self, *words: str | Path) -> None:
+        """Start the VM; its double answers at another port each time."""
+        vm.start(self.machine, self.drives, words)
+        self.double = replace(self.double, port=self.machine.port(self.host.port))
+
+
+def prepare(host: Host) -> Trial:
+    """Nothing is made yet, and what an earlier test kept is still there."""
+    name = f"{host.name}@test"
+    forward = [host.port, *host.vm.forward]
+    local = Vm(name, places.state(name) / "vm", replace(host.vm, stock="", forward=forward))
+    double = replace(host, name=name, vm=local.settings, address="127.0.0.1", identity="")
+    return Trial(host, local, double)
+
+
+@dataclass(frozen=True)
+class Options:
+    """KEEP: the VM stays. REUSE: deploy to the one that stayed. REDEPLOY: deploy once more."""
+
+    keep: bool = False
+    reuse: bool = False
+    redeploy: bool = False
+
+
+def test(host: Host, options: Options) -> dict[str, Any]:
+    """Install HOST in a VM of its own and verify it; the report.
+
+    Raises Failure with the exit statuses of log.py.
+    """
+    phases.refuse(host, *plan.bootable(host.imgbuild()))
+    trial = prepare(host)
+    lock.take(trial.double.name)
+    if options.reuse:
+        require_running(trial)
+    else:
+        discard(trial)
+    with scratch.ending():
+        try:
+            result = redeploy(trial) if options.reuse else install(trial)
+            if options.redeploy:
+                result = redeploy(trial)
+        finally:
+            phases.forget(trial.double)
+            shutil.rmtree(trial.memory / "boot", ignore_errors=True)
+            if options.keep or options.reuse:
+                stay(trial)
+            else:
+                discard(trial)
+    report.show(result, f"{host.name} was installed in a local VM and verified")
+    return result
+
+
+def test_all(options: Options) -> dict[str, Any]:
+    """Test each host, one after the other; the reports.
+
+    Raises Failure at the end, with the status of the first host that failed.
+    """
+    reports, failed = [], {}
+    for name in known():
+        try:
+            reports.append(test(load(name, server=False), options))
+        except Failure as failure:
+            if failure.status > 128:  # a signal, which is meant for all of it
+                raise
+            log.info(f"error: {failure}")
+            failed[name] = failure.status
+    if failed:
+        die(f"tests failed: {', '.join(failed)}", status=next(iter(failed.values())))
+    return {"hosts": reports}
+
+
+def install(trial: Trial) -> dict[str, Any]:
+    with trial.step("secrets"):
+        reveal(trial)
+    with trial.step("pack"):
+        phases.pack(trial.double)
+    with trial.step("disks"):
+        prints = make_disks(trial)
+    with trial.step("initramfs"):
+        boot(trial, prints)
+    with trial.step("in RAM"):
+        watch.watch(trial.double, lambda: bool(trial.machine.pid))
+        if trial.host.finish == "reboot":  # kexec never leaves the machine
+            vm.await_exit(trial.machine, EXIT_S)
+            trial.start()
+    result = prove(trial)
+    gone = ("downtime_s", "bytes_sent")  # there was no server
+    return {key: value for key, value in result.items() if key not in gone}
+
+
+def require_running(trial: Trial) -> None:
+    """Die unless an earlier test left its VM; the double answers where that does."""
+    if not trial.machine.pid:
+        name = trial.host.name
+        die(f"no VM of {name} is left from a test", hint=f"./inv test --host {name} --keep")
+    trial.double = replace(trial.double, port=trial.machine.port(trial.host.port))
+
+
+def redeploy(trial: Trial) -> dict[str, Any]:
+    """Deploy to the VM as to the server, over SSH and with kexec; what was kept is still there."""
+    with trial.step("secrets"):
+        reveal(trial)
+    before = mark(trial)
+    for name, phase in chain.PHASES.items():
+        if name not in ("reveal-secrets", "verify"):  # these are the test's own
+            with trial.step(name):
+                phase(trial.double)
+    result = prove(trial)
+    if (after := marks(trial)) != before:
+        die(f"kept files changed: {before!r} became {after!r}", status=UNVERIFIED)
+    return result
+
+
+def prove(trial: Trial) -> dict[str, Any]:
+    """Verify the new system, have the host's own tests look at it; the report."""
+    with trial.step("verify"):
+        result = proof.verify(trial.double)
+    with trial.step("own tests"):
+        count = machine.check(trial.host.directory, as_machine(trial), log.info)
+        log.info(f"{count} files of tests" if count else "none beside the IMGBUILD")
+    return result | {"host": trial.host.name, "phases": trial.seconds}
+
+
+def mark(trial: Trial) -> str:
+    """Write a file to each kept file system of the VM; their digests."""
+    with connect(reach.endpoint(trial.double)) as remote:
+        remote.sh(["sh", "-c", MARK, "sh", *kept_paths(trial)])
+    return marks(trial)
+
+
+def marks(trial: Trial) -> str:
+    """Modes, owners and SHA-256 of the files that `mark` has written, as text."""
+    with connect(reach.endpoint(trial.double), status=UNVERIFIED) as remote:
+        return remote.sh(["sh", "-c", MARKS, "sh", *kept_paths(trial)])
+
+
+def kept_paths(trial: Trial) -> list[str]:
+    return [f"{each.mount}/{MARKER}" for each in trial.host.imgbuild().keep if each.mount]
+
+
+def as_machine(trial: Trial) -> Machine:
+    """The VM as the host's own tests are given it."""
+    where = reach.endpoint(trial.double)
+    ports = {str(guest): trial.machine.port(guest) for guest in trial.machine.settings.forward}
+    return Machine(where.address, login(trial), ports, os.fspath(trial.home / "notes.json"))
+
+
+def login(trial: Trial) -> list[str]:
+    return reach.login(reach.endpoint(trial.double), trial.machine.directory / "known_hosts")
+
+
+def reveal(trial: Trial) -> None:
+    """Throw-away secrets, an operator's key, and host keys where there are none among them."""
+    name = trial.host.directory.name
+    made = trove.reveal(throwaway.source(name, trial.double.name), name, trial.revealed)
+    require_access(trial, made.files)
+    operator = throwaway.operator_key(trial.double.name)
+    let_in(trial, operator.with_suffix(".pub").read_text())
+    keys = byhand.host_keys(trial.revealed)
+    if not keys:
+        if not (trial.home / HOST_KEY).exists():
+            throwaway.make_key(trial.home / HOST_KEY, "throw-away")
+        keys = {each: trial.home / each for each in (HOST_KEY, f"{HOST_KEY}.pub")}
+    public = byhand.public_key(next(iter(keys.values())))
+    trial.double = replace(trial.double, host_key=public, identity=os.fspath(operator))
+    trial.keys = {**keys, "authorized_keys": operator.with_suffix(".pub")}
+
+
+def require_access(trial: Trial, made: list[str]) -> None:
+    """Refuse a server that nobody could log in to, before the test's own key hides that."""
+    name = trial.host.directory.name
+    with suppress(Failure):  # of the real secrets only the names count; they need not be in order
+        made = [*made, *sources.of(name).names(name)]
+    phases.refuse(trial.host, access.problem(trial.host.imgbuild(), made))
+
+
+def let_in(trial: Trial, public: str) -> None:
+    """Have the new system accept the operator's throw-away key PUBLIC, too.
+
+    A template for its list of keys is left alone: it has the value operator_key.
+    """
+    top = trial.revealed / "files"
+    secret = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
+    name = access.where(trial.host.imgbuild(), secret)
+    given = trial.host.directory / "files" / name
+    if given.with_name(f"{given.name}.makeimg.template").exists():
+        return
+    target = top / name
+    before = next((each.read_text() for each in (target, given) if each.is_file()), "")
+    target.unlink(missing_ok=True)
+    scratch.write_private(trial.revealed, f"files/{name}", f"{before}\n{public}".encode())
+
+
+def make_disks(trial: Trial) -> list[dict[str, Any]]:
+    """Blank disks for the layout, used ones for `keep`; the fingerprints of these."""
+    spec = trial.host.imgbuild()
+    directory = trial.machine.directory
+    directory.mkdir(mode=0o700)
+    made = [blank.disk(each, spec.keep, directory) for each in boot_first(spec.layout)]
+    made += [blank.kept_disk(each, directory) for each in spec.keep if not each.disk]
+    trial.drives = [drive for drive, _ in made]
+    return [found for _, prints in made for found in prints]
+
+
+def boot_first(layout: Layout) -> list[Disk]:
+    """The disks, those that the new system starts from first, as the firmware wants them."""
+    first = disks_below(layout, "/boot")
+    return sorted(layout.disks, key=lambda disk: disk not in first)
+
+
+def boot(trial: Trial, prints: list[dict[str, Any]]) -> None:
+    """Start the initramfs, and give it the word to go on."""
+    state = load_state(trial.double)
+    parts = Parts(
+        base=Path(state.base),
+        layer=Path(state.layer) if state.layer else None,
+        payload=payload_file(trial.double),
+        keys=trial.keys,
+        network=trial.machine.settings.network.capture(),
+        kept=prints,
+        port=trial.host.port,
+    )
+    directory = trial.memory / "boot"
+    directory.mkdir(mode=0o700)
+    byhand.write(directory, parts)
+    trial.start(*byhand.qemu_words(directory))
+    state.kept, state.stays = prints, True
+    reach.go(trial.double, state)
+
+
+def discard(trial: Trial) -> None:
+    """Remove what a test has made."""
+    vm.stop(trial.machine)
+    for each in (trial.home, trial.memory):
+        scratch.remove(each)
+
+
+def stay(trial: Trial) -> None:
+    if trial.machine.pid:
+        log.info(f"Log in:   {shlex.join(login(trial))}")
+        for guest in trial.host.vm.forward:
+            log.info(f"Port {guest}: 127.0.0.1:{trial.machine.port(guest)}")
+        log.info(f"End it:   ./inv test --host {trial.host.name} --stop")
+
+
+def stop(host: Host) -> dict[str, Any]:
+    """Remove the VM that a test of HOST kept."""
+    discard(prepare(host))
+    return {"host": host.name}

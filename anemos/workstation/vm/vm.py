@@ -1,0 +1,193 @@
+"""Local, throw-away machines under QEMU."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from anemos import log
+from anemos.image import disk
+from anemos.log import FAILED, Failure, die
+from anemos.run import run
+from anemos.system import imgbuild
+from anemos.workstation import images, places, qemu
+from anemos.workstation.hosts import Host, VmSettings
+from anemos.workstation.qemu import Drive
+
+PROBE_S = 20.0  # a guest that boots says so within 2 s under KVM
+END_S = 10.0
+# UEFI firmware and its variables, fresh ones (Debian: ovmf). Without Secure Boot.
+OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+# tb-size, in MiB, bounds how much translated code QEMU keeps (qemu(1)). Its default is up to 1024:
+# QEMU 7.2 then walked through so much of it, for each byte that a kernel started by kexec unpacked
+# over such pages, that the jump took more than ten minutes.
+EMULATION = "tcg,thread=multi,tb-size=128"
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A machine: everything lies in one directory."""
+
+    name: str
+    directory: Path
+    settings: VmSettings
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console.log"
+
+    @property
+    def variables(self) -> Path | None:
+        """What its UEFI firmware remembers."""
+        return self.directory / "variables.fd" if self.settings.firmware == "uefi" else None
+
+    @property
+    def host_key(self) -> str:
+        """The pinned public key: the stock system's."""
+        file = self.directory / "host_key"
+        if not file.exists():
+            die(f"there is no VM {self.name} yet", hint=f"./inv demo --host {self.name} makes it")
+        return file.read_text()
+
+    @property
+    def pid(self) -> int:
+        """The process that runs it, 0 when none does (proc_pid_cmdline(5))."""
+        with suppress(OSError):  # either file may go while it is looked at
+            pid = int((self.directory / "pid").read_text())
+            if os.fsencode(self.directory) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return 0
+
+    @property
+    def drives(self) -> list[Drive]:
+        """The disks of the stock system that it was made from."""
+        spec = imgbuild.load(places.HOSTS / self.settings.stock)
+        files = disk.names(spec)
+        disks = spec.layout.disks
+        return [Drive(d.name, self.directory / files[d.name], d.match) for d in disks]
+
+    def port(self, guest: int) -> int:
+        """The port on this machine that leads to port GUEST of the VM."""
+        file = self.directory / f"port-{guest}"
+        return int(file.read_text()) if file.exists() else 0
+
+
+def of(host: Host) -> Vm:
+    if not host.local:
+        die(f"hosts/{host.name}/host.toml has no stock in [vm]: {host.name} is a real machine")
+    return Vm(host.name, places.state(host.name) / "vm", host.vm)
+
+
+def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> None:
+    """Start VM with its disks DRIVES; WORDS: more of qemu(1)'s arguments."""
+    if vm.pid:
+        log.info(f"VM {vm.name} is running")
+        return
+    if not vm.directory.is_dir():
+        die(f"VM {vm.name} has no disks", hint="./inv demo makes them")
+    forward = {guest: free_port() for guest in (22, *vm.settings.forward)}
+    for guest, port in forward.items():
+        (vm.directory / f"port-{guest}").write_text(str(port))
+    vm.console.unlink(missing_ok=True)
+    if vm.variables and not vm.variables.exists():
+        shutil.copy(OVMF_VARS, vm.variables)
+    accel = accelerator()
+    daemon = ["-daemonize", "-pidfile", str(vm.directory / "pid")]
+    run([*command(vm, drives, forward, accel), *daemon, *words])
+    log.info(f"VM {vm.name} runs ({accel}); its console: {vm.console}")
+
+
+def stop(vm: Vm) -> None:
+    """End VM as a power cut does."""
+    if pid := vm.pid:
+        os.kill(pid, 15)
+        await_exit(vm, END_S)
+        log.info(f"VM {vm.name} is stopped")
+    (vm.directory / "pid").unlink(missing_ok=True)
+
+
+def remove(vm: Vm) -> None:
+    """End VM and remove its disks."""
+    stop(vm)
+    shutil.rmtree(vm.directory, ignore_errors=True)
+
+
+def await_exit(vm: Vm, timeout: float) -> None:
+    """Wait until VM has ended by itself. Raises Failure after TIMEOUT seconds."""
+    end = time.monotonic() + timeout
+    while vm.pid:
+        if time.monotonic() > end:
+            die(f"VM {vm.name} still runs after {timeout:.0f} s", status=FAILED)
+        time.sleep(0.1)
+
+
+def install(vm: Vm, files: list[Path], host_key: str) -> None:
+    """Make VM's disks from the image FILES of a stock system, which has the HOST_KEY."""
+    fresh = vm.directory.with_suffix(".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    for file in files:
+        run(["cp", "--sparse=always", file, fresh / file.name])
+    (fresh / "host_key").write_text(host_key)
+    fresh.rename(vm.directory)
+
+
+def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str) -> list[str]:
+    """qemu(1)'s argv. FORWARD: the guest's port -> this machine's. Pure. Raises Failure."""
+    words = [*machine(accel, vm.variables), "-m", str(vm.settings.memory), "-smp", "2"]
+    try:
+        words += qemu.drives(drives)
+    except ValueError as error:
+        die(str(error))
+    words += [*vm.settings.network.words(forward), "-device", "virtio-rng-pci"]
+    return [*words, "-serial", f"file:{vm.console}"]
+
+
+def machine(accel: str, variables: Path | None = None) -> list[str]:
+    """A PC with a BIOS, or with UEFI firmware that keeps its VARIABLES in this file."""
+    acceleration = {"kvm": "kvm", "tcg": EMULATION}[accel]
+    flash = [f"readonly=on,file={OVMF_CODE}", f"file={variables}"] if variables else []
+    # No `-nographic`: it would share the terminal. Reset is a real one, for kexec and reboot.
+    return ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35"] + [
+        "-accel",
+        acceleration,
+        "-cpu",
+        "max",
+        *(word for each in flash for word in ("-drive", f"if=pflash,format=raw,{each}")),
+    ]
+
+
+def accelerator() -> str:
+    """ "kvm" where a guest really boots under it, else "tcg". The answer is remembered.
+
+    /dev/kvm may exist, open, and still hang every guest: only a boot tells.
+    """
+    memory = places.cache() / "accelerator"
+    if not memory.exists():
+        memory.write_text("kvm" if kvm_works() else "tcg")
+        log.info(f"QEMU: {memory.read_text()} (remembered in {memory})")
+    return memory.read_text()
+
+
+def kvm_works() -> bool:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    with suppress(Failure), images.boot_files(images.base()) as (kernel, initrd):
+        said = run(
+            [*machine("kvm"), "-m", "512", "-no-reboot", "-serial", "stdio"]
+            + ["-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 anemos.probe"],
+            timeout=PROBE_S,
+        )
+        return "anemos: the machine works" in said
+    return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
