@@ -12,7 +12,7 @@ from anemos.log import die
 from anemos.run import CommandFailed, run
 
 SYS_BLOCK = Path("/sys/block")
-SECTOR = 512  # the unit of /sys/block/*/size, whatever the disk's own (kernel: block/stat.rst)
+SECTOR = 512  # the unit of /sys/block/*/size, not the disk's own (kernel: block/stat.rst)
 # Where the kernel shows a serial: virtio; NVMe and MMC; SCSI and ATA (VPD page 0x80, 4 byte head).
 SERIALS = ("serial", "device/serial", "device/vpd_pg80")
 VPD_HEAD = 4

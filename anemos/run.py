@@ -64,7 +64,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def no_core_dumps() -> None:
     """Let no crash of this process, or of one that it starts, write secrets to a disk."""
-    # 1, not 0: core(5) ignores limits when a program takes the dump, but for this one, which the
+    # 1, not 0: core(5) ignores limits when a program takes the dump, except this one, which the
     # kernel takes for such a program's own crash (do_coredump()). For a file it is too small, too.
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     limit = 0 if hard == 0 else 1

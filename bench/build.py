@@ -115,7 +115,7 @@ def debootstrap(scratch: Path, mirror: str) -> Result:
 
 def vmdb2() -> Result:
     if not Path("/dev/mapper/control").exists():
-        return "needs device-mapper, which this kernel has not got"
+        return "needs device-mapper, which this kernel lacks"
     return "not measured: it needs a specification of its own"
 
 

@@ -11,7 +11,7 @@ from tasks import ns
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by `.venv/bin/python -m docs.reference` -->\n"
-# Their status says how far the machine is (3, 4), whatever failed.
+# Their status says how far the machine is (3, 4).
 FOLLOWING = "demo test deploy verify kexec watch rescue resume abort go"
 COMMON = ("host", "json")
 TASKS = """\

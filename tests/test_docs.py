@@ -1,5 +1,6 @@
 """Docs say what is true: examples load, commands parse, pages made from the code are its own."""
 
+import ast
 import json
 import re
 import shlex
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.real("run")
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/imgbuild.md").read_text()
-EXAMPLES = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+EXAMPLES = re.findall(r"^```sh\n(.*?)^```$", TEXT + (ROOT / "README.md").read_text(), re.M | re.S)
 CHEAP = [each for each in EXAMPLES if re.search(r"^(provision|setup|cleanup)\(\)", each, re.M)]
 
 
@@ -108,7 +109,7 @@ CONTEXTS = {str(each.name): each for each in ns.to_contexts()}
 def commands(text: str) -> Iterator[list[str]]:
     """The words behind each ./inv that TEXT has in a code block or between backticks."""
     spans = [each if "```" in each else each.replace("\n", " ") for each in CODE.findall(text)]
-    for found in re.findall(r"\./inv ([^|&;<>#`\n]+)", "\n".join(spans)):
+    for found in re.findall(r"\./inv +(\w[^|&;<>#`\n]*)", "\n".join(spans)):
         yield shlex.split(re.sub(r"[][]|\.\.\.", "", found))
 
 
@@ -121,7 +122,7 @@ def test_commands_are_found() -> None:
 def test_commands_of_the_docs_parse(page: Path) -> None:
     """A word in capitals stands for something else; the rest is what inv understands."""
     for words in commands(page.read_text()):
-        if words[0].islower() and not words[0].startswith("-"):
+        if words[0].islower():
             Parser(contexts=CONTEXTS.values()).parse_argv(words)
 
 
@@ -147,3 +148,26 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     version = capsys.readouterr().out.split()[1]
     newest = next(re.finditer(r"^## (\S+)", (ROOT / "NEWS.md").read_text(), re.M))
     assert newest[1] == version
+
+
+# English that a reader has to decode: say except, what, has no.
+DECODED = re.compile(r"\b(but for|whatever|(has|have|had)\s+not\s+got)\b", re.I)
+
+
+def test_plain_english() -> None:
+    said = {page: page.read_text() for page in PAGES}
+    for file in [ROOT / "tasks.py", *ROOT.glob("anemos/**/*.py")]:
+        found = ast.walk(ast.parse(file.read_text()))
+        said[file] = "\n".join(str(each.value) for each in found if isinstance(each, ast.Constant))
+    assert {
+        page: DECODED.findall(text) for page, text in said.items() if DECODED.search(text)
+    } == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / file if file else page
+        heads = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if anchor else ()
+        slugs = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in heads]
+        assert target.is_file() and (not anchor or anchor in slugs), f"{file}#{anchor}"

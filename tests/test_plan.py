@@ -681,7 +681,7 @@ def test_way_back_that_needs_somebody() -> None:
     )
 
     (line,) = warnings(locked)
-    assert line.startswith("/ is encrypted: whatever fails before the point of no return ends")
+    assert line.startswith("/ is encrypted: a failure before the point of no return ends")
     (line,) = warnings(replace(THREE, mounts=("/dev/loop0 /run/live ext4",)))
     assert line.startswith("/ is on no disk that is known (a rescue system, a network, ZFS?)")
     assert warnings(THREE) == []

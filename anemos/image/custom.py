@@ -80,7 +80,7 @@ def hook(imgbuild: Imgbuild, function: str, root: Path, out: Path, **more: str) 
 
 
 def unmount(root: Path) -> None:
-    """Whatever setup() mounted at ROOT and below: it must not be removed with the scratch files."""
+    """What setup() mounted at ROOT and below: it must not be removed with the scratch files."""
     for _, point in reversed(mounts.listed()):
         if point.is_relative_to(root):
             run(["umount", "--lazy", point])

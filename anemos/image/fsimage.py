@@ -78,7 +78,7 @@ def make_ext(fs: str, place: Place, uuid: str, epoch: int, source: Path | None) 
 
 
 def used_inodes(stats: str) -> list[int]:
-    """The inodes in use, but for the reserved ones, from what `stats` of debugfs(8) says.
+    """The inodes in use, except the reserved ones, from what `stats` of debugfs(8) says.
 
     mkfs takes the first free one of a group, and gives none back: the free ones stand at its end.
     """
@@ -127,7 +127,7 @@ def fill_fat(file: Path, epoch: int, source: Path) -> None:
 
 
 def check_fat(parent: Path, names: list[str]) -> None:
-    """Raises Failure for what FAT cannot hold. Modes and owners it just has not got."""
+    """Raises Failure for what FAT cannot hold. It has no modes and owners."""
     seen: set[str] = set()
     for name in sorted(names):
         file = parent / name

@@ -1,4 +1,4 @@
-"""A process of our own for a build: nothing outlives it, whatever ends it, kill -9 included.
+"""A process of our own for a build: nothing outlives it, not even after kill -9.
 
 Mounts, processes and scratch memory end with their namespaces (mount_namespaces(7),
 pid_namespaces(7)); loop devices of `mount -o loop` with their mounts.
@@ -44,7 +44,7 @@ def enter(module: str, arguments: Sequence[str]) -> None:
         os.execvp("unshare", ["unshare", *subordinates(), *again])
     check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID), "namespaces of our own")
     socket.sethostname("localhost")  # packages' scripts ask for it, and write it into files
-    # Nobody knows its name before, as everybody may write there. It is empty but for our namespace.
+    # Nobody knows its name before, as everybody may write there. Only our namespace fills it.
     place = Path(mkdtemp(prefix="anemos-build-", dir=SHARED_MEMORY))
     fork(place)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
@@ -102,7 +102,7 @@ def fork(place: Path) -> None:
 def end(number: int, _frame: FrameType | None) -> None:
     """Kill what runs: a command that fails. All signals that follow are ignored.
 
-    No exception: it could be lost in whatever library code is running. `sink` raises one.
+    No exception: it could be lost in library code that is running. `sink` raises one.
     """
     global ended  # noqa: PLW0603 (one end a process)
     for each in SIGNALS:

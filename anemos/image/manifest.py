@@ -7,7 +7,7 @@
      "files": [{"path", "type", "mode", "uid", "gid", "mtime", ...}, ...]}
 
 A file has "size" and "sha256", a link "target", a device "device". Only name, mode, owner and time
-of what is or may be secret: secrets, templates that are filled in, whatever not everybody may read.
+of what is or may be secret: secrets, templates that are filled in, all that not everybody may read.
 Bytes of names that are no UTF-8 are written as Python's surrogateescape does.
 """
 

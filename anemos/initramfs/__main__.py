@@ -184,7 +184,7 @@ def check_complete(unpacked: Path) -> None:
 
 
 def await_disks(spec: Imgbuild) -> None:
-    """Controllers take their time. Whatever is missing then, `resolve` tells."""
+    """Controllers take their time. What is missing then, `resolve` tells."""
 
     def present() -> bool:
         found = disks.devices()

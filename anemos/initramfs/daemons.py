@@ -1,4 +1,4 @@
-"""Programs that go on when the brain has ended: init ends whatever else it has started."""
+"""Programs that go on when the brain has ended: init ends all else that it has started."""
 
 from anemos.run import Argv, run
 

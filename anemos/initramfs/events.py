@@ -67,7 +67,7 @@ def check_abort() -> None:
 def point_of_no_return() -> None:
     """Named in file system, log and events: then the first write may happen.
 
-    Raises Failure when init is about to reboot, or the operator does not want it. Whatever fails
+    Raises Failure when init is about to reboot, or the operator does not want it. All that fails
     here ends in the old system: nobody has heard yet that the point is passed.
     """
     PASSED.touch()

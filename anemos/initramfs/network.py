@@ -182,7 +182,7 @@ def gateway_of(route: dict[str, Any]) -> str:
 def keep_lease(name: str, interface: Interface) -> None:
     """Ask for the old lease, and again whenever it runs out: some switches want to see that.
 
-    The address stays what it was, whatever the server offers: the script does nothing.
+    The address stays what it was, and not what the server offers: the script does nothing.
     """
     old = next(each["local"] for each in interface["addresses"] if each["family"] == "inet")
     with suppress(CommandFailed):  # it works without

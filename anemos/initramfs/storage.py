@@ -95,7 +95,7 @@ def check_names(plan: Layout, staying: Sequence[Path], groups: Mapping[Path, str
 
 
 def write(plan: Layout, devices: Devices, seed: str, secrets: Path) -> None:
-    """Erase the disks and put PLAN on them, all of it in use but for mounts."""
+    """Erase the disks and put PLAN on them, all of it in use except mounts."""
     leftovers.release(list(devices.values()))
     for disk in plan.disks:
         table(disk, devices[disk.name], seed)
@@ -173,7 +173,7 @@ def make(
 ) -> Iterator[Step]:
     """Make CARRIER and its file system. KEYS: by the names of LUKS volumes.
 
-    Whatever lay in its place before is wiped first: old volumes must not come back to life.
+    What lay in its place before is wiped first: old volumes must not come back to life.
     """
     what = carrier.what
     if isinstance(what, Volume):

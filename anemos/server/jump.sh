@@ -16,7 +16,7 @@ else
     # shellcheck disable=SC2016 # $ is for the inner shell
     setsid sh -c '
         sleep 1
-        kill -TERM -1 # but for the first process and this one: kill(2)
+        kill -TERM -1 # except the first process and this one: kill(2)
         sleep 10
         kill -KILL -1
         (sleep 300; echo b >/proc/sysrq-trigger) & # a dead device may keep the rest waiting

@@ -140,7 +140,7 @@ def hardware(link: Link) -> dict[str, str]:
 def chosen(
     links: list[Link], routes: list[Record], rules: list[Record], needed: str
 ) -> dict[str, Any]:
-    """What `capture` returns, but for "dns". Pure. Raises Failure."""
+    """What `capture` returns, except "dns". Pure. Raises Failure."""
     interfaces = select(links, routes, needed)
     check_operator(links, interfaces, needed)
     names = {name for interface in interfaces for name in interface["bears"]}
@@ -175,7 +175,7 @@ def select(links: list[Link], routes: list[Record], needed: str = "") -> list[di
     """What carries an address, and the interfaces below it. Pure. Raises Failure.
 
     Addresses of a bridge go to the one interface that connects it with the outside. Without one,
-    like a bridge of containers, and on whatever else is virtual, they are left behind.
+    like a bridge of containers, and on all else that is virtual, they are left behind.
     """
     named = {link["ifname"]: link for link in links}
     carried: dict[str, list[Link]] = {}  # name -> links whose addresses it gets

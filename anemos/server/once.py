@@ -1,6 +1,6 @@
 """A boot entry of GRUB or UEFI firmware that is taken once: the way where kexec is not allowed.
 
-What lies on the disk is public, but for the private half of a host key that serves this one boot.
+What lies on the disk is public, except the private half of a host key that serves this one boot.
 The rest is sent when the initramfs answers (initramfs/delivery.py).
 """
 

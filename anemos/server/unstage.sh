@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Takes back all that a deployment has done to a running system, but for the boot entry (disarm.sh).
+# Takes back all that a deployment has done to a running system, except the boot entry (disarm.sh).
 # $1: who has staged it, "" for whoever it was. $2: name of a base image that may stay for another try.
 # Prints "initramfs" where that runs, or what stage.sh has noted, if that was somebody else: nothing is
 # changed then. Fails, and says so, when something could not be removed.
@@ -9,7 +9,7 @@ owner=/run/anemos.owner
 read -r _ who _ <$owner
 [ -z "$1" ] || [ "$who" = "$1" ] || { cat $owner; exit 0; }
 
-# What enter.sh has started and nobody waits for any more, in whatever mount namespace.
+# What enter.sh has started and nobody waits for any more, in any mount namespace.
 workers() {
     for process in /proc/[0-9]*; do
         case $(readlink "$process/root") in

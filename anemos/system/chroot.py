@@ -1,7 +1,7 @@
 """Runs commands inside an image.
 
-They get namespaces of their own: mounts and processes are gone when the command is, whatever ends
-it (mount_namespaces(7), pid_namespaces(7)). /dev holds bound nodes on a tmpfs, no disk among them.
+They get namespaces of their own: mounts and processes are gone when the command is, even after
+SIGKILL (mount_namespaces(7), pid_namespaces(7)). /dev holds bound nodes on a tmpfs, and no disk.
 """
 
 import os

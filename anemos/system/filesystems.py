@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# Quiet, over whatever is there, with a UUID given: mkfs.ext4(8), mkfs.xfs(8), mkfs.btrfs(8),
+# Quiet, over all that is there, with a UUID given: mkfs.ext4(8), mkfs.xfs(8), mkfs.btrfs(8),
 # mkfs.vfat(8), mkswap(8).
 MAKERS = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-U"),

@@ -193,7 +193,7 @@ def refuse_typos(file: Path, suspects: Iterable[Typo], found: Mapping[str, str])
 
 
 def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgbuild:
-    """Check and convert what `read` found in TEXT. Pure but for DIRECTORY's name in messages."""
+    """Check and convert what `read` found in TEXT. Pure; DIRECTORY is for messages."""
     where = f"{directory}/IMGBUILD"
     check_values(where, found)
     kind, *options = found.get("format", "dir").split() or [""]

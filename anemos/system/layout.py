@@ -1,7 +1,7 @@
 """Disk layouts as plain values, and all that follows from them. grammar.py reads them from text.
 
 A disk has partitions; volumes lie on partitions and on each other: md RAID, LUKS, LVM. Partitions
-are called DISK/PART, volumes by their names; whatever may carry a file system is a Carrier.
+are called DISK/PART, volumes by their names; what may carry a file system is a Carrier.
 Sizes are bytes.
 """
 
@@ -193,7 +193,7 @@ class Layout:
         return {each.path: each for each in (*parts, *volumes)}
 
     def filesystems(self) -> list[Carrier]:
-        """Whatever has a file system or is swap."""
+        """All that has a file system or is swap."""
         return [each for each in self.carriers().values() if each.fs]
 
     def mounts(self) -> list[Carrier]:

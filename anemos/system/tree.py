@@ -63,7 +63,7 @@ def copy(source: Path, root: Path, path: str, mode: int | None = None) -> Path:
 
 
 def place(root: Path, path: str) -> Path:
-    """PATH below ROOT, its parents made, whatever file was there removed."""
+    """PATH below ROOT, its parents made, a file that was there removed."""
     target = inside(root, path)
     directories(root, target.parent)
     if target.is_dir() and not target.is_symlink():
@@ -73,7 +73,7 @@ def place(root: Path, path: str) -> Path:
 
 
 def directories(root: Path, directory: Path) -> None:
-    """Make DIRECTORY and its parents below ROOT, mode 0755 whatever the umask is."""
+    """Make DIRECTORY and its parents below ROOT, mode 0755 under any umask."""
     for parent in [*reversed(directory.parents), directory]:
         if parent.is_relative_to(root) and not parent.is_dir():
             try:

@@ -207,8 +207,8 @@ def find(name: str) -> Path:
 
 
 def interpret(name: str, directory: Path, given: Mapping[str, Any]) -> tuple[Host, list[Wrong]]:
-    """What host.toml says, as far as it can be used, and what is wrong with it. Pure but for the
-    name of the file in messages."""
+    """What host.toml says, as far as it can be used, and what is wrong with it. Pure; the
+    name of the file is for messages."""
     where, wrong = f"hosts/{name}/host.toml", list[Wrong]()
     tables: dict[str, Any] = {
         key: kind(**checked(f"{where}, [{key}]", kind, given[key], wrong))

@@ -101,7 +101,7 @@ def build_base(tree: Path, link: Path) -> None:
 
 
 def prune(cache: Path) -> None:
-    """Remove base images that nobody has used for a day, but for the newest; and their links."""
+    """Remove base images that nobody has used for a day, except the newest; and their links."""
     with suppress(FileNotFoundError):  # a run beside this one was quicker
         used = {image: image.stat().st_mtime for image in cache.glob("base-*.squashfs")}
         for image in sorted(used, key=lambda image: used[image], reverse=True)[KEPT:]:
@@ -165,7 +165,7 @@ def said(directory: Path, failed: CommandFailed) -> Failure:
 
 
 def relay(line: str) -> None:
-    """The builder's log, but for its last word and what belongs to that: we say it ourselves."""
+    """The builder's log without its last word and what belongs to that: we say it ourselves."""
     if not line.startswith(("error: ", "  |", "  (")):
         log.info(line)
 

@@ -1,4 +1,4 @@
-"""One task at a time works for a host: a lock that ends with its process, whatever ends that."""
+"""One task at a time works for a host: a lock that ends with its process in every case."""
 
 import fcntl
 import os

@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """Yield an empty directory in memory, mode 0700, and remove it whatever happens.
+    """Yield an empty directory in memory, mode 0700, and remove it in every case.
 
     SIGTERM and SIGHUP raise Failure meanwhile. What a SIGKILL left behind, the next call removes.
     Raises Failure where there is no memory-backed storage.

@@ -249,7 +249,7 @@ def test_firewall(machine: Machine) -> None:
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_ports_from_outside(outside: Outside, address: str) -> None:
-    """By IPv4 and IPv6 the declared ports answer, and no other, whatever listens there."""
+    """By IPv4 and IPv6 the declared ports answer, and no other, even if something listens there."""
     assert outside.answering_inside(address) == PORTS | {LISTENS}
     assert outside.answering(address) == PORTS
 

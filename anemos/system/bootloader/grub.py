@@ -1,6 +1,6 @@
 """GRUB, for BIOS and UEFI, from the image's own packages.
 
-grub-install(8) would want to see devices and firmware, which a build has not got; its work is done
+grub-install(8) would want to see devices and firmware, which a build lacks; its work is done
 by grub-mkimage(1) and by writing files and sectors. The core image finds /boot by the UUID of its
 file system, so that it does not matter which disk or firmware it is started from.
 """

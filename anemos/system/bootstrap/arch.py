@@ -78,7 +78,7 @@ def make(imgbuild: Imgbuild, output: Path) -> None:
         excludes = "".join(f"NoExtract = {glob.lstrip('/')}\n" for glob in imgbuild.excludes)
         conf.write_text(f"[options]\nGPGDir = {keyring}\n{excludes}{configuration(imgbuild)}")
         make_keyring(imgbuild, keyring)
-        # Mounts go with the namespace, whatever ends it. -G, -M: nothing of this host goes along.
+        # Mounts go with the namespace in every case. -G, -M: nothing of this host goes along.
         argv: list[str | Path] = ["unshare", "--mount", "--propagation=private", "pacstrap"]
         call(
             [*argv, "-C", conf, "-G", "-M", root, *imgbuild.packages],

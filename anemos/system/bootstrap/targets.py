@@ -35,7 +35,7 @@ TARGETS: dict[str, Target] = {"debian": debian, "arch": arch, "alpine": alpine}
 
 
 def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
-    """All that the layer depends on, but for the state of the mirror."""
+    """All that the layer depends on, except the state of the mirror."""
     target = TARGETS[imgbuild.target]
     recipes = [Path(__file__).with_name(f"{name}.py") for name in (imgbuild.target, "identity")]
     programs = [Path(found) for found in map(which, target.PROGRAMS) if found]

@@ -64,8 +64,8 @@ Body = Callable[..., Any]
 
 
 def command(body: Body) -> Any:
-    """A task. Its result is printed when --json asks for it, whatever else it ends with as one
-    message. A signal is such an end, too.
+    """A task. Its result is printed when --json asks for it. Every other end, a signal too, is one
+    message.
 
     It is called like BODY, without the underscore that keeps `list_` apart from Python's own.
     Every parameter has a default and no short flag: invoke takes `--help` for the value of a

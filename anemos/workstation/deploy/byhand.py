@@ -24,7 +24,7 @@ class Parts:
     network: Mapping[str, Any]  # see server/network.py
     kept: Sequence[Mapping[str, Any]] | None = None  # fingerprints; None: there are none to compare
     port: int = 22
-    stay: bool = True  # whatever fails: there is no old system to go back to
+    stay: bool = True  # after a failure: there is no old system to go back to
 
 
 def write(directory: Path, parts: Parts) -> None:

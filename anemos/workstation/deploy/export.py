@@ -29,7 +29,7 @@ the host's pinned SSH key. It waits there, without a deadline, and has written n
     ./inv verify --host {host}
 
 or by hand: ssh -p {port} root@{address} touch /run/anemos/go; tail -f /run/anemos/log there.
-Whatever fails, it stays and answers. At the end it reboots from its disk.
+After a failure it stays and answers. At the end it reboots from its disk.
 
 Rescue system of a provider (it needs kexec-tools):
     kexec --load kernel --initrd=initrd --command-line="$(cat cmdline)" && kexec --exec

@@ -1,4 +1,4 @@
-"""How a task ends: whatever was raised, as one message with an exit status (log.py).
+"""How a task ends: all that was raised, as one message with an exit status (log.py).
 
 1 and 2 say something about the server. Once the word to erase may have been given, nobody may read
 them because of the place in the code that failed, but only on the evidence of the machine itself.

@@ -119,7 +119,7 @@ def reveal(host: Host) -> dict[str, Any]:
 
 
 def pack(host: Host, deployment: str = "") -> dict[str, Any]:
-    """Make the payload, and whatever else is to be sent."""
+    """Make the payload, and all else that is to be sent."""
     agreed = consent.to_pack(host, host.imgbuild())
     state = State(host.name, deployment=deployment or new_deployment(), agreed=agreed)
     digest = make_payload(host, state)

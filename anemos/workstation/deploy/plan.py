@@ -423,7 +423,7 @@ def _kept_places(spec: Imgbuild, facts: Facts) -> set[Place]:
 
 def _way_back(facts: Facts) -> Iterator[str]:
     """What keeps the old system from coming back alone, if the deployment fails early."""
-    until = "whatever fails before the point of no return"
+    until = "a failure before the point of no return"
     roots = [node for node, point, _ in (line.split() for line in facts.mounts) if point == "/"]
     below = set().union(
         *(stack.below(n, facts) for r in roots for n in stack.kernel_names(r, facts))

@@ -1,4 +1,4 @@
-"""What a deployment has put onto a running system, and how it goes away again, whatever happens."""
+"""What a deployment has put onto a running system, and how it goes away again in every case."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +21,7 @@ INITRAMFS = "initramfs"  # unstage.sh says so
 
 @contextmanager
 def undone(host: Host) -> Iterator[None]:
-    """Whatever ends the work inside before its time, nothing of it is left on the server."""
+    """If the work inside ends before its time, nothing of it is left on the server."""
     try:
         yield
     except BaseException:

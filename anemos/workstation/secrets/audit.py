@@ -106,7 +106,7 @@ def conclude(found: list[Entry]) -> dict[str, Any]:
 
 
 def lacking(of: str, there: Collection[str]) -> list[str]:
-    """What the host OF declares and has not got, unless it is a VM, which makes it for itself."""
+    """What the host OF declares and lacks, unless it is a VM, which makes it for itself."""
     spec = description(of)
     if spec is None or hosts.is_local(of):
         return []
@@ -120,7 +120,7 @@ def description(of: str) -> Imgbuild | None:
 
 
 def holders(vault: Vault, only: str) -> list[str]:
-    """The hosts that may have secrets, whatever keeps them; or the one."""
+    """The hosts that may have secrets, in any source; or the one."""
     if only:
         hosts.find(only)
         return [only]
@@ -163,7 +163,7 @@ def entries(vault: Vault, of: str) -> Iterator[Entry]:
 
 
 def signed(vault: Vault, of: str) -> Iterator[Seen]:
-    """Whatever lies where GPG's files are, the wrong ones, too."""
+    """All that lies where GPG's files are, the wrong ones, too."""
     for path in trove.walk(vault.root / of):
         name = path.relative_to(vault.root / of).as_posix().removesuffix(".gpg")
         yield name, *inspect(vault, path, of)

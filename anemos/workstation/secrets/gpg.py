@@ -66,7 +66,7 @@ Expire-Date: 0
 class Keyring:
     """The keys in the GnuPG home HOME, a directory with mode 0700 (None: the user's own).
 
-    Whatever goes wrong, a missing gpg(1) too, raises Failure with exit status 2 and the NAME given.
+    All that goes wrong, a missing gpg(1) too, raises Failure with exit status 2 and the NAME given.
     Fingerprints are those of primary keys: 40 upper-case hexadecimal digits.
     """
 

@@ -55,7 +55,7 @@ def source(name: str, of: str) -> Source:
 def deciding(text: str) -> str:
     """The IMGBUILD TEXT without what is surely not for test_secrets(). Pure.
 
-    Whatever else there is may decide: its helpers, and their variables.
+    All else that is there may decide: its helpers, and their variables.
     """
     return ASIDE.sub(lambda found: found[0] if "secrets" in found[0] else "", text)
 

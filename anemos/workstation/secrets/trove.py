@@ -140,7 +140,7 @@ def reveal(source: Source, host: str, into: Path) -> Revealed:
     """Reveal the secrets of HOST to INTO/files/<path> and INTO/values/<NAME>, for `load`.
 
     Files get mode 0600, directories 0700. INTO must lie in memory; what was revealed there before
-    is gone, whatever happens. Raises Failure for what SOURCE refuses and for a value that is not
+    is gone in every case. Raises Failure for what SOURCE refuses and for a value that is not
     UTF-8; then nothing stays revealed.
     """
     require_memory(into.parent)

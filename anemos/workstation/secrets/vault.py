@@ -76,7 +76,7 @@ class Vault(Gpg):
         log.info(f"{of}: {new}secret {name} is encrypted and signed")
 
     def replace(self, path: Path, ciphertext: bytes) -> None:
-        # Not beside PATH: whatever is killed here leaves no file that looks like a secret.
+        # Not beside PATH: a task that is killed here leaves no file that looks like a secret.
         fresh = self.root / f".{os.getpid()}.new"
         try:
             fresh.write_bytes(ciphertext)
@@ -137,7 +137,7 @@ def typed(name: str) -> bytes:
 
 
 def rekey(vault: Vault, only: str = "", former: str = "") -> dict[str, Any]:
-    """Encrypt to the recipients whatever is not encrypted to exactly them; all of it, or nothing.
+    """Encrypt to the recipients all that is not encrypted to exactly them; all of it, or nothing.
 
     FORMER: the fingerprint of who was a recipient until now, and whose signatures count once more.
     (Not whom the ciphertext names: anybody can encrypt to himself, too.)

@@ -37,7 +37,7 @@ class Image(Device):
 
 
 def disk(wanted: Disk, keep: Sequence[Kept], directory: Path) -> tuple[Drive, list[Print]]:
-    """A disk with what the layout names the real one by: blank but for the partitions to KEEP."""
+    """A disk with what the layout names the real one by: blank, except the partitions to KEEP."""
     size = int(wanted.match.get("size", wanted.image))
     image = make(directory / f"{wanted.name}.img", wanted.match, size)
     kept = [each for each in keep if each.disk == wanted.name]

@@ -16,7 +16,7 @@ from anemos.workstation.secrets.sources import program
 
 @dataclass(frozen=True)
 class Sops:
-    """The files in ROOT, opened with whatever key sops finds. A trove.Source."""
+    """The files in ROOT, opened with the key that sops finds. A trove.Source."""
 
     root: Path
 

@@ -58,7 +58,7 @@ end
 rspamd_config:register_symbol {
   name = 'FORGED_BY_USER',
   type = 'prefilter',
-  flags = 'empty,ignore_passthrough', -- for every message, whatever another rule says
+  flags = 'empty,ignore_passthrough', -- for every message, also after another rule's verdict
   callback = function(task)
     local login = task:get_user()
     local header = login and forged(task, login:lower())
