@@ -153,9 +153,20 @@ def test_mistakes(host: Path, text: str, options: list[str], message: str) -> No
     assert not [path for path in host.rglob("mx*") if path.suffix != ".zst"]
 
 
-def test_provision_that_fails(host: Path) -> None:
+def test_try(host: Path) -> None:
+    """All of the definition, with its secrets, in memory: nothing of it stays."""
+    describe(host, PROVISION)
+    (layer,) = (host / "out").glob("*.zst")
+    done = image(host, *OPTIONS, "--try")
+    assert (done.returncode, done.stdout) == (0, f"out/{layer.name}\n"), done.stderr
+    assert "Welcome to mx!" in done.stderr
+    assert not [*(host / "out").rglob("key"), *(host / "out").rglob("motd")]
+
+
+@pytest.mark.parametrize("more", [[], ["--try"]])
+def test_provision_that_fails(host: Path, more: list[str]) -> None:
     describe(host, "provision() {\n    echo because\n    false  # here\n}\n")
-    done = image(host, *OPTIONS)
+    done = image(host, *OPTIONS, *more)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-2:] == [
         "error: IMGBUILD: line 5: in provision(): `false  # here`: exit status 1",

@@ -78,6 +78,10 @@ disk data wwn=naa.5000c500a1b2c3d4
 '
 """
 FAILS = SMALL + "provision() {\n    echo 'provision: not today'\n    false\n}\n"
+# On the workstation it works.
+FAILS_THERE = FAILS.replace(
+    "    false\n", '    read -r words </proc/cmdline\n    test "${words#*oops=panic}" = "$words"\n'
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +163,20 @@ def test_servers(project: Tree, name: str) -> None:
     assert len(re.findall(r"^ *[0-9]+ passed", log, re.MULTILINE)) == 2, log
 
 
+def test_definition_that_fails(project: Tree, small: Path) -> None:
+    """Found out on the workstation: one message, nothing is started, nothing stays."""
+    project.host("fails", imgbuild=FAILS)
+    status, said, log = inv(project, small, "test", "--host", "fails")
+
+    assert status == 2, log
+    assert "fails@test: the definition fails:\n" in said["error"]
+    assert "in provision(): `false`: exit status 1\n  | provision: not today" in said["error"]
+    assert not list(state(project, "fails@test").iterdir())
+
+
 def test_failing_provision(project: Tree, small: Path) -> None:
     """Past the point of no return: status 3, and the machine answers with its log."""
-    project.host("fails", imgbuild=FAILS)
+    project.host("fails", imgbuild=FAILS_THERE)
     try:
         status, said, log = inv(project, small, "test", "--host", "fails", "--keep")
 

@@ -47,6 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-age", type=float, default=build.DAY_S, help="of a layer, in seconds")
     parser.add_argument("--mirror", default="", help="of Debian, when the IMGBUILD names none")
     parser.add_argument("--layer", action="store_true", help="make the package layer alone")
+    trial = "apply the definition, in memory, and throw it away; print the package layer"
+    parser.add_argument("--try", dest="trying", action="store_true", help=trial)
     again = "build the image a second time, package layer and all, and compare"
     parser.add_argument("--check", action="store_true", help=again)
     parser.add_argument("--values", type=values, help="JSON object with the values for templates")
@@ -68,6 +70,11 @@ def main() -> None:
         print(build.layer(spec, cache=cache, max_age_s=given.max_age))
         return
     default = [d for d in [given.directory / "files"] if d.is_dir()]
+    if given.trying:
+        options = {"values": given.values, "secrets": given.secrets}
+        inputs = given.inputs or default
+        print(build.attempt(spec, inputs, cache=cache, max_age_s=given.max_age, **options))
+        return
     files = build.build(
         spec,
         given.inputs or default,

@@ -65,6 +65,29 @@ def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
         return layers.cached(imgbuild, cache, scratch, max_age_s)
 
 
+def attempt(
+    imgbuild: Imgbuild,
+    inputs: Sequence[Path],
+    *,
+    cache: Path,
+    max_age_s: float,
+    values: Mapping[str, str] | None,
+    secrets: Path | None,
+) -> Path:
+    """Apply the definition in memory, as the initramfs is going to, and throw it away; the layer.
+
+    Raises Failure where that fails. The SECRETS are real ones: without memory nothing is tried.
+    """
+    with workspace() as scratch:
+        layer = layers.cached(imgbuild, cache, scratch, max_age_s)
+        if memory is None:
+            log.info(f"The definition is not tried here: less than {ROOM >> 30} GiB of free memory")
+            return layer
+        with log.step("Trying the definition"), unpacked.writable(layer, scratch) as lower:
+            definition.apply(imgbuild, lower.root, inputs, values=values, secrets=secrets)
+    return layer
+
+
 @contextmanager
 def workspace() -> Iterator[Path]:
     """A scratch directory: in the memory that isolation.py took, else on disk."""

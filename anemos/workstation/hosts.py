@@ -10,6 +10,8 @@ shown is the default, but where parentheses tell that:
     build_on = "workstation"           # where the package layer is made, and cached; or "server":
                                        # there, while the old system serves, with more memory; or
                                        # "initramfs": after the jump, with the least memory
+    try_here = true                    # before it is sent, try the definition on the workstation,
+                                       # provision() and all; never where the server fetches secrets
     ports = [22, 443]                  # that must listen afterwards (`port` alone)
     start = "auto"                     # into the initramfs: by "kexec", or by a boot entry that is
                                        # taken "once" (kexec, if the kernel allows it)
@@ -64,6 +66,7 @@ MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
     int: "a number above 0",
+    bool: "true or false",
     list[int]: "a list of numbers above 0",
 }
 
@@ -129,6 +132,7 @@ class Host:
     build_on: str = "workstation"
     start: str = "auto"
     finish: str = "reboot"
+    try_here: bool = True
     ports: list[int] = field(default_factory=lambda: [22])
     timeouts: Timeouts = field(default_factory=Timeouts)
     secrets: SecretSettings = field(default_factory=SecretSettings)

@@ -144,6 +144,8 @@ def make_payload(host: Host, state: State) -> str:
     payload.write(target, spec, state.deployment, given, files, host.finish, state.agreed)
     check_secrets(host, revealed.files)
     make_layer(host, spec, state)
+    if state.layer:
+        attempt(host, spec, given, files)
     log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
     return sha256(payload_file(host))
 
@@ -166,6 +168,26 @@ def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
         definition.rehearse(layer, [spec.directory / "files"])
         definition.rehearse_loader(spec, layer, [spec.directory / "files"])
         state.layer = str(layer)
+
+
+def attempt(host: Host, spec: Imgbuild, given: Mapping[str, str], secrets: Path) -> None:
+    """Try the definition here: what fails now would fail after the point of no return.
+
+    Raises Failure (status 2).
+    """
+    if not host.try_here or spec.server_secrets:
+        log.info("The definition is not tried here")
+        return
+    with scratch.directory() as memory:
+        scratch.write_private(memory, "values.json", json.dumps(given).encode())
+        options: list[str | Path] = ["--try", "--cache", places.cache()]
+        options += ["--values", memory / "values.json"]
+        options += ["--secrets", secrets] if secrets.is_dir() else []
+        try:
+            images.image(spec.directory, options)
+        except Failure as failure:
+            hint = "try_here = false in host.toml, if it can only work on the server"
+            die(f"{host.name}: the definition fails:\n{failure.message}", hint=failure.hint or hint)
 
 
 def new_deployment() -> str:
