@@ -667,6 +667,17 @@ def test_kept_and_not_to_be_mounted(kind: str) -> None:
     assert len(problems(kept, keep="part home disk=system number=3 mount=/home")) == 1
 
 
+def test_kept_disk_that_takes_anothers_place() -> None:
+    """Once deployed, users' files would be away as soon as the wrong disk is mounted there."""
+    given = replace(THREE, stamp={"host": "demo"})
+    other = KEEP.replace("serial=demo-data", "serial=C")
+    assert problems(given) == []
+    (line,) = problems(given, keep=other)
+    assert line.startswith("keep: 'data': /home is on vdb1 now, not on vdc1; if that is meant, ")
+    assert problems(THREE, keep=other) == []
+    assert problems(replace(given, mounts=()), keep=other) == []
+
+
 def warnings(given: Facts) -> list[str]:
     return [line for what, line in plan.describe(HOST, spec(), given, SIZES) if what == "warning"]
 

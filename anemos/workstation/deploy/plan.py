@@ -291,9 +291,10 @@ def _nodes(places: Iterable[Place]) -> str:
 
 
 def _mounts(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
-    """What is kept and to be mounted, and cannot be."""
+    """What is kept and to be mounted, and cannot be, or would take another one's place."""
     parts = {(part.disk, part.number): part.name for part in facts.parts}
     kinds = {name: kind for name, kind, *_ in (line.split() for line in facts.contents)}
+    nodes = {point: node for node, point, _ in (line.split() for line in facts.mounts)}
     for each in spec.keep:
         device = found.get(each.disk or each.name)
         if device and each.mount:
@@ -302,6 +303,13 @@ def _mounts(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterat
                 yield (
                     f"keep: {each.name!r}: {node} holds {kind}, which cannot be mounted at"
                     f" {each.mount}: {disks.NO_MOUNT}"
+                )
+            now = stack.kernel_names(nodes.get(each.mount, f"/dev/{node}"), facts)
+            # Before the first deployment it may have been anywhere.
+            if facts.stamp and now != {node}:
+                yield (
+                    f"keep: {each.name!r}: {each.mount} is on {', '.join(sorted(now))} now, not on"
+                    f" {node}; if that is meant, unmount it, or mount {node} there, and plan again"
                 )
 
 
