@@ -1,7 +1,7 @@
 """The workflow, one task a step: `./inv TASK --host NAME`.
 
 Every task may be run alone; `deploy` runs them all. With --json one JSON document goes to standard
-output at every end. Exit statuses: README.md.
+output at every end. Exit statuses: docs/recovery.md.
 """
 
 import os

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-# The exit statuses of every task (README.md).
+# The exit statuses of every task (docs/recovery.md).
 FAILED = 1  # the server runs the old system, unchanged, or goes back to it
 BAD_INPUT = 2  # bad input or unmet precondition; nothing was started
 IN_INITRAMFS = 3  # failed after the word to erase: the machine waits, installs, or is silent

@@ -20,9 +20,9 @@ TASKS = """\
 `./inv TASK --host NAME` runs a task for the host in `hosts/NAME`. `./inv` lists all tasks, and
 `./inv --help TASK` shows the flags of one. All except `check` have `--json`.
 
-An exit status says what is known of the machine.
-[The README](../README.md#step-by-step-and-in-scripts) explains each status, and
-[recovery.md](recovery.md) says what to do next. A signal ends every task with 129, 130 or 143.
+An exit status says what is known of the machine, and
+[recovery.md](recovery.md#by-exit-status) what to do next. A signal ends every task with 129, 130
+or 143.
 """
 
 
