@@ -67,10 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The figures of docs/reliability.md: what came of each fault in test_faults.py."""
+    """Figures: what came of each fault in test_faults.py, and what clients in test_story.py saw."""
     ended = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
-    faults = [(each.nodeid, dict(each.user_properties)) for each in ended if each.when == "call"]
-    rows = [(name, words["fault"]) for name, words in faults if "fault" in words]
+    told = [(each.nodeid, dict(each.user_properties)) for each in ended if each.when == "call"]
+    for line in (words["seen"] for _, words in told if "seen" in words):
+        terminalreporter.write_line(line)
+    rows = [(name, words["fault"]) for name, words in told if "fault" in words]
     if not rows:
         return
     terminalreporter.section("faults")

@@ -50,9 +50,17 @@ class Tree:
         *words: str,
         stdin: int = subprocess.DEVNULL,
         timeout: float = 120,
+        cached: bool = False,
         **variables: str,
     ) -> Done:
-        """Run `inv WORDS`. Whatever becomes of it, nobody sees a traceback."""
+        """Run `inv WORDS`. Whatever becomes of it, nobody sees a traceback.
+
+        CACHED: with base images, package layers and the mirror of the developer.
+        """
+        if cached:
+            config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+            variables["XDG_CACHE_HOME"] = os.fspath(places.cache().parent)
+            variables["XDG_CONFIG_HOME"] = config
         done = subprocess.run(
             [sys.executable, "-m", "anemos.workstation.cli.program", *words],
             cwd=self.directory,
@@ -67,14 +75,8 @@ class Tree:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def demo(self, host: str) -> Done:
-        """Run `inv demo` for HOST, with base images and package layers of the developer's cache."""
-        config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-        done = self.inv(
-            *("demo", "--host", host, "--json"),
-            timeout=DEMO_S,
-            XDG_CACHE_HOME=os.fspath(places.cache().parent),
-            XDG_CONFIG_HOME=config,
-        )
+        """Run `inv demo` for HOST."""
+        done = self.inv("demo", "--host", host, "--json", timeout=DEMO_S, cached=True)
         consoles = self.home.glob(f".local/state/anemos/*/{host}/vm/console.log")
         said = "".join(console.read_text(errors="replace")[-3000:] for console in consoles)
         assert done.status == 0, done.err + said

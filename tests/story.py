@@ -1,0 +1,247 @@
+"""A server's life: a stock one with data on its second disk, deployed, used, deployed again.
+
+    with begun("www", directory) as story:
+        story.deploy()
+        story.certify("example.org", "nginx")
+        with story.visited("example.org") as visitor:
+            story.deploy()
+        visitor.outage
+
+It answers at the same ports all the while: QEMU runs on. Used by bench/hosts.py, too.
+"""
+
+import json
+import shutil
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPException, HTTPSConnection
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from anemos.run import Argv, CommandFailed, run
+from anemos.workstation.deploy import reach
+from anemos.workstation.machine import Machine
+from anemos.workstation.ssh import Endpoint, connect
+from tests import tree
+from tests.tree import DEMO_S, ROOT, Done, Tree
+
+PATIENCE_S = 5.0
+VM = """stock = "stock"
+
+[timeouts] # for an emulated machine on a busy one
+down = 360
+initramfs = 600
+up = 1200
+"""
+# What makes hosts/stock the server that each host finds.
+NETWORKS = {"www": "192.0.2.80"}
+DATA = {
+    "www": """\
+    mkdir -p /srv/sites/example-org/public
+    echo 'A page of long ago' >/srv/sites/example-org/public/index.html
+    head -c 8M /dev/urandom >/srv/sites/example-org/public/photo.jpg
+    chown -R 2001:33 /srv/sites/example-org/public
+}
+""",
+}
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+ISSUE = """
+cd /srv/acme/certs/$1
+cat >fullchain-1.pem
+ln -sf fullchain-1.pem fullchain.pem
+shift
+systemctl reload "$@"
+"""
+CONTENT = """
+cd /srv
+find . -xdev \\( -type f -o -type l \\) -printf '%p %m %U:%G %Ts %l\\n' | sort
+find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum
+"""
+
+
+class Visitor(threading.Thread):
+    """Asks for a page twice a second, and trusts one authority alone.
+
+    SEEN: when, in seconds, and the status of the answer, or why there was none.
+    """
+
+    def __init__(self, name: str, path: str, port: int, authority: Path) -> None:
+        super().__init__(daemon=True)
+        self.host, self.path, self.port = name, path, port
+        self.tls = ssl.create_default_context(cafile=authority)
+        self.seen: list[tuple[float, int | str]] = []
+        self.gone = threading.Event()
+
+    def run(self) -> None:
+        while not self.gone.wait(0.5):
+            self.seen.append((time.monotonic(), self.ask()))
+
+    def ask(self) -> int | str:
+        connection = HTTPSConnection(self.host)
+        try:
+            plain = socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
+            connection.sock = self.tls.wrap_socket(plain, server_hostname=self.host)
+            connection.request("GET", self.path)
+            return connection.getresponse().status
+        except (OSError, HTTPException) as error:
+            return type(error).__name__
+        finally:
+            connection.close()
+
+    @property
+    def outage(self) -> float:
+        """The longest time from one good answer to the next one, in seconds."""
+        good = [when for when, answer in self.seen if answer == 200]
+        return max(later - when for when, later in pairwise(good))
+
+
+@dataclass
+class Story:
+    """The host NAME in a copy of the project, at home in a local VM."""
+
+    project: Tree
+    name: str
+    directory: Path
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for host in (self.name, "stock"):
+            shutil.copytree(ROOT / "hosts" / host, self.project.directory / "hosts" / host)
+        with self.file("host.toml").open("a") as file:
+            file.write(VM)
+        top = self.project.directory / "hosts/stock"
+        here = NETWORKS[self.name]
+        words = {"demo-": f"{self.name}-", "10.0.2.15": here, "10.0.2.2\n": "192.0.2.1\n"}
+        words |= {"10.0.2.3": "192.0.2.3", "mount=/home": "mount=/srv"}
+        for path in ("IMGBUILD", "files/etc/network/interfaces", "files/etc/resolv.conf"):
+            text = (top / path).read_text()
+            for old, new in words.items():
+                text = text.replace(old, new)
+            (top / path).write_text(text)
+        described = (top / "IMGBUILD").read_text().partition("    useradd")[0]
+        (top / "IMGBUILD").write_text(described + DATA[self.name])
+
+    def file(self, path: str) -> Path:
+        return self.project.directory / "hosts" / self.name / path
+
+    def change(self, path: str, old: str, new: str) -> None:
+        """Write NEW for OLD, which must be there, in the host's file PATH."""
+        text = self.file(path).read_text()
+        assert old in text
+        self.file(path).write_text(text.replace(old, new))
+
+    def add(self, path: str, text: str) -> None:
+        self.file(path).parent.mkdir(parents=True, exist_ok=True)
+        self.file(path).write_text(text)
+
+    @contextmanager
+    def changed(self, path: str, old: str, new: str) -> Iterator[None]:
+        """The same for a while."""
+        before = self.file(path).read_text()
+        self.change(path, old, new)
+        yield
+        self.file(path).write_text(before)
+
+    def inv(self, task: str) -> Done:
+        return self.project.inv(task, "--host", self.name, timeout=DEMO_S, cached=True)
+
+    def reboot(self) -> None:
+        """Have the server do it; until sshd answers again."""
+        old = self.machine.run("cat", BOOT_ID)
+        with suppress(CommandFailed):  # it may be that quick
+            self.machine.run("systemctl", "reboot")
+        wait(lambda: self.boot_id() not in ("", old))
+
+    def boot_id(self) -> str:
+        try:
+            return self.machine.run("cat", BOOT_ID)
+        except CommandFailed:
+            return ""
+
+    def deploy(self) -> None:
+        """Also makes and starts the stock server, if nothing runs yet."""
+        self.reports.append(json.loads(self.project.demo(self.name).out))
+
+    @property
+    def home(self) -> Path:
+        return tree.where(f"state({self.name!r})", self.project.directory, self.project.home)
+
+    @property
+    def machine(self) -> Machine:
+        """As the host's own tests are given it."""
+        files = (self.home / "vm").glob("port-*")
+        ports = {file.name.removeprefix("port-"): int(file.read_text()) for file in files}
+        words = reach.login(self.endpoint, self.directory / "known_hosts")
+        return Machine("127.0.0.1", words, ports, str(self.directory / "notes.json"))
+
+    @property
+    def endpoint(self) -> Endpoint:
+        port, key = ((self.home / "vm" / name).read_text() for name in ("port-22", "host_key"))
+        return Endpoint("127.0.0.1", int(port), key, self.home / "id_ed25519")
+
+    def kept(self) -> str:
+        """Names, modes, owners, times and digests of all that is on the kept disk."""
+        return self.sh(CONTENT)
+
+    def certify(self, name: str, *units: str) -> None:
+        """Have an authority of our own issue the certificate NAME, and UNITS use it."""
+        place = f"/srv/acme/certs/{name}"
+        given = ["-in", f"{place}/fullchain.pem", "-signkey", f"{place}/privkey.pem"]
+        copied = ["-copy_extensions", "copy"]
+        request = self.machine.run("openssl", "x509", "-x509toreq", *copied, *given)
+        authority: Argv = ["-CA", self.authority, "-CAkey", self.directory / "ca.key"]
+        sign = ["openssl", "x509", "-req", *copied, "-days", "80", *authority]
+        issued = run(sign, data=request.encode())
+        self.sh(ISSUE, name, *units, data=issued.encode())
+
+    def sh(self, script: str, *words: str, data: bytes = b"") -> str:
+        """Standard output of a shell script with WORDS, run by root on the server."""
+        with connect(self.endpoint) as remote:
+            return remote.sh(["sh", "-ec", script, "sh", *words], data=data, timeout=600)
+
+    @property
+    def authority(self) -> Path:
+        file = self.directory / "ca.pem"
+        if not file.exists():
+            make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "group:P-256", "-noenc"]
+            key: Argv = ["-keyout", self.directory / "ca.key", "-subj", "/CN=Authority"]
+            run([*make, *key, "-out", file])
+        return file
+
+    @contextmanager
+    def visited(self, name: str, path: str = "/") -> Iterator[Visitor]:
+        """A visitor meanwhile: he has had a page before, and has some after it."""
+        visitor = Visitor(name, path, self.machine.port(443), self.authority)
+        visitor.start()
+        try:
+            wait(lambda: [answer for _, answer in visitor.seen[-4:]] == [200] * 4)
+            yield visitor
+            wait(lambda: [answer for _, answer in visitor.seen[-20:]] == [200] * 20)
+        finally:
+            visitor.gone.set()
+            visitor.join()
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
+@contextmanager
+def begun(name: str, directory: Path) -> Iterator[Story]:
+    """The story of hosts/NAME, at home in the empty DIRECTORY; its VM is gone afterwards."""
+    (directory / "tree").mkdir()
+    with tree.copied(directory / "tree") as project:
+        story = Story(project, name, directory)
+        try:
+            yield story
+        finally:
+            project.inv("demo", "--host", name, "--stop")
