@@ -3,10 +3,11 @@ like others or like nothing."""
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-LONG = 8  # letters of a name in which two slips are forgiven, not one
+CLOSE = 0.8  # difflib's measure: one slip in a short name, two in a long one
 # What others call it. A variable of that name counts only where the one that is meant is not set.
 ALIASES = {
     "debian_suite": ("codename", "debian_release", "debian_version", "release", "suite", "version")
@@ -27,7 +28,7 @@ class Typo:
     meant: str
 
 
-def suspects(text: str, kind: str, known: Iterable[str]) -> list[Typo]:
+def suspects(text: str, kind: str, known: Sequence[str]) -> list[Typo]:
     """Where TEXT seems to define something that is close to a KNOWN name and none itself.
 
     A guess, as only the shell knows what TEXT defines: ask it about these names. A name that
@@ -36,7 +37,8 @@ def suspects(text: str, kind: str, known: Iterable[str]) -> list[Typo]:
     found = []
     for match in PATTERNS[kind].finditer(text):
         name = match[1]
-        meant = [each for each in known if close(name, each) or name in ALIASES.get(each, ())]
+        meant = get_close_matches(name.lower(), known, 1, CLOSE)
+        meant += [each for each in known if name in ALIASES.get(each, ())]
         if meant and name not in known:
             found.append(Typo(kind, name, text.count("\n", 0, match.start(1)) + 1, meant[0]))
     return found
@@ -52,20 +54,3 @@ def odd(text: str) -> str:
 
 def described(character: str) -> str:
     return f"{unicodedata.name(character, 'character').lower()} (U+{ord(character):04X})"
-
-
-def close(name: str, known: str) -> bool:
-    return distance(name.lower(), known) <= (2 if len(known) >= LONG else 1)
-
-
-def distance(a: str, b: str) -> int:
-    """Letters to insert, remove, replace or swap with the next (optimal string alignment)."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        rows.append([i])
-        for j, y in enumerate(b, 1):
-            best = min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (x != y))
-            if i > 1 and j > 1 and (x, a[i - 2]) == (b[j - 2], y):
-                best = min(best, rows[i - 2][j - 2] + 1)
-            rows[i].append(best)
-    return rows[-1][-1]
