@@ -294,9 +294,9 @@ cp {layer} "$output"
     ("noise", "message"),
     [
         ("", ""),
-        ("cat /proc/uptime >/etc/now", "/etc/now: sha256"),
-        (": >/etc/$(cat /proc/sys/kernel/random/uuid)", ": only in one of them"),
-        ("umask 077; cat /proc/uptime >/etc/now", "x/etc/now: from byte "),
+        ("cat /proc/uptime >/etc/now", '> {"path": "etc/now",'),
+        (": >/etc/$(cat /proc/sys/kernel/random/uuid)", '< {"path": "etc/'),
+        ("umask 077; cat /proc/uptime >/etc/now", "x/etc/now: other bytes"),
     ],
 )
 def test_check(host: Path, noise: str, message: str) -> None:
