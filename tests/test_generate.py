@@ -14,7 +14,6 @@ from anemos.run import run
 from anemos.system import imgbuild
 from anemos.workstation import places
 from anemos.workstation.secrets import generate
-from anemos.workstation.secrets.generate import Order
 from anemos.workstation.secrets.gpg import Keyring
 from anemos.workstation.secrets.vault import Vault
 
@@ -71,11 +70,17 @@ def public_key(private: bytes) -> str:
     return run(["openssl", "pkey", "-pubout"], data=private)
 
 
+def one(
+    vault: Vault, kind: str, name: str = "", csr: bool = False, **options: str
+) -> dict[str, Any]:
+    return generate.generate(vault, "mx", kind, name, options, csr)
+
+
 def make(vault: Vault, kind: str, **options: Any) -> dict[str, Any]:
     """What is made, once; the second time nothing is, and the public half is the same."""
-    first = generate.generate(kind, Order(vault, "mx", **options))
+    first = one(vault, kind, **options)
     before = {path: path.read_bytes() for path in vault.root.rglob("*.gpg")}
-    again = generate.generate(kind, Order(vault, "mx", **options))
+    again = one(vault, kind, **options)
     assert {path: path.read_bytes() for path in vault.root.rglob("*.gpg")} == before
     assert again["made"] == []
     if not options.get("csr"):  # ECDSA is not deterministic
@@ -88,7 +93,7 @@ def test_password(vault: Vault, name: str) -> None:
     made = make(vault, "password", name=name)
     assert made == {"host": "mx", "kind": "password", "made": [name], "public": ""}
     assert len(secret(vault, name)) == 43  # 256 bits, 6 a character
-    generate.generate("password", Order(vault, "mx", "OTHER"))
+    one(vault, "password", name="OTHER")
     assert secret(vault, name) != secret(vault, "OTHER")
 
 
@@ -118,7 +123,7 @@ def test_tls(vault: Vault, tmp_path: Path) -> None:
 
 
 def test_tls_for_several_names(vault: Vault) -> None:
-    also = ["mail.example.org", "192.0.2.25", "2001:db8::25"]
+    also = "mail.example.org,192.0.2.25,2001:db8::25"
     crt = make(vault, "tls", subject=NAME, also=also)["public"]
     text = run(["openssl", "x509", "-noout", "-ext", "subjectAltName"], data=crt.encode())
     said = [f"DNS:{NAME}", "DNS:mail.example.org", "IP Address:192.0.2.25"]
@@ -272,20 +277,25 @@ def test_dkim(vault: Vault, subject: str) -> None:
         ("", {}, "--kind '' cannot be generated\n  (one of: password, ssh-host-key, tls, dkim)"),
         ("password", {}, "which secret? --name"),
         ("password", {"name": "X", "csr": True}, "--csr does not go with --kind password"),
-        ("dkim", {"also": ["x"]}, "--also does not go with --kind dkim"),
-        ("tls", {"subject": "a", "also": ["b/c"]}, "--also 'b/c' is no name"),
+        ("dkim", {"subject": "x", "also": "x"}, "--kind dkim: dkim has no option 'also'"),
+        ("tls", {"subject": "a", "also": "b/c"}, "--kind tls: subject 'b/c' is no name"),
         ("ask", {"name": "X"}, "--kind 'ask' cannot be generated"),
-        ("ssh-host-key", {"subject": "x"}, "--subject does not go with --kind ssh-host-key"),
-        ("tls", {}, "--subject '' is no name\n  (--subject mx.example.org"),
-        ("tls", {"subject": "a/CN=b"}, "--subject 'a/CN=b' is no name"),
-        ("tls", {"subject": "a,DNS:b"}, "--subject 'a,DNS:b' is no name"),
-        ("tls", {"subject": "a", "name": "KEY"}, "--name 'KEY' is no path on the target"),
-        ("dkim", {"subject": "a b"}, "--subject 'a b' is no name"),
+        (
+            "ssh-host-key",
+            {"subject": "x"},
+            "--kind ssh-host-key: ssh-host-key has no option 'subject'",
+        ),
+        ("tls", {}, "--kind tls: subject '' is no name\n  (a DNS name or an IP"),
+        ("tls", {"subject": "a/CN=b"}, "--kind tls: subject 'a/CN=b' is no name"),
+        ("tls", {"subject": "a,DNS:b"}, "--kind tls: subject 'a,DNS:b' is no name"),
+        ("tls", {"subject": "a", "name": "KEY"}, "--kind tls: tls is a file: its name is a path"),
+        ("dkim", {}, "which secret? --name"),
+        ("dkim", {"subject": "a b"}, "--kind dkim: subject 'a b' is no name"),
     ],
 )
 def test_bad_order(vault: Vault, kind: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(Failure) as failure:
-        generate.generate(kind, Order(vault, "mx", **options))
+        one(vault, kind, **options)
     assert failure.value.code == BAD_INPUT
     assert str(failure.value).startswith(message)
     assert list(vault.root.rglob("*.gpg")) == []
@@ -297,5 +307,5 @@ def test_key_that_is_none(vault: Vault) -> None:
         "mx", TLS_KEY, b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
     )
     with pytest.raises(Failure, match="openssl req") as failure:
-        generate.generate("tls", Order(vault, "mx", subject=NAME))
+        one(vault, "tls", subject=NAME)
     assert "c2VjcmV0" not in str(failure.value)

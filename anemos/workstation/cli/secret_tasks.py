@@ -44,8 +44,8 @@ def generate(
     """Make what the IMGBUILD declares and HOST lacks, or one secret; print public halves."""
     module = workstation("secrets.generate")
     if kind or subject or also or csr:
-        names = list(filter(None, also.split(",")))
-        result = module.generate(kind, module.Order(own(), host, name, subject, csr, names))
+        options = {"subject": subject, "also": also}
+        result = module.generate(own(), host, kind, name, options, csr)
     else:
         result = module.complete(own(), host, name)
     if result["public"] and not json:

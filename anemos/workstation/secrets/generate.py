@@ -2,7 +2,7 @@
 
 import ipaddress
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,22 +60,21 @@ def chance(_question: str = "") -> bytes:
 
 @dataclass
 class Order:
-    """What is to be made, for whom. MADE: the secrets that were missing, as they are made.
-
-    ALSO: more names of a certificate. USERS, PREFIX: of password hashes. ANSWER: how to ask WHAT.
-    """
+    """The secret WANTED of HOST, and how a person is asked. MADE: what was missing, by name."""
 
     store: Store
     host: str
-    name: str = ""
-    subject: str = ""
-    csr: bool = False
-    also: Sequence[str] = ()
-    users: Sequence[str] = ()
-    prefix: str = ""
-    what: str = ""
+    wanted: Declared
     answer: Answer = chance
+    csr: bool = False  # a certificate signing request instead of a certificate
     made: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.wanted.name
+
+    def option(self, name: str) -> str:
+        return self.wanted.options.get(name, "")
 
     def ensure(self, name: str, make: Callable[[], str]) -> bytes:
         """The secret NAME, made if it is missing."""
@@ -88,24 +87,37 @@ class Order:
         return data
 
 
-def generate(kind: str, order: Order) -> dict[str, Any]:
-    """Make what ORDER lacks. `public` in the result is the half that others are to see.
+def generate(
+    store: Store, of: str, kind: str, name: str, options: Mapping[str, str], csr: bool = False
+) -> dict[str, Any]:
+    """Make a secret that nothing declares, if OF lacks it: as if the IMGBUILD had a line for it.
 
-    That is, as text: for an SSH host key the line for host.toml, for TLS the certificate or the
-    certificate signing request (PEM), for DKIM the TXT record (a line of a zone file).
+    `public` in the result is the half that others are to see, as text: for an SSH host key the line
+    for host.toml, for TLS the certificate or the certificate signing request (PEM), for DKIM the
+    TXT record (a line of a zone file).
     """
     kinds = [each for each in KINDS if each not in ASKED]
     if kind not in kinds:
         die(f"--kind {kind!r} cannot be generated", hint=f"one of: {', '.join(kinds)}")
-    if (order.csr or order.also) and kind != "tls":
-        die(f"--{'csr' if order.csr else 'also'} does not go with --kind {kind}")
-    if order.subject and kind not in SUBJECTS:
-        die(f"--subject does not go with --kind {kind}")
-    for option, each in [("subject", order.subject), *(("also", each) for each in order.also)]:
-        if kind in SUBJECTS and not declared.SUBJECT.fullmatch(each):
-            die(f"--{option} {each!r} is no name", hint=SUBJECTS[kind])
+    if csr and kind != "tls":
+        die(f"--csr does not go with --kind {kind}")
+    words = [f"{option}={value}" for option, value in options.items() if value]
+    if not (name := name or usual_name(of, kind, options.get("subject", ""))):
+        die("which secret? --name NAME; or --subject, which names it")
+    try:
+        order = Order(store, of, declared.one([name, kind, *words], 0), csr=csr)
+    except ValueError as error:
+        die(f"--kind {kind}: {error}")
     public = KINDS[kind](order)
-    return {"host": order.host, "kind": kind, "made": order.made, "public": public}
+    return {"host": of, "kind": kind, "made": order.made, "public": public}
+
+
+def usual_name(of: str, kind: str, subject: str) -> str:
+    """What a secret of the host OF is called when nobody says it, "" when nothing tells that."""
+    names = {"ssh-host-key": SSH_HOST_KEY, "tls": f"etc/ssl/private/{of}.key"}
+    if kind == "dkim" and subject:
+        return f"etc/dkimkeys/{record(of, subject)}.key"
+    return names.get(kind, "")
 
 
 def complete(store: Vault, of: str, name: str = "") -> dict[str, Any]:
@@ -135,7 +147,7 @@ def fill(
     public: list[str] = []
     missing: list[str] = []
     for each in sorted(wanted, key=lambda each: each.kind in ASKED):
-        order = ordered(store, of, each, answer)
+        order = Order(store, of, each, answer)
         try:
             said = KINDS[each.kind](order)
         except Unanswered:
@@ -144,21 +156,6 @@ def fill(
         made += order.made
         public += [said] if said and each.kind != "tls" else []
     return made, public, missing
-
-
-def ordered(store: Store, of: str, each: Declared, answer: Answer) -> Order:
-    subject, prefix = each.options.get("subject", ""), each.options.get("prefix", "")
-    return Order(
-        store,
-        of,
-        each.name,
-        subject,
-        also=each.listed("also"),
-        users=each.listed("users"),
-        prefix=prefix,
-        what=each.what,
-        answer=answer,
-    )
 
 
 def throwaway(spec: Imgbuild, directory: Path) -> None:
@@ -199,7 +196,8 @@ def answered(order: Order, question: str) -> str:
 
 
 def ask(order: Order) -> str:
-    what = f"{order.name} ({order.what})" if order.what else order.name
+    what = order.wanted.what
+    what = f"{order.name} ({what})" if what else order.name
     order.ensure(order.name, lambda: answered(order, what))
     return ""
 
@@ -214,19 +212,21 @@ def password_hash(order: Order) -> str:
 
     def hashed(question: str) -> str:
         said = answered(order, question).encode()
-        return order.prefix + run(["openssl", "passwd", "-6", "-stdin"], data=said).strip()
+        words = ["openssl", "passwd", "-6", "-stdin"]
+        return order.option("prefix") + run(words, data=said).strip()
 
     def make() -> str:
-        if not order.users:
+        users = order.wanted.listed("users")
+        if not users:
             return hashed(f"password for {order.name}")
-        return "".join(f"{user}:{hashed(f'password of {user}')}\n" for user in order.users)
+        return "".join(f"{user}:{hashed(f'password of {user}')}\n" for user in users)
 
     order.ensure(order.name, make)
     return ""
 
 
 def ssh_host_key(order: Order) -> str:
-    key = order.ensure(order.name or SSH_HOST_KEY, lambda: new_ssh_key(order.host))
+    key = order.ensure(order.name, lambda: new_ssh_key(order.host))
     public = run(["ssh-keygen", "-y", "-P", "", "-f", "/dev/stdin"], data=key).strip()
     return f'host_key = "{public}"'
 
@@ -239,16 +239,13 @@ def new_ssh_key(comment: str) -> str:
 
 
 def tls(order: Order) -> str:
-    name = order.name or f"etc/ssl/private/{order.host}.key"
-    if "/" not in name:
-        die(f"--name {name!r} is no path on the target", hint="etc/ssl/private/mx.key")
-    names = [order.subject, *order.also]
+    names = [order.option("subject"), *order.wanted.listed("also")]
     curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    key = order.ensure(name, lambda: run(["openssl", "genpkey", *curve]))
+    key = order.ensure(order.name, lambda: run(["openssl", "genpkey", *curve]))
     if order.csr:
         return request(key, names)
     days = ["-x509", "-days", str(CERTIFICATE_DAYS)]
-    certificate = declared.certificate(name)
+    certificate = declared.certificate(order.name)
     return order.ensure(certificate, lambda: request(key, names, *days)).decode()
 
 
@@ -266,23 +263,22 @@ def kind_of(name: str) -> str:
     return "DNS"
 
 
-def dkim(order: Order) -> str:
-    """RFC 6376. SUBJECT: the domain, the host's name is the selector; or the record's full name.
+def record(of: str, domain: str) -> str:
+    """The name of a DKIM record (RFC 6376): the host OF is the selector, if DOMAIN has none."""
+    return domain if DKIM_MARK in domain else f"{of}{DKIM_MARK}{domain}"
 
-    Without it the key's file is called after the record.
-    """
-    record = order.subject or declared.record(order.name)
-    if DKIM_MARK not in record:
-        record = f"{order.host}{DKIM_MARK}{record}"
+
+def dkim(order: Order) -> str:
+    """Without a subject, the key's file is called after the record."""
+    of = record(order.host, order.option("subject") or declared.record(order.name))
     # RFC 8301: RSA with 2048 bits. Ed25519 (RFC 8463) is not verified everywhere.
     size = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]
-    name = order.name or f"etc/dkimkeys/{record}.key"
-    key = order.ensure(name, lambda: run(["openssl", "genpkey", *size]))
+    key = order.ensure(order.name, lambda: run(["openssl", "genpkey", *size]))
     pem = run(["openssl", "rsa", "-pubout"], data=key)
     text = "v=DKIM1; k=rsa; p=" + "".join(pem.splitlines()[1:-1])
     # A string of a TXT record has 255 bytes at most (RFC 1035, 3.3).
     strings = [text[at : at + 255] for at in range(0, len(text), 255)]
-    return f"{record}. IN TXT " + " ".join(f'"{string}"' for string in strings)
+    return f"{of}. IN TXT " + " ".join(f'"{string}"' for string in strings)
 
 
 KINDS: dict[str, Callable[[Order], str]] = {
@@ -292,8 +288,4 @@ KINDS: dict[str, Callable[[Order], str]] = {
     "ssh-host-key": ssh_host_key,
     "tls": tls,
     "dkim": dkim,
-}
-SUBJECTS = {
-    "tls": "--subject mx.example.org, or an IP address",
-    "dkim": "--subject example.org, or SELECTOR._domainkey.example.org",
 }
