@@ -133,9 +133,9 @@ def test_host_whose_only_secrets_are_fetched(tmp_path: Path) -> None:
     [
         ("server_secrets=etc/x", "server_secrets and fetch_secrets() need each other"),
         ("fetch_secrets() { :; }", "server_secrets and fetch_secrets() need each other"),
-        ("server_secrets=/etc/x", "server_secrets: '/etc/x' is no path"),
-        ("server_secrets=../x", "server_secrets: '../x' is no path"),
-        ("server_secrets=PASSWORD", "server_secrets: 'PASSWORD' is no path"),
+        ("server_secrets=/etc/x", "server_secrets: '/etc/x' is no path on the target"),
+        ("server_secrets=../x", "server_secrets: '../x' is no path on the target"),
+        ("server_secrets=PASSWORD", "server_secrets: 'PASSWORD' is no path on the target"),
     ],
 )
 def test_bad_declaration(tmp_path: Path, text: str, message: str) -> None:

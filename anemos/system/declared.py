@@ -128,12 +128,17 @@ def certificate(key: str) -> str:
 
 def check_name(name: str) -> None:
     """Raises ValueError unless NAME is one for a secret: a path on the target, or a value's."""
-    if "/" not in name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    if "/" in name:
+        check_path(name)
+    elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{name!r} is no name for a value")
-    if name in template.PUBLIC:
+    elif name in template.PUBLIC:
         raise ValueError(f"{name!r} is a value that every template has already")
+
+
+def check_path(name: str) -> None:
     pure = PurePosixPath(name)
-    if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
+    if "/" not in name or pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"{name!r} is no path on the target")
 
 

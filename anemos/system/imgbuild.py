@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from anemos.disks import plain
 from anemos.log import die
@@ -352,9 +352,10 @@ def check_loader(where: str, loader: str, disks: Layout, cmdline: str) -> None:
 def check_server_secrets(where: str, names: tuple[str, ...], *, fetched: bool) -> None:
     """What fetch_secrets() is to write, asked long before a disk is erased."""
     for name in names:
-        pure = PurePosixPath(name)
-        if pure.as_posix() != name or pure.is_absolute() or "/" not in name or ".." in pure.parts:
-            die(f"{where}: server_secrets: {name!r} is no path", hint="like etc/ssl/private/mx.key")
+        try:
+            declared.check_path(name)
+        except ValueError as error:
+            die(f"{where}: server_secrets: {error}", hint="like etc/ssl/private/mx.key")
     if bool(names) != fetched:
         die(f"{where}: server_secrets and fetch_secrets() need each other")
 

@@ -38,14 +38,6 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The ciphertexts of a host. A file's name is its path on the target, without leading slash."""
-
-    files: dict[str, Path]
-    values: dict[str, Path]
-
-
-@dataclass(frozen=True)
 class Revealed:
     """Secrets in clear: FILES are the paths below INTO/files, VALUES the values themselves."""
 
@@ -73,16 +65,13 @@ def read_recipients(path: Path) -> list[str]:
     return found or die(f"{path} lists nobody")
 
 
-def names(root: Path, host: str, suffix: str = ".gpg") -> Listing:
-    """List the secrets of HOST; a host without a directory in ROOT has none.
+def names(root: Path, host: str, suffix: str = ".gpg") -> list[str]:
+    """The names of HOST's secrets, files first; a host without a directory in ROOT has none.
 
     Raises Failure for symbolic links and anything else that is not the name of a secret.
     """
-    listing = Listing({}, {})
-    for path in walk(root / host):
-        name = name_of(path, root / host, suffix)
-        (listing.files if "/" in name else listing.values)[name] = path
-    return listing
+    found = [name_of(path, root / host, suffix) for path in walk(root / host)]
+    return sorted(found, key=lambda name: "/" not in name)
 
 
 def lacking(spec: Imgbuild, there: Collection[str]) -> str:

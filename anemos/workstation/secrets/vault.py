@@ -44,16 +44,12 @@ class Vault(Gpg):
         require_gpg(of)
         if not name:
             die("which secret? --name etc/ssl/private/mx.key, or NAME for templates")
+        trove.check_name("--name", name)
         pure = PurePosixPath(name)
-        if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
-            die(f"{name!r} is no name of a secret", hint="its path on the target: etc/ssl/mx.key")
-        top = self.root / of
-        path = top / f"{name}.gpg"
-        trove.name_of(path, top)
-        for other in map(PurePosixPath, trove.names(self.root, of).files):
+        for other in map(PurePosixPath, self.names(of)):
             if other != pure and (other.is_relative_to(pure) or pure.is_relative_to(other)):
                 die(f"{of}: {name} and {other} cannot both be on the target")
-        return path
+        return self.root / of / f"{name}.gpg"
 
     def read(self, of: str, name: str) -> bytes | None:
         """The secret in clear; None when there is none of that name."""

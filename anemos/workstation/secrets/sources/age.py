@@ -21,8 +21,7 @@ class Age:
     identity: Path | None
 
     def names(self, host: str) -> list[str]:
-        listing = trove.names(self.root, host, SUFFIX)
-        return [*listing.files, *listing.values]
+        return trove.names(self.root, host, SUFFIX)
 
     def reveal(self, host: str, name: str) -> bytes:
         if self.identity is None:

@@ -18,8 +18,7 @@ class Gpg:
         return trove.read_recipients(self.root / "recipients")
 
     def names(self, host: str) -> list[str]:
-        listing = trove.names(self.root, host)
-        return [*listing.files, *listing.values]
+        return trove.names(self.root, host)
 
     def reveal(self, host: str, name: str) -> bytes:
         return self.decrypt(host, name, self.root / host / f"{name}.gpg", self.recipients())

@@ -18,8 +18,7 @@ class PasswordStore:
     prefix: str
 
     def names(self, host: str) -> list[str]:
-        listing = trove.names(store() / self.prefix, host)
-        return [*listing.files, *listing.values]
+        return trove.names(store() / self.prefix, host)
 
     def reveal(self, host: str, name: str) -> bytes:
         entry = f"{self.prefix}/{host}/{name}"
