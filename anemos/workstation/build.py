@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,32 @@ def build(name: str, format: str = "", output: str = "", check: bool = False) ->
     spec = imgbuild.load(directory, format)
     out = Path(output).absolute() if output else IMAGES
     make(out)
-    source = throwaway.source(name, name)  # which may use scratch memory of its own
     real = set(sources.of(name).names(name))
-    made = set(source.names(name))
+    made = set(throwaway.source(name, name).names(name))
     # What has a boot loader is a machine; an archive or a container needs no login.
     if spec.bootloader and (wrong := access.problem(spec, real | made)):
         die(f"{name}: {wrong}")
     if missing := sorted(real - made):
         log.info(f"Neither declared nor made by test_secrets(): {', '.join(missing)}")
-    with scratch.directory() as memory:
-        given = trove.reveal(source, name, memory / "secrets")
-        (memory / "secrets/files").mkdir(exist_ok=True)
-        file = memory / "values.json"
-        file.touch(0o600)
-        file.write_text(
-            json.dumps(values(name, "image", throwaway.operator_key(name), given.values))
-        )
-        options: list[str | Path] = ["--output", out, "--cache", places.cache()]
-        options += ["--values", file, "--secrets", memory / "secrets/files"]
-        options += [f"--format={format}"] if format else []
-        options += ["--check"] if check else []
-        files = images.image(directory, options)
+    options = [f"--output={out}", f"--format={format}", *(["--check"] if check else [])]
+    files, _ = image(name, name, "image", options)
     return {"host": name, "format": spec.format, "files": [os.fspath(file) for file in files]}
+
+
+def image(
+    name: str, of: str, deployment: str, options: Sequence[str]
+) -> tuple[list[Path], dict[str, str]]:
+    """The image of hosts/NAME with the throw-away secrets of the machine OF: its files, and the
+    values of its templates. OPTIONS: of the image builder."""
+    source = throwaway.source(name, of)  # first, as it may use scratch memory of its own
+    with scratch.directory() as memory:
+        revealed = trove.reveal(source, name, memory / "secrets")
+        files = memory / "secrets/files"
+        files.mkdir(exist_ok=True)
+        given = values(name, deployment, throwaway.operator_key(of), revealed.values)
+        scratch.write_private(memory, "values.json", json.dumps(given).encode())
+        words = [f"--values={memory}/values.json", f"--secrets={files}", *options]
+        return images.image(places.HOSTS / name, [*words, f"--cache={places.cache()}"]), given
 
 
 def make(out: Path) -> None:
