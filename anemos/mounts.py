@@ -5,10 +5,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from anemos.run import run
 
 MOUNTINFO = Path("/proc/self/mountinfo")
+
+
+class Mount(NamedTuple):
+    source: Path
+    point: Path
+    kind: str
 
 
 @contextmanager
@@ -21,15 +28,30 @@ def mounted(*words: str | Path, at: Path) -> Iterator[None]:
         run(["umount", at])
 
 
-def listed() -> list[tuple[Path, Path]]:
-    """Source and mount point of all that is mounted, in order (proc_pid_mountinfo(5))."""
+def listed() -> list[Mount]:
+    """All that is mounted, in order (proc_pid_mountinfo(5))."""
     found = []
     for line in os.fsdecode(MOUNTINFO.read_bytes()).splitlines():
         left, right = line.split(" - ")
-        found.append((Path(unescaped(right.split()[1])), Path(unescaped(left.split()[4]))))
+        kind, source = right.split(" ")[:2]
+        found.append(Mount(Path(unescaped(source)), Path(unescaped(left.split()[4])), kind))
     return found
 
 
+def kind(path: Path) -> str:
+    """The type of the file system that PATH lies on: the longest mount point above it counts, of
+    several mounts on that the last."""
+    above = [each for each in listed() if path.resolve().is_relative_to(each.point)]
+    above.sort(key=lambda each: len(each.point.parts))
+    return above[-1].kind if above else "an unknown file system"
+
+
+def privileged() -> bool:
+    """Whether this is the root outside of any user namespace, who may mount whatever there is."""
+    outside = ["0", "0", str(2**32 - 1)]  # user_namespaces(7)
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == outside
+
+
 def unescaped(word: str) -> str:
-    """The kernel writes white space and backslashes as \\040 and so on."""
+    """White space and backslashes stand as \\040 and so on, as in fstab(5)."""
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), word)

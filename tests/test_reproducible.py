@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from anemos.image import build, layers, reproducible, unpacked
+from anemos import mounts
+from anemos.image import build, layers, reproducible
 from anemos.log import Failure
 from anemos.run import run
 from anemos.system import imgbuild, tree
@@ -241,7 +242,7 @@ def test_without_overlay(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be mounted, the layer is unpacked: the image is the same."""
     describe(host, "tar")
     (made,) = image(host)
-    monkeypatch.setattr(unpacked, "privileged", lambda: False)
+    monkeypatch.setattr(mounts, "privileged", lambda: False)
     values, secrets = {"NAME": "swordfish"}, host / "secrets"
     (host / "again").mkdir()
     spec, inputs = imgbuild.load(host), [host / "files"]

@@ -11,7 +11,6 @@ import pytest
 
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
-from anemos.workstation.scratch import filesystem_type
 from anemos.workstation.secrets.gpg import Keyring
 from anemos.workstation.secrets.sources.gpg import Gpg
 from anemos.workstation.secrets.trove import ensure_throwaway, load, names, read_recipients, reveal
@@ -22,18 +21,6 @@ KEY = "etc/ssl/private/demo.key"
 PEM = b"-----BEGIN\n\x00\xff-----\n"
 ALICE = "0123456789ABCDEF0123456789ABCDEF01234567"
 BOB = "F" * 40
-
-MOUNTINFO = r"""
-22 28 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
-26 28 0:23 / /run rw,nosuid,nodev,noexec,relatime shared:5 - tmpfs tmpfs rw,size=802444k,mode=755
-28 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,errors=remount-ro
-31 24 0:26 / /dev/shm rw,nosuid,nodev shared:4 - tmpfs tmpfs rw
-95 26 0:44 / /run/user/1000 rw,nosuid,nodev,relatime shared:52 - tmpfs tmpfs rw,mode=700,uid=1000
-96 28 0:45 / /mnt/two\040words rw,relatime - ramfs none rw
-97 28 254:2 / /srv rw,relatime shared:60 master:2 - xfs /dev/vdb rw
-98 97 0:46 / /srv rw,relatime shared:61 - tmpfs none rw
-99 26 254:3 / /run/disk rw,relatime shared:62 - btrfs /dev/vdc rw
-""".lstrip()
 
 
 @pytest.fixture(scope="module")
@@ -225,28 +212,6 @@ def test_only_memory_is_good_enough(keyring: Keyring, root: Path, memory: Path) 
         with pytest.raises(Failure, match="lies on proc, not in memory") as failure:
             reveal(Gpg(keyring, root), "demo", into)
         assert failure.value.code == BAD_INPUT
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/home/me/secrets", "ext4"),
-        ("/", "ext4"),
-        ("/run/anemos", "tmpfs"),
-        ("/running", "ext4"),
-        ("/run/user/1000/anemos", "tmpfs"),
-        ("/run/disk/x", "btrfs"),
-        ("/mnt/two words/x", "ramfs"),
-        ("/srv/x", "tmpfs"),
-    ],
-)
-def test_filesystem_type(path: str, kind: str) -> None:
-    assert filesystem_type(Path(path), MOUNTINFO) == kind
-
-
-def test_filesystem_type_in_a_chroot_without_a_mount_of_its_own() -> None:
-    lines = MOUNTINFO.splitlines(keepends=True)
-    assert filesystem_type(Path("/x"), "".join(lines[:2])) == "an unknown file system"
 
 
 def test_throwaway_secrets_are_made_once(home: Path, root: Path) -> None:

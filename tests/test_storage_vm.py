@@ -77,7 +77,7 @@ def ready():
 
 
 def look(found):
-    points = [[str(point), str(node)] for node, point in mounts.listed()]
+    points = [[str(point), str(node)] for node, point, _ in mounts.listed()]
     seen["mounted"].append([each for each in points if each[0].startswith("/target")])
     seen["read_only"].append(run(["blockdev", "--getro", found["first"].part(7)]).strip())
 

@@ -81,9 +81,9 @@ def hook(imgbuild: Imgbuild, function: str, root: Path, out: Path, **more: str) 
 
 def unmount(root: Path) -> None:
     """What setup() mounted at ROOT and below: it must not be removed with the scratch files."""
-    for _, point in reversed(mounts.listed()):
-        if point.is_relative_to(root):
-            run(["umount", "--lazy", point])
+    for each in reversed(mounts.listed()):
+        if each.point.is_relative_to(root):
+            run(["umount", "--lazy", each.point])
 
 
 def changes(directory: Path) -> dict[Path, int]:

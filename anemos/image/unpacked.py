@@ -50,7 +50,8 @@ class Unpacked:
 def writable(layer: Path, scratch: Path) -> Iterator[Unpacked]:
     """The content of LAYER, to be changed below SCRATCH."""
     with ExitStack() as stack:
-        directory = stack.enter_context(kept(layer)) if privileged() else None
+        # Only such a root can remove that cache again.
+        directory = stack.enter_context(kept(layer)) if mounts.privileged() else None
         root = stack.enter_context(overlay(directory / "root", scratch)) if directory else None
         if directory is None or root is None:
             yield plain(layer, scratch)
@@ -61,12 +62,6 @@ def writable(layer: Path, scratch: Path) -> Iterator[Unpacked]:
         yield unpacked
         if not digests:
             files.replace(directory / "digests.json", json.dumps(unpacked.digests))
-
-
-def privileged() -> bool:
-    """Whether this is the root outside of any user namespace: who can remove such a cache again."""
-    whole = ["0", "0", str(2**32 - 1)]
-    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == whole
 
 
 def plain(layer: Path, scratch: Path) -> Unpacked:

@@ -64,9 +64,7 @@ def in_use(found: Sequence[Device]) -> InUse:
     numbers = {number for node in nodes if (number := device_number(node))}
     return InUse(
         tuple(
-            str(point)
-            for node, point in reversed(mounts.listed())
-            if device_number(node) in numbers
+            str(m.point) for m in reversed(mounts.listed()) if device_number(m.source) in numbers
         ),
         tuple(str(node) for node in swaps() if device_number(node) in numbers),
         tuple(stack),

@@ -1,11 +1,10 @@
 """/etc/fstab: the lines of a layout, and those that an image has of its own (fstab(5))."""
 
 import posixpath
-import re
 from collections.abc import Collection
 from pathlib import Path
 
-from anemos import log
+from anemos import log, mounts
 from anemos.log import die
 from anemos.system import tree
 
@@ -42,6 +41,4 @@ def point(line: str) -> str:
     words = line.split()
     if len(words) < 2 or words[0].startswith("#") or not words[1].startswith("/"):
         return ""
-    # Octal numbers stand for blanks.
-    plain = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), words[1])
-    return posixpath.normpath(plain)
+    return posixpath.normpath(mounts.unescaped(words[1]))

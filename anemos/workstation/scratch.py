@@ -1,7 +1,6 @@
 """A directory for secrets in clear: in memory, ours alone, gone with the work that needs it."""
 
 import os
-import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from secrets import token_hex
 from types import FrameType
 from typing import NoReturn
 
-from anemos import files
+from anemos import files, mounts
 from anemos.log import die
 from anemos.workstation import places
 
@@ -92,21 +91,6 @@ def remove(path: Path) -> None:
 
 def require_memory(path: Path) -> None:
     """Die unless PATH, which need not exist, lies on a file system that lives in memory."""
-    mountinfo = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
-    kind = filesystem_type(path.resolve(), mountinfo)
+    kind = mounts.kind(path)
     if kind not in ("tmpfs", "ramfs"):
         die(f"{path} lies on {kind}, not in memory: no place for secrets in clear")
-
-
-def filesystem_type(path: Path, mountinfo: str) -> str:
-    """The type of the file system that the absolute PATH lies on, by proc_pid_mountinfo(5).
-
-    The longest mount point above PATH counts; of several mounts on it, the last.
-    """
-    longest, kind = 0, "an unknown file system"
-    for line in mountinfo.rstrip("\n").split("\n"):
-        mount, _, source = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split(" ")[4])
-        if path.is_relative_to(point) and len(point) >= longest:
-            longest, kind = len(point), source.split(" ")[0]
-    return kind

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from anemos import log
+from anemos import log, mounts
 from anemos.log import BAD_INPUT, FAILED, die
 from anemos.run import CommandFailed, run
 from anemos.system import tree as files
@@ -27,7 +27,6 @@ KEYRING = Path("/etc/pacman.d/gnupg")
 MIRRORLIST = Path("/etc/pacman.d/mirrorlist")
 # Not for other machines: keys that sign for this one, and the sockets of its agent.
 PRIVATE = ("private-keys-v1.d", "openpgp-revocs.d", "secring.gpg", "S.*", ".#*", "*.lock", "*~")
-IDENTITY_MAP = ["0", "0", "4294967295"]  # user_namespaces(7): of the initial one
 
 # As Arch's own pacman.conf(5).
 DEFAULT = """[options]
@@ -68,7 +67,7 @@ def check(imgbuild: Imgbuild) -> None:
 
 
 def make(imgbuild: Imgbuild, output: Path) -> None:
-    if Path("/proc/self/uid_map").read_text().split() != IDENTITY_MAP:
+    if not mounts.privileged():
         die("target=arch: needs root", hint="pacstrap(8) mounts a devtmpfs, which only root may")
     # A path that is short enough for the socket of gpg-agent.
     with tree(output) as root, TemporaryDirectory(prefix="anemos-") as name:
