@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from anemos import keys
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, run
 from anemos.system import tree
@@ -46,8 +47,7 @@ def host_keys(host: Path) -> dict[str, bytes]:
 def public_of(key: bytes) -> str:
     """The public half of a private KEY, "TYPE BASE64", "" for one that OpenSSH cannot use."""
     try:
-        argv = ["ssh-keygen", "-y", "-P", "", "-f", "/dev/stdin"]
-        return " ".join(run(argv, data=key).split()[:2])
+        return " ".join(keys.public(key).split()[:2])
     except CommandFailed:
         return ""
 
@@ -97,8 +97,8 @@ def home(host: Path) -> str:
 
 def public(host: Path) -> dict[str, list[str]]:
     """The same as anybody may see it: {"host_keys", "authorized"}, lists of "TYPE BASE64"."""
-    keys = host_keys(host)
-    own = [key.decode().strip() for name, key in keys.items() if name.endswith(".pub")]
+    found = host_keys(host)
+    own = [key.decode().strip() for name, key in found.items() if name.endswith(".pub")]
     lines = authorized(host).decode(errors="replace").splitlines()
     listed = [KEY.search(line) for line in lines if not re.match(r"\s*(#|cert-authority)", line)]
     return {"host_keys": own, "authorized": [" ".join(each.groups()) for each in listed if each]}

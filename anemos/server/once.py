@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anemos import archive, files
+from anemos import archive, files, keys
 from anemos.log import die
 from anemos.run import run
 from anemos.server import kexec, logins, staging
@@ -57,16 +57,17 @@ def build(base: Path, described: Mapping[str, Any], directory: Path) -> dict[str
 def write(base: Path, boot: Mapping[str, Any], place: Path) -> str:
     """The files; returns the key."""
     allowed = logins.authorized(staging.HOST)
-    private = make_key(ROOM)
+    private = ROOM / archive.ONCE_KEY
+    public = keys.make(private, "once")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
     require_private(place)
     shutil.copyfile(kexec.KERNEL, place / "vmlinuz")
     with (place / "initrd").open("wb") as file:
         archive.found(file, staging.BASE_INITRD, base, None)
-        keys: archive.Keys = {"authorized_keys": allowed, archive.ONCE_KEY: private}
-        archive.finish(file, boot, None, keys, stay=False)
-    return private.with_suffix(".pub").read_text()
+        own: archive.Keys = {"authorized_keys": allowed, archive.ONCE_KEY: private}
+        archive.finish(file, boot, None, own, stay=False)
+    return public
 
 
 def require_private(place: Path) -> None:
@@ -75,12 +76,6 @@ def require_private(place: Path) -> None:
         where = Path("/") / place.parent.relative_to(staging.HOST)
         hint = "on the server: umask=0077 in its line of fstab, then umount and mount it again"
         die(f"{where}: all users can read there, also the key of the next boot", hint=hint)
-
-
-def make_key(directory: Path) -> Path:
-    key = directory / archive.ONCE_KEY
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "once", "-f", key])
-    return key
 
 
 def arm(loader: str, directory: Path, device: str, old: str, hold: int) -> dict[str, str]:

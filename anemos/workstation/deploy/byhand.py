@@ -45,10 +45,6 @@ def host_keys(revealed: Path) -> dict[str, Path]:
     return {file.name: file for file in sorted(revealed.glob("files/etc/ssh/ssh_host_*_key"))}
 
 
-def public_key(private: Path) -> str:
-    return run(["ssh-keygen", "-y", "-f", private]).strip()
-
-
 def boot(parts: Parts) -> dict[str, Any]:
     return archive.boot(
         archive.read_manifest(parts.payload),

@@ -6,8 +6,8 @@ Or nobody could prove who answers after the deployment.
 import re
 from collections.abc import Iterable, Mapping
 
+from anemos import keys
 from anemos.log import Failure
-from anemos.run import run
 from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import throwaway
 from anemos.workstation.vm import vm
@@ -18,14 +18,13 @@ def among(names: Iterable[str]) -> list[str]:
     return [name for name in names if re.fullmatch(r"etc/ssh/ssh_host_[^/]*_key", name)]
 
 
-def problem(host: Host, keys: Mapping[str, bytes]) -> str:
-    """What is wrong with the private KEYS, by name; "" when all is well."""
-    argv = ["ssh-keygen", "-y", "-P", "", "-f", "/dev/stdin"]
-    public = [run(argv, data=key).split()[:2] for key in keys.values()]
+def problem(host: Host, own: Mapping[str, bytes]) -> str:
+    """What is wrong with the private keys OWN, by name; "" when all is well."""
+    public = [keys.public(key).split()[:2] for key in own.values()]
     pinned = vm.of(host).host_key if host.local else host.host_key
-    if not keys or pinned.split()[:2] in public:
+    if not own or pinned.split()[:2] in public:
         return ""
-    return f"the pinned host key is none of those among the secrets: {', '.join(keys)}"
+    return f"the pinned host key is none of those among the secrets: {', '.join(own)}"
 
 
 def foresee(host: Host) -> str:
@@ -33,7 +32,6 @@ def foresee(host: Host) -> str:
     try:
         source = throwaway.secrets_of(host)
         of = host.directory.name
-        keys = {name: source.reveal(of, name) for name in among(source.names(of))}
-        return problem(host, keys)
+        return problem(host, {name: source.reveal(of, name) for name in among(source.names(of))})
     except Failure as failure:
         return failure.message

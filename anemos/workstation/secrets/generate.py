@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any, Protocol
 
-from anemos import log
+from anemos import keys, log
 from anemos.log import die
 from anemos.run import run
 from anemos.system import declared, imgbuild
@@ -227,15 +227,13 @@ def password_hash(order: Order) -> str:
 
 def ssh_host_key(order: Order) -> str:
     key = order.ensure(order.name, lambda: new_ssh_key(order.host))
-    public = run(["ssh-keygen", "-y", "-P", "", "-f", "/dev/stdin"], data=key).strip()
-    return f'host_key = "{public}"'
+    return f'host_key = "{keys.public(key)}"'
 
 
 def new_ssh_key(comment: str) -> str:
     with scratch.directory() as directory:  # ssh-keygen(1) writes to files only
-        file = directory / "key"
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", file])
-        return file.read_text()
+        keys.make(directory / "key", comment)
+        return (directory / "key").read_text()
 
 
 def tls(order: Order) -> str:

@@ -5,7 +5,7 @@ import shutil
 from hashlib import sha256
 from pathlib import Path
 
-from anemos.run import run
+from anemos import keys
 from anemos.system import functions, imgbuild
 from anemos.workstation import places
 from anemos.workstation.hosts import Host
@@ -64,11 +64,5 @@ def operator_key(name: str) -> Path:
     """The SSH key that logs in to the VM NAME; its public half lies beside it."""
     key = places.state(name) / OPERATOR_KEY
     if not key.with_suffix(".pub").exists():
-        make_key(key, "operator")
+        keys.make(key, "operator")
     return key
-
-
-def make_key(file: Path, comment: str) -> None:
-    """Make an SSH key pair, instead of what an interrupted call left."""
-    file.unlink(missing_ok=True)
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", file])

@@ -14,7 +14,7 @@ def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
     """Start the VM of HOST, and deploy HOST to it."""
     start(host, fresh)
     result = deploy(host)
-    goodbye(host, vm.of(host))
+    goodbye(host, vm.of(host), f"./inv demo --host {host.name} --stop")
     return result
 
 
@@ -39,15 +39,10 @@ def stop(host: Host) -> dict[str, Any]:
     return {"host": host.name}
 
 
-def goodbye(host: Host, machine: vm.Vm) -> None:
-    """How to look at the machine."""
+def goodbye(host: Host, machine: vm.Vm, end: str) -> None:
+    """How to look at the MACHINE that HOST is, and how to END it."""
     login = reach.login(reach.endpoint(host), machine.directory / "known_hosts")
     log.info(f"Log in:   {shlex.join(login)}")
     for guest in machine.settings.forward:
-        log.info(f"Port {guest}: https://{host.name}:{machine.port(guest)}/")
-        tls = ["curl", f"--resolve {host.name}:{machine.port(guest)}:127.0.0.1"]
-        log.info(
-            "          "
-            + " ".join([*tls, "--insecure", f"https://{host.name}:{machine.port(guest)}/"])
-        )
-    log.info(f"End it:   ./inv demo --host {host.name} --stop")
+        log.info(f"Port {guest}: 127.0.0.1:{machine.port(guest)}")
+    log.info(f"End it:   {end}")

@@ -5,7 +5,6 @@ those of a deployment; the VM starts with the initramfs, and then from its disk.
 """
 
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from anemos import log
+from anemos import keys, log
 from anemos.log import UNVERIFIED, Failure, die
 from anemos.system.bootloader.places import disks_below
 from anemos.system.layout import Disk, Layout
@@ -28,7 +27,7 @@ from anemos.workstation.machine import Machine
 from anemos.workstation.qemu import Drive
 from anemos.workstation.secrets import sources, throwaway, trove
 from anemos.workstation.ssh import connect
-from anemos.workstation.vm import blank, vm
+from anemos.workstation.vm import blank, demo, vm
 from anemos.workstation.vm.vm import Vm
 
 EXIT_S = 120.0  # from the last event to the reboot
@@ -232,14 +231,14 @@ def reveal(trial: Trial) -> None:
     require_access(trial, made.files)
     operator = throwaway.operator_key(trial.double.name)
     let_in(trial, operator.with_suffix(".pub").read_text())
-    keys = byhand.host_keys(trial.revealed)
-    if not keys:
+    own = byhand.host_keys(trial.revealed)
+    if not own:
         if not (trial.home / HOST_KEY).exists():
-            throwaway.make_key(trial.home / HOST_KEY, "throw-away")
-        keys = {each: trial.home / each for each in (HOST_KEY, f"{HOST_KEY}.pub")}
-    public = byhand.public_key(next(iter(keys.values())))
+            keys.make(trial.home / HOST_KEY, "throw-away")
+        own = {each: trial.home / each for each in (HOST_KEY, f"{HOST_KEY}.pub")}
+    public = keys.public(next(iter(own.values())).read_bytes())
     trial.double = replace(trial.double, host_key=public, identity=os.fspath(operator))
-    trial.keys = {**keys, "authorized_keys": operator.with_suffix(".pub")}
+    trial.keys = {**own, "authorized_keys": operator.with_suffix(".pub")}
 
 
 def require_access(trial: Trial, made: list[str]) -> None:
@@ -313,10 +312,8 @@ def discard(trial: Trial) -> None:
 
 def stay(trial: Trial) -> None:
     if trial.machine.pid:
-        log.info(f"Log in:   {shlex.join(login(trial))}")
-        for guest in trial.host.vm.forward:
-            log.info(f"Port {guest}: 127.0.0.1:{trial.machine.port(guest)}")
-        log.info(f"End it:   ./inv test --host {trial.host.name} --stop")
+        end = f"./inv test --host {trial.host.name} --stop"
+        demo.goodbye(trial.double, trial.machine, end)
 
 
 def stop(host: Host) -> dict[str, Any]:
