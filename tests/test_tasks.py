@@ -191,7 +191,7 @@ def test_result_without_json(project: Tree) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "not confirmed: the system disks of mx are to be erased\n  (--yes NAME)"),
+        ([], "mx: not confirmed\n  (This erases the system disks of mx; --yes NAME)"),
         (["--yes", "MX"], "--yes MX does not name the host mx"),
         (["--yes", "yes"], "--yes yes does not name the host mx"),
         (["--yes", "demo"], "--yes demo does not name the host mx"),
@@ -212,7 +212,7 @@ def test_wrong_answer_on_a_terminal(project: Tree, answer: bytes) -> None:
         done = project.inv("kexec", "--host", "mx", stdin=terminal)
 
     assert done.status == BAD_INPUT
-    assert "This erases the system disks of mx. Type its name to go on:" in done.err
+    assert "This erases the system disks of mx. Type mx to go on:" in done.err
     assert done.err.endswith("error: not confirmed; nothing was done\n")
 
 
@@ -232,7 +232,7 @@ def test_confirmed_but_nothing_is_prepared(project: Tree, words: list[str]) -> N
         done = project.inv("kexec", "--host", "mx", *words, stdin=terminal)
 
     assert done.status == BAD_INPUT
-    assert ("Type its name" in done.err) is (not words)
+    assert ("Type mx" in done.err) is (not words)
     assert "error: mx: not ready for this phase\n  (./inv upload --host mx)" in done.err
 
 

@@ -1,15 +1,16 @@
 """Pins the key of a machine that is new to us: the one place where an unpinned server is met."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from anemos import files, log
 from anemos.log import die
-from anemos.workstation import hosts, ssh
+from anemos.workstation import hosts, report, ssh
 
-COMPARE = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"  # on the server's console
+COMPARE = (
+    "It has to be the same at the server's console:"
+    " ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+)
 
 
 def adopt(name: str, fingerprint: str) -> dict[str, Any]:
@@ -29,7 +30,8 @@ def adopt(name: str, fingerprint: str) -> dict[str, Any]:
     if given.host_key:
         compare(where, given.host_key, shown)
     else:
-        agree(name, shown, agreed=bool(fingerprint))
+        if not fingerprint:
+            report.typed(name, COMPARE, f"--fingerprint {shown}")
         pin(hosts.find(name) / "host.toml", presented)
         log.info(f"{where}: pinned")
     return {"host": name, "host_key": presented, "fingerprint": shown}
@@ -40,16 +42,6 @@ def compare(where: str, pinned: str, shown: str) -> None:
         hint = "another machine, or one installed anew: remove host_key there to adopt it"
         die(f"{where} pins another key: {ssh.fingerprint(pinned)}", hint=hint)
     log.info(f"{where} pins this key already")
-
-
-def agree(name: str, shown: str, agreed: bool) -> None:
-    if agreed:
-        return
-    if not os.isatty(0):
-        die(f"{name}: not confirmed", hint=f"--fingerprint {shown}, compared by: {COMPARE}")
-    log.info(f"Compare it at the server's console ({COMPARE}). If it is the same, type {name}:")
-    if sys.stdin.readline().strip() != name:  # at its end, too, unlike input()
-        die("not confirmed; nothing was written")
 
 
 def pin(file: Path, key: str) -> None:

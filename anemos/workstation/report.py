@@ -1,5 +1,7 @@
-"""The table at the end of a deployment."""
+"""What the operator is asked, and the table at the end of a deployment."""
 
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from anemos import log
+from anemos.log import die
 
 MIB = 2**20
+
+
+def typed(name: str, what: str, hint: str) -> None:
+    """Tell a person WHAT it is about, and have NAME typed. Raises Failure; HINT: for scripts."""
+    if not os.isatty(0):
+        die(f"{name}: not confirmed", hint=f"{what}; {hint}")
+    log.info(f"{what}. Type {name} to go on:")
+    if sys.stdin.readline().strip() != name:  # at its end, too, unlike input()
+        die("not confirmed; nothing was done")
 
 
 def show(report: dict[str, Any], title: str) -> None:

@@ -1,7 +1,5 @@
-"""The chain of all phases, and the demonstration of it."""
+"""The chain of all phases."""
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -86,11 +84,7 @@ def confirm(host: Host, yes: str) -> None:
         return
     if yes:
         die(f"--yes {yes} does not name the host {host.name}")
-    if not os.isatty(0):
-        die(f"not confirmed: the system disks of {host.name} are to be erased", hint="--yes NAME")
-    log.info(f"This erases the system disks of {host.name}. Type its name to go on:")
-    if sys.stdin.readline().strip() != host.name:  # at its end, too, unlike input()
-        die("not confirmed; nothing was done")
+    report.typed(host.name, f"This erases the system disks of {host.name}", "--yes NAME")
 
 
 def go(host: Host, yes: str = "") -> dict[str, Any]:
