@@ -7,15 +7,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 
-def replace(file: Path, text: str, mode: int = 0o666) -> None:
-    """Make TEXT the content of FILE: nobody ever reads half of it. MODE: less the umask."""
-    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+def replace(file: Path, data: str | bytes, mode: int = 0o666, beside: Path | None = None) -> None:
+    """Make DATA the content of FILE: nobody ever reads half of it. MODE: less the umask.
+
+    BESIDE: the directory in which it is written first, if not FILE's.
+    """
+    fresh = (beside or file.parent) / f".{file.name}.{os.getpid()}"
     with named(file):
-        fresh.touch(mode)
-        fresh.write_text(text)
-        settle(fresh, file)
+        try:
+            fresh.touch(mode)
+            fresh.write_bytes(data.encode() if isinstance(data, str) else data)
+            settle(fresh, file)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def private(file: Path) -> Iterator[BinaryIO]:
+    """A new FILE to write to, instead of an old one, which nobody else can ever read."""
+    file.unlink(missing_ok=True)
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with named(file), os.fdopen(fd, "wb") as stream:
+        yield stream
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from anemos import archive, disks
+from anemos import archive, disks, files
 from anemos.digest import sha256
 from anemos.log import FAILED, die
 from anemos.server import drivers, logins, network
@@ -100,9 +100,7 @@ def foundation(base: Path, layer: str) -> int:
         return int(mark.read_text().split()[-1])
     if layer:
         check(STAGE / "layer", layer)
-    INITRAMFS.unlink(missing_ok=True)
-    INITRAMFS.touch(0o600)
-    with INITRAMFS.open("wb") as file:
+    with files.private(INITRAMFS) as file:
         archive.found(file, BASE_INITRD, base, STAGE / "layer" if layer else None)
         length = file.tell()
     (STAGE / "layer").unlink(missing_ok=True)

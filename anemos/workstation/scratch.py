@@ -74,9 +74,8 @@ def write_private(top: Path, name: str, data: bytes) -> None:
     """Write DATA to the new file TOP/NAME, without a moment in which others can read it."""
     for parent in reversed(PurePath(name).parents):
         (top / parent).mkdir(mode=0o700, exist_ok=True)
-    (top / name).touch(mode=0o600, exist_ok=False)
-    with files.named(top / name):
-        (top / name).write_bytes(data)
+    with files.private(top / name) as file:
+        file.write(data)
 
 
 def remove(path: Path) -> None:

@@ -31,10 +31,7 @@ def write(directory: Path, parts: Parts) -> None:
     """Write `kernel`, `initrd` (mode 0600) and `cmdline` into DIRECTORY."""
     with images.boot_files(parts.base) as (kernel, initrd):
         run(["cp", kernel, directory / "kernel"])
-        out = directory / "initrd"
-        out.unlink(missing_ok=True)
-        out.touch(0o600, exist_ok=False)
-        with files.named(out), out.open("wb") as file:
+        with files.private(directory / "initrd") as file:
             archive.found(file, initrd, parts.base, parts.layer)
             archive.finish(file, boot(parts), parts.payload, parts.keys, stay=parts.stay)
     (directory / "cmdline").write_text(kexec.cmdline("") + "\n")

@@ -71,9 +71,8 @@ def write(
             text = member.data.decode(errors="replace")
             fstab.check(spec.directory / member.path, text, spec.mount_points())
     head = Member("manifest.json", json.dumps(manifest, indent=1).encode(), 0o600)
-    out.unlink(missing_ok=True)
-    out.touch(0o600)
-    with files.named(out), tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as archive:
+    kind = tarfile.GNU_FORMAT
+    with files.private(out) as file, tarfile.open(fileobj=file, mode="w", format=kind) as archive:
         for member in [head, *members]:
             add(archive, member)
 

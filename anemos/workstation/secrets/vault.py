@@ -4,7 +4,6 @@ Ciphertext is only ever replaced whole: written beside the hosts' directories, t
 """
 
 import getpass
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -72,16 +71,12 @@ class Vault(Gpg):
         log.info(f"{of}: {new}secret {name} is encrypted and signed")
 
     def replace(self, path: Path, ciphertext: bytes) -> None:
-        # Not beside PATH: a task that is killed here leaves no file that looks like a secret.
-        fresh = self.root / f".{os.getpid()}.new"
         try:
-            fresh.write_bytes(ciphertext)
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.settle(fresh, path)
+            # A task that is killed here leaves no file that looks like a secret.
+            files.replace(path, ciphertext, beside=self.root)
         except OSError as error:
             die(f"cannot write {path}: {error.strerror}", status=FAILED)
-        finally:
-            fresh.unlink(missing_ok=True)
 
 
 def is_gpg(of: str) -> bool:

@@ -260,9 +260,7 @@ def let_in(trial: Trial, public: str) -> None:
     given = trial.host.directory / "files" / name
     if given.with_name(f"{given.name}.makeimg.template").exists():
         return
-    target = top / name
-    before = next((each.read_text() for each in (target, given) if each.is_file()), "")
-    target.unlink(missing_ok=True)
+    before = next((each.read_text() for each in (top / name, given) if each.is_file()), "")
     scratch.write_private(trial.revealed, f"files/{name}", f"{before}\n{public}".encode())
 
 
