@@ -63,7 +63,7 @@ def brought_in(
     root: Path, inputs: Sequence[Path], secrets: Path | None
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Where below ROOT the definition's own files are; those of them that hold secret values."""
-    files = [path for directory in inputs for path, _ in tree.inputs(directory)]
+    files = [path for path, _ in tree.inputs(*inputs)]
     secret = [path for path, _ in tree.inputs(secrets)] if secrets else []
     secret += [p.removesuffix(template.SUFFIX) for p in files if p.endswith(template.SUFFIX)]
 

@@ -63,12 +63,11 @@ def complete(
 
 def check(inputs: Sequence[Path], values: Mapping[str, str], taken: Collection[str] = ()) -> None:
     """All that input files alone tell. TAKEN: the layout's mount points. Raises Failure."""
-    for directory in inputs:
-        for path, file in tree.inputs(directory):
-            text = rendered(file, values) if path.endswith(template.SUFFIX) else ""
-            if path.removesuffix(template.SUFFIX) == fstab.FILE and file.is_file():
-                text = text or file.read_text(errors="replace")
-                fstab.check(file, text, taken)
+    for path, file in tree.inputs(*inputs):
+        text = rendered(file, values) if path.endswith(template.SUFFIX) else ""
+        if path.removesuffix(template.SUFFIX) == fstab.FILE and file.is_file():
+            text = text or file.read_text(errors="replace")
+            fstab.check(file, text, taken)
 
 
 def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
@@ -79,8 +78,7 @@ def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
     """
     patches = {
         path.removesuffix(PATCH): file
-        for directory in inputs
-        for path, file in tree.inputs(directory)
+        for path, file in tree.inputs(*inputs)
         if path.endswith(PATCH)
     }
     if not patches:
@@ -101,22 +99,20 @@ def rehearse_loader(imgbuild: Imgbuild, layer: Path, inputs: Sequence[Path]) -> 
     listed = run(["tar", "--list", "--file", layer]).splitlines()
     names = {name.removeprefix("./") for name in listed}
     if "var/lib/dpkg/status" in names:
-        own = {path for directory in inputs for path, _ in tree.inputs(directory)}
+        own = {path for path, _ in tree.inputs(*inputs)}
         booting.rehearse(imgbuild, own | names)
 
 
 def copy(root: Path, inputs: Sequence[Path]) -> None:
-    for directory in inputs:
-        for path, file in tree.inputs(directory):
-            if not path.endswith((PATCH, template.SUFFIX)):
-                tree.copy(file, root, path)
+    for path, file in tree.inputs(*inputs):
+        if not path.endswith((PATCH, template.SUFFIX)):
+            tree.copy(file, root, path)
 
 
 def patch(root: Path, inputs: Sequence[Path]) -> None:
-    for directory in inputs:
-        for path, file in tree.inputs(directory):
-            if path.endswith(PATCH):
-                patch_file(root, path.removesuffix(PATCH), file)
+    for path, file in tree.inputs(*inputs):
+        if path.endswith(PATCH):
+            patch_file(root, path.removesuffix(PATCH), file)
 
 
 def patch_file(root: Path, path: str, file: Path) -> None:
@@ -146,12 +142,11 @@ def patch_file(root: Path, path: str, file: Path) -> None:
 
 
 def fill(root: Path, inputs: Sequence[Path], values: Mapping[str, str]) -> None:
-    for directory in inputs:
-        for path, file in tree.inputs(directory):
-            if path.endswith(template.SUFFIX):
-                text = rendered(file, values)
-                mode = template.mode(file.read_text(), file.stat().st_mode & 0o7777)
-                tree.write(root, path.removesuffix(template.SUFFIX), text, mode)
+    for path, file in tree.inputs(*inputs):
+        if path.endswith(template.SUFFIX):
+            text = rendered(file, values)
+            mode = template.mode(file.read_text(), file.stat().st_mode & 0o7777)
+            tree.write(root, path.removesuffix(template.SUFFIX), text, mode)
 
 
 def rendered(file: Path, values: Mapping[str, str]) -> str:

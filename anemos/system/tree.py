@@ -97,21 +97,25 @@ def walk(root: Path) -> Iterator[Entry]:
         todo += [f"{prefix}{e.name}/" for e in reversed(below) if e.is_dir(follow_symlinks=False)]
 
 
-def inputs(directory: Path) -> Iterator[tuple[str, Path]]:
-    """The input files below DIRECTORY, sorted: (path in the image, file).
+def inputs(*directories: Path) -> Iterator[tuple[str, Path]]:
+    """The input files below each of DIRECTORIES, sorted: (path in the image, file).
 
     Regular files and symbolic links count, directories are implied. Raises Failure for the rest.
     """
-    for parent, below, files in os.walk(directory, onerror=unreadable):
-        below.sort()
-        links = [name for name in below if (Path(parent) / name).is_symlink()]
-        for name in sorted(files + links):
-            file = Path(parent) / name
-            if not file.is_symlink() and not file.is_file():
-                die(f"{file}: neither a regular file nor a symbolic link")
-            if not file.is_symlink() and not os.access(file, os.R_OK, effective_ids=True):
-                die(f"{file}: cannot be read")
-            yield os.fspath(file.relative_to(directory)), file
+    for directory in directories:
+        for parent, below, files in os.walk(directory, onerror=unreadable):
+            below.sort()
+            links = [name for name in below if (Path(parent) / name).is_symlink()]
+            for file in (Path(parent) / name for name in sorted(files + links)):
+                check_input(file)
+                yield os.fspath(file.relative_to(directory)), file
+
+
+def check_input(file: Path) -> None:
+    if not file.is_symlink() and not file.is_file():
+        die(f"{file}: neither a regular file nor a symbolic link")
+    if not file.is_symlink() and not os.access(file, os.R_OK, effective_ids=True):
+        die(f"{file}: cannot be read")
 
 
 def unreadable(error: OSError) -> None:
