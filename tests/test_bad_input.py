@@ -13,6 +13,7 @@ from anemos.image import isolation
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.system import definition
+from anemos.system.definition import Definition
 from anemos.workstation.secrets.gpg import Keyring
 from tests import imaging, sshd
 from tests.tree import HOST_KEY, IMGBUILD, TOML, Done, Tree
@@ -503,7 +504,7 @@ def test_without_root(tmp_path: Path) -> None:
         os.seteuid(65534)
         try:
             with pytest.raises(Failure, match=f"^{name}/x: cannot be read$"):
-                definition.check([Path(name)], {})
+                definition.check(Definition([Path(name)]))
             with pytest.raises(
                 Failure, match="/etc/subuid has no ids for nobody: no build without"
             ):

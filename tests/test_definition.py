@@ -16,6 +16,7 @@ from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed, run
 from anemos.system import chroot, definition, imgbuild, tree
 from anemos.system.bootloader import systemd_boot
+from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation.deploy import payload
 from tests import tiny
@@ -72,7 +73,7 @@ def test_files(tmp_path: Path, root: Path, put: Input) -> None:
     put("etc/twice", "second", "later", 0o640)
     files = put("srv/link.makeimg", "no suffix of ours")
     (files / "etc/link").symlink_to("/nowhere")
-    definition.apply(spec(tmp_path), root, [files, tmp_path / "later"])
+    definition.apply(spec(tmp_path), root, Definition([files, tmp_path / "later"]))
     assert (root / "etc/conf").read_text() == "first"
     assert (root / "etc/twice").read_text() == "second"
     assert (root / "etc/link").readlink() == Path("/nowhere")
@@ -87,13 +88,13 @@ def test_files(tmp_path: Path, root: Path, put: Input) -> None:
 @pytest.mark.root
 def test_owner_is_root(tmp_path: Path, root: Path, put: Input) -> None:
     os.chown(put("etc/x", "") / "etc/x", 1234, 1234)
-    definition.apply(spec(tmp_path), root, [tmp_path / "files"])
+    definition.apply(spec(tmp_path), root, Definition([tmp_path / "files"]))
     assert ((root / "etc/x").stat().st_uid, (root / "etc/x").stat().st_gid) == (0, 0)
 
 
 def test_patch(tmp_path: Path, root: Path, put: Input) -> None:
     (root / "etc/conf").chmod(0o640)
-    definition.apply(spec(tmp_path), root, [put("etc/conf.makeimg.patch", PATCH)])
+    definition.apply(spec(tmp_path), root, Definition([put("etc/conf.makeimg.patch", PATCH)]))
     assert (root / "etc/conf").read_text() == "one\nTWO\nthree\n"
     assert mode(root / "etc/conf") == 0o640
     assert list((root / "etc").iterdir()) == [root / "etc/conf"]
@@ -102,7 +103,7 @@ def test_patch(tmp_path: Path, root: Path, put: Input) -> None:
 @pytest.mark.root
 def test_patch_keeps_the_owner(tmp_path: Path, root: Path, put: Input) -> None:
     os.chown(root / "etc/conf", 5, 6)
-    definition.apply(spec(tmp_path), root, [put("etc/conf.makeimg.patch", PATCH)])
+    definition.apply(spec(tmp_path), root, Definition([put("etc/conf.makeimg.patch", PATCH)]))
     assert ((root / "etc/conf").stat().st_uid, (root / "etc/conf").stat().st_gid) == (5, 6)
 
 
@@ -114,7 +115,7 @@ def test_patch_that_has_moved(
     monkeypatch.setattr(log, "sink", said.append)
     (root / "etc/conf").write_text("new\nnew\none\ntwo\nthree\n")
     files = put("etc/conf.makeimg.patch", PATCH)
-    definition.apply(spec(tmp_path), root, [files])
+    definition.apply(spec(tmp_path), root, Definition([files]))
     assert (root / "etc/conf").read_text() == "new\nnew\none\nTWO\nthree\n"
     where = "Hunk #1 succeeded at 3 (offset 2 lines)"
     assert said == [f"{files}/etc/conf.makeimg.patch: {where}: is it the right place?"]
@@ -124,7 +125,7 @@ def test_patch_for_a_file_of_the_definition(tmp_path: Path, root: Path, put: Inp
     """Patches come after files, whichever input directory they are in."""
     first = put("etc/mine.makeimg.patch", PATCH)
     later = put("etc/mine", "zero\none\ntwo\nthree\n", "later")
-    definition.apply(spec(tmp_path), root, [first, later])
+    definition.apply(spec(tmp_path), root, Definition([first, later]))
     assert (root / "etc/mine").read_text() == "zero\none\nTWO\nthree\n"
 
 
@@ -148,7 +149,7 @@ def test_patch_that_does_not_fit(
     (root / "etc/link").symlink_to("conf")
     files = put(f"{path}.makeimg.patch", text)
     with pytest.raises(Failure) as caught:
-        definition.apply(spec(tmp_path), root, [files])
+        definition.apply(spec(tmp_path), root, Definition([files]))
     assert caught.value.status == BAD_INPUT
     assert str(caught.value).startswith(f"{files}/{path}.makeimg.patch: {message}")
     assert "does not" not in message or "(the package's file has changed" in str(caught.value)
@@ -158,7 +159,7 @@ def test_patch_that_does_not_fit(
 def test_template(tmp_path: Path, root: Path, put: Input) -> None:
     put("etc/motd.makeimg.template", "{{ host }}: grün\r\n", mode=0o4750)
     files = put("etc/conf.makeimg.template", "{{ host }}")
-    definition.apply(spec(tmp_path), root, [files], values={"host": "mx"})
+    definition.apply(spec(tmp_path), root, Definition([files], values={"host": "mx"}))
     assert (root / "etc/motd").read_bytes() == "mx: grün\r\n".encode()
     assert (root / "etc/conf").read_text() == "mx"
     assert mode(root / "etc/motd") == 0o4750
@@ -181,7 +182,7 @@ def test_bad_template(tmp_path: Path, root: Path, content: bytes | None, message
     else:
         file.write_bytes(content)
     with pytest.raises(Failure) as caught:
-        definition.apply(spec(tmp_path), root, [file.parent])
+        definition.apply(spec(tmp_path), root, Definition([file.parent]))
     assert str(caught.value).startswith(f"{file}: {message}")
     assert not (root / "x").exists()
 
@@ -191,7 +192,7 @@ def test_secrets(tmp_path: Path, root: Path, put: Input) -> None:
     secrets = put("etc/ssl/key", "secret", "secrets", 0o666)
     put("etc/x.makeimg.patch", "a secret of that name", "secrets")
     files = put("etc/ssl/key", "dummy")
-    definition.apply(spec(tmp_path), root, [files], secrets=secrets)
+    definition.apply(spec(tmp_path), root, Definition([files], secrets=secrets))
     assert (root / "etc/ssl/key").read_text() == "secret"
     assert (root / "etc/x.makeimg.patch").is_file()
     assert {mode(root / "etc/ssl/key"), mode(root / "etc/x.makeimg.patch")} == {0o600}
@@ -243,7 +244,7 @@ def image(tmp_path: Path, nothing_left: None) -> Path:
 
 def provision(tmp_path: Path, image: Path, body: str) -> None:
     text = f"greeting=hello\nprovision() {{\n{body}\n}}\n"
-    definition.apply(spec(tmp_path, text), image, [])
+    definition.apply(spec(tmp_path, text), image, Definition([]))
 
 
 @pytest.mark.root
@@ -457,7 +458,7 @@ def test_secret_in_a_template(
     """Not everybody may read it; provision() may say otherwise."""
     values = {"host": "mx", "deployment": "d", "operator_key": "k", "PASSWORD": "secret"}
     files = put("etc/app.conf.makeimg.template", text, mode=mode)
-    definition.apply(spec(tmp_path), root, [files], values=values)
+    definition.apply(spec(tmp_path), root, Definition([files], values=values))
     assert stat.S_IMODE((root / "etc/app.conf").stat().st_mode) == expected
     payload.write(tmp_path / "payload", spec(tmp_path), "d-1", values, tmp_path / "none")
     with tarfile.open(tmp_path / "payload") as archive:

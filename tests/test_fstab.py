@@ -7,6 +7,7 @@ import pytest
 from anemos import log
 from anemos.log import Failure
 from anemos.system import definition, fstab, imgbuild
+from anemos.system.definition import Definition
 from anemos.workstation.deploy import payload
 
 LAYOUT = """\
@@ -72,6 +73,6 @@ def test_refused_in_time(tmp_path: Path, name: str, text: str, point: str) -> No
     spec, values = imgbuild.load(tmp_path), {"NAME": "UUID=y"}
     message = rf"etc/fstab.*: line 2: {point} is mounted by layout or keep\n  \(remove the line"
     with pytest.raises(Failure, match=message):
-        definition.check([tmp_path / "files"], values, spec.mount_points())
+        definition.check(Definition([tmp_path / "files"], values), spec.mount_points())
     with pytest.raises(Failure, match=message):
         payload.write(tmp_path / "payload", spec, "d-1", values, tmp_path / "none")

@@ -14,6 +14,7 @@ from anemos.log import Failure
 from anemos.run import CommandFailed, run
 from anemos.system import bootstrap, imgbuild
 from anemos.system.bootstrap import debian, targets
+from anemos.system.definition import Definition
 from tests.imaging import describe, image
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
@@ -330,7 +331,7 @@ def test_damaged_layer(host: Path) -> None:
     (layer,) = (host / "out").iterdir()
     layer.write_bytes(layer.read_bytes()[:-1000])
     with pytest.raises(CommandFailed, match="tar --extract"):
-        build.build(imgbuild.load(host), [], host, cache=host / "out")
+        build.build(imgbuild.load(host), Definition(), host, cache=host / "out")
     assert not (host / "mx").exists()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from anemos.system import definition, imgbuild, initrd, tree
+from anemos.system.definition import Definition
 from tests import tiny
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
@@ -43,7 +44,7 @@ def test_made_again(tmp_path: Path, root: Path, file: str, provision: str, expec
     tree.write(tmp_path, f"files/{file}", "own")
     (tmp_path / "IMGBUILD").write_text(f"target=debian\nprovision() {{ {provision}; }}\n")
     spec = imgbuild.load(tmp_path)
-    definition.complete(spec, root, [tmp_path / "files"], None, None)
+    definition.complete(spec, root, Definition([tmp_path / "files"]))
     made = root / "made"
     assert made.exists() == expected
     assert not expected or made.read_text() == "-u -k all\n"

@@ -14,6 +14,7 @@ from anemos.image import build, layers, reproducible
 from anemos.log import Failure
 from anemos.run import run
 from anemos.system import imgbuild, tree
+from anemos.system.definition import Definition
 from tests import imaging, tiny
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
@@ -163,7 +164,7 @@ def test_date_of_the_environment(host: Path) -> None:
 def test_bad_date(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
     with pytest.raises(Failure, match=r"SOURCE_DATE_EPOCH is .*, no number of seconds"):
-        reproducible.given()
+        reproducible.given(0)
 
 
 def test_traces_behind_links(tmp_path: Path) -> None:
@@ -243,12 +244,9 @@ def test_without_overlay(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     describe(host, "tar")
     (made,) = image(host)
     monkeypatch.setattr(mounts, "privileged", lambda: False)
-    values, secrets = {"NAME": "swordfish"}, host / "secrets"
     (host / "again").mkdir()
-    spec, inputs = imgbuild.load(host), [host / "files"]
-    (again,) = build.build(
-        spec, inputs, host / "again", cache=host / "cache", values=values, secrets=secrets
-    )
+    given = Definition([host / "files"], {"NAME": "swordfish"}, host / "secrets")
+    (again,) = build.build(imgbuild.load(host), given, host / "again", cache=host / "cache")
     assert again.read_bytes() == made.read_bytes()
 
 

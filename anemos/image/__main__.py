@@ -14,6 +14,7 @@ from anemos.image import build, comparison, isolation
 from anemos.log import Failure, die
 from anemos.run import no_core_dumps
 from anemos.system import imgbuild
+from anemos.system.definition import Definition
 
 
 def directory(text: str) -> Path:
@@ -51,7 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--try", dest="trying", action="store_true", help=trial)
     again = "build the image a second time, package layer and all, and compare"
     parser.add_argument("--check", action="store_true", help=again)
-    parser.add_argument("--values", type=values, help="JSON object with the values for templates")
+    pairs = "JSON object with the values for templates"
+    parser.add_argument("--values", type=values, default={}, help=pairs)
     parser.add_argument("--secrets", type=directory, help="tree of revealed secret files")
     return parser.parse_args()
 
@@ -70,24 +72,14 @@ def main() -> None:
         print(build.layer(spec, cache=cache, max_age_s=given.max_age))
         return
     default = [d for d in [given.directory / "files"] if d.is_dir()]
+    definition = Definition(given.inputs or default, given.values, given.secrets)
     if given.trying:
-        options = {"values": given.values, "secrets": given.secrets}
-        inputs = given.inputs or default
-        print(build.attempt(spec, inputs, cache=cache, max_age_s=given.max_age, **options))
+        print(build.attempt(spec, definition, cache=cache, max_age_s=given.max_age))
         return
-    files = build.build(
-        spec,
-        given.inputs or default,
-        given.output,
-        cache=cache,
-        max_age_s=given.max_age,
-        values=given.values,
-        secrets=given.secrets,
-    )
+    files = build.build(spec, definition, given.output, cache=cache, max_age_s=given.max_age)
     print(*files, sep="\n")
     if given.check:
-        options = {"values": given.values, "secrets": given.secrets}
-        comparison.check(spec, given.inputs or default, given.output, **options)
+        comparison.check(spec, definition, given.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Puts the parts together: package layer, definition layer, output."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from anemos import files, log
 from anemos.image import custom, layers, output, reproducible, unpacked
 from anemos.image.manifest import Sources
 from anemos.system import bootstrap, definition
+from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild, for_image
 
 memory: Path | None = None  # where isolation.py has mounted a file system for us
@@ -18,33 +19,25 @@ DAY_S = 86400.0
 
 
 def build(
-    imgbuild: Imgbuild,
-    inputs: Sequence[Path],
-    out: Path,
-    *,
-    cache: Path,
-    max_age_s: float = DAY_S,
-    values: Mapping[str, str] | None = None,
-    secrets: Path | None = None,
+    imgbuild: Imgbuild, given: Definition, out: Path, *, cache: Path, max_age_s: float = DAY_S
 ) -> list[Path]:
     """Build the image of IMGBUILD into the directory OUT and return its files."""
     imgbuild = for_image(imgbuild)
     output.check(imgbuild, out)
-    definition.check(inputs, values or {}, imgbuild.mount_points())
+    definition.check(given, imgbuild.mount_points())
     with workspace() as scratch:
         layer = layers.cached(imgbuild, cache, scratch, max_age_s)
         if imgbuild.format == "custom":
             root = scratch / "root"
-            return custom.build(imgbuild, layer, root, inputs, out, values=values, secrets=secrets)
+            return custom.build(imgbuild, layer, root, given, out)
         with unpacked.writable(layer, scratch) as lower:
-            given = reproducible.given()
-            epoch = lower.newest if given is None else given
+            epoch = reproducible.given(lower.newest)
             with reproducible.environment(epoch):
                 with log.step("Applying the definition"):
-                    definition.complete(imgbuild, lower.root, inputs, values, secrets)
-                brought, secret = reproducible.brought_in(lower.root, inputs, secrets)
-                known = lower.digests
-                sources = Sources(layer.name, lower.layer_sha256, inputs, secret, known)
+                    definition.complete(imgbuild, lower.root, given)
+                brought, secret = reproducible.brought_in(lower.root, given)
+                known, digest = lower.digests, lower.layer_sha256
+                sources = Sources(layer.name, digest, given.inputs, secret, known)
                 with log.step(f"Writing {imgbuild.name} as {imgbuild.format}"):
                     seed = f"{imgbuild.name}/{bootstrap.key(imgbuild)}"
                     return output.write(
@@ -65,18 +58,10 @@ def layer(imgbuild: Imgbuild, *, cache: Path, max_age_s: float = DAY_S) -> Path:
         return layers.cached(imgbuild, cache, scratch, max_age_s)
 
 
-def attempt(
-    imgbuild: Imgbuild,
-    inputs: Sequence[Path],
-    *,
-    cache: Path,
-    max_age_s: float,
-    values: Mapping[str, str] | None,
-    secrets: Path | None,
-) -> Path:
+def attempt(imgbuild: Imgbuild, given: Definition, *, cache: Path, max_age_s: float) -> Path:
     """Apply the definition in memory, as the initramfs is going to, and throw it away; the layer.
 
-    Raises Failure where that fails. The SECRETS are real ones: without memory nothing is tried.
+    Raises Failure where that fails. Its secrets are real ones: without memory nothing is tried.
     """
     with workspace() as scratch:
         layer = layers.cached(imgbuild, cache, scratch, max_age_s)
@@ -84,7 +69,7 @@ def attempt(
             log.info(f"The definition is not tried here: less than {ROOM >> 30} GiB of free memory")
             return layer
         with log.step("Trying the definition"), unpacked.writable(layer, scratch) as lower:
-            definition.apply(imgbuild, lower.root, inputs, values=values, secrets=secrets)
+            definition.apply(imgbuild, lower.root, given)
     return layer
 
 

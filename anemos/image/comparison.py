@@ -1,7 +1,7 @@
 """An image built twice and compared: by the manifests of both, and then byte by byte."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from filecmp import cmp
 from pathlib import Path
 
@@ -10,20 +10,14 @@ from anemos.image import build, reproducible
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed, run
 from anemos.system import tree
+from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 
 SHOWN = 10
 HINT = "diffoscope(1) tells what differs in two images: build them with two --output"
 
 
-def check(
-    imgbuild: Imgbuild,
-    inputs: Sequence[Path],
-    out: Path,
-    *,
-    values: Mapping[str, str] | None = None,
-    secrets: Path | None = None,
-) -> None:
+def check(imgbuild: Imgbuild, given: Definition, out: Path) -> None:
     """Build again what lies in OUT, from nothing, and compare. Raises Failure if they differ."""
     described = json.loads((out / f"{imgbuild.name}.manifest.json").read_text())
     with (
@@ -34,7 +28,7 @@ def check(
         cache, again = scratch / "cache", scratch / "again"
         cache.mkdir()
         again.mkdir()
-        build.build(imgbuild, inputs, again, cache=cache, values=values, secrets=secrets)
+        build.build(imgbuild, given, again, cache=cache)
         require_same(imgbuild.name, out, again)
 
 

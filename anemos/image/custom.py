@@ -4,7 +4,7 @@ The manifest tells what cleanup() has found at $root.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,33 +16,24 @@ from anemos.image.manifest import Sources
 from anemos.log import Failure
 from anemos.run import run
 from anemos.system import bootstrap, definition, functions
+from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 
 
-def build(
-    imgbuild: Imgbuild,
-    layer: Path,
-    root: Path,
-    inputs: Sequence[Path],
-    out: Path,
-    *,
-    values: Mapping[str, str] | None,
-    secrets: Path | None,
-) -> list[Path]:
+def build(imgbuild: Imgbuild, layer: Path, root: Path, given: Definition, out: Path) -> list[Path]:
     """Make the image at ROOT, which is not there yet, between setup() and cleanup()."""
     root.mkdir()
     with hooks(imgbuild, root, out) as files:
         with log.step("Unpacking the package layer"):
             bootstrap.unpack(layer, root)
-        given = reproducible.given()
-        epoch = reproducible.newest(root) if given is None else given
+        epoch = reproducible.given(reproducible.newest(root))
         with reproducible.environment(epoch):
             with log.step("Applying the definition"):
-                definition.complete(imgbuild, root, inputs, values, secrets)
-            brought, secret = reproducible.brought_in(root, inputs, secrets)
+                definition.complete(imgbuild, root, given)
+            brought, secret = reproducible.brought_in(root, given)
             reproducible.forget(root, brought)
             reproducible.clamp(root, root, epoch)
-        sources = Sources(layer.name, sha256(layer), inputs, secret)
+        sources = Sources(layer.name, sha256(layer), given.inputs, secret)
         text = manifest.text(imgbuild, root, sources, (), epoch)
     replace(out / manifest.name(imgbuild), text)
     return files

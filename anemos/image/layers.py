@@ -70,7 +70,7 @@ def cached(imgbuild: Imgbuild, cache: Path, scratch: Path, max_age_s: float) -> 
         remember(layer, imgbuild, known.get("mirror"), known.get("sha256", ""))
         return layer
     log.info(f"Package layer: to be made ({reason})")
-    with reproducible.environment(reproducible.given() or date(now) or int(time.time())):
+    with reproducible.environment(reproducible.given(date(now) or int(time.time()))):
         bootstrap.bootstrap(imgbuild, scratch / "layer.tar")
     with log.step("Compressing the package layer"), files.scratch(cache, ".layer-") as room:
         # Level 12 makes it 5 % smaller, and takes a quarter of the time of the bootstrap.

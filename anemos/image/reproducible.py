@@ -6,13 +6,14 @@ since 1970. Where the environment does not say it, it is the newest time in the 
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
 from anemos.log import die
 from anemos.system import template, tree
+from anemos.system.definition import Definition
 
 VARIABLE = "SOURCE_DATE_EPOCH"
 # Traces, as globs below the root. What the definition brings itself is none.
@@ -34,20 +35,17 @@ REMOVED = (
 EMPTIED = ("etc/machine-id", "var/lib/dbus/machine-id", "var/log/**/*")
 
 
-def given() -> int | None:
-    """The environment's SOURCE_DATE_EPOCH. Raises Failure if that is no number."""
+def given(otherwise: int) -> int:
+    """The environment's SOURCE_DATE_EPOCH, or OTHERWISE. Raises Failure if that is no number."""
     text = os.environ.get(VARIABLE, "")
     if text and not (text.isascii() and text.isdigit() and len(text) < 12):
         die(f"{VARIABLE} is {text!r}, no number of seconds")
-    return int(text) if text else None
+    return int(text) if text else otherwise
 
 
 @contextmanager
-def environment(epoch: int | None) -> Iterator[None]:
-    """All that is run meanwhile has EPOCH, unless that is None, as its SOURCE_DATE_EPOCH."""
-    if epoch is None:
-        yield
-        return
+def environment(epoch: int) -> Iterator[None]:
+    """All that is run meanwhile has EPOCH as its SOURCE_DATE_EPOCH."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(epoch)
     try:
@@ -59,12 +57,10 @@ def environment(epoch: int | None) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def brought_in(
-    root: Path, inputs: Sequence[Path], secrets: Path | None
-) -> tuple[frozenset[str], frozenset[str]]:
+def brought_in(root: Path, given: Definition) -> tuple[frozenset[str], frozenset[str]]:
     """Where below ROOT the definition's own files are; those of them that hold secret values."""
-    files = [path for path, _ in tree.inputs(*inputs)]
-    secret = [path for path, _ in tree.inputs(secrets)] if secrets else []
+    files = [path for path, _ in tree.inputs(*given.inputs)]
+    secret = [path for path, _ in tree.inputs(given.secrets)] if given.secrets else []
     secret += [p.removesuffix(template.SUFFIX) for p in files if p.endswith(template.SUFFIX)]
 
     def places(paths: Iterable[str]) -> frozenset[str]:

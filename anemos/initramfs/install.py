@@ -17,6 +17,7 @@ from anemos.run import run
 from anemos.system import booting, bootstrap, definition, fstab, initrd, layout, tree
 from anemos.system.bootloader import kernels, places
 from anemos.system.bootstrap import identity
+from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Layout, Mounted
 
@@ -80,8 +81,8 @@ def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> bool:
     """The definition, and what only a deployment knows. True: the initramfs is older than that."""
     payload = spec.directory.parent
     identity.renew(TARGET)
-    files, secrets = [payload / "files"], payload / "secrets"
-    outdated = definition.apply(spec, TARGET, files, secrets=secrets)
+    given = Definition([payload / "files"], secrets=payload / "secrets")
+    outdated = definition.apply(spec, TARGET, given)
     identity.report(TARGET)
     fstab.write(TARGET, layout.fstab(spec.layout, boot.deployment, kept_mounts))
     append("etc/crypttab", layout.crypttab(spec.layout, boot.deployment))

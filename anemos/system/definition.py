@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,47 +25,43 @@ OUTGROWN = (
 )
 
 
-def apply(
-    imgbuild: Imgbuild,
-    root: Path,
-    inputs: Sequence[Path],
-    *,
-    values: Mapping[str, str] | None = None,
-    secrets: Path | None = None,
-) -> bool:
-    """Apply the definition to the root file system at ROOT.
+@dataclass(frozen=True)
+class Definition:
+    """INPUTS: directories with input files, later ones win. VALUES: for templates. SECRETS: a tree
+    of revealed files, if there is one."""
 
-    INPUTS are the input directories, later ones win; VALUES are for templates; SECRETS is a tree
-    of revealed files. True: the initramfs has to be made again. Raises Failure that names the file.
+    inputs: Sequence[Path] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+    secrets: Path | None = None
+
+
+def apply(imgbuild: Imgbuild, root: Path, given: Definition) -> bool:
+    """Apply what is GIVEN, and provision(), to the root file system at ROOT.
+
+    True: the initramfs has to be made again. Raises Failure that names the file.
     """
     before = initrd.state(root)
-    copy(root, inputs)
-    patch(root, inputs)
-    fill(root, inputs, values or {})
-    if secrets is not None:
-        conceal(root, secrets)
+    copy(root, given.inputs)
+    patch(root, given.inputs)
+    fill(root, given)
+    if given.secrets is not None:
+        conceal(root, given.secrets)
     if "provision" in imgbuild.functions:
         provision(imgbuild, root)
     return initrd.outdated(root, before)
 
 
-def complete(
-    imgbuild: Imgbuild,
-    root: Path,
-    inputs: Sequence[Path],
-    values: Mapping[str, str] | None,
-    secrets: Path | None,
-) -> None:
+def complete(imgbuild: Imgbuild, root: Path, given: Definition) -> None:
     """Apply the definition to an image, and do what follows from it."""
-    if apply(imgbuild, root, inputs, values=values, secrets=secrets):
+    if apply(imgbuild, root, given):
         initrd.renew(root)
     identity.report(root)
 
 
-def check(inputs: Sequence[Path], values: Mapping[str, str], taken: Collection[str] = ()) -> None:
+def check(given: Definition, taken: Collection[str] = ()) -> None:
     """All that input files alone tell. TAKEN: the layout's mount points. Raises Failure."""
-    for path, file in tree.inputs(*inputs):
-        text = rendered(file, values) if path.endswith(template.SUFFIX) else ""
+    for path, file in tree.inputs(*given.inputs):
+        text = rendered(file, given.values) if path.endswith(template.SUFFIX) else ""
         if path.removesuffix(template.SUFFIX) == fstab.FILE and file.is_file():
             text = text or file.read_text(errors="replace")
             fstab.check(file, text, taken)
@@ -141,10 +138,10 @@ def patch_file(root: Path, path: str, file: Path) -> None:
     target.chmod(before.st_mode & 0o7777)
 
 
-def fill(root: Path, inputs: Sequence[Path], values: Mapping[str, str]) -> None:
-    for path, file in tree.inputs(*inputs):
+def fill(root: Path, given: Definition) -> None:
+    for path, file in tree.inputs(*given.inputs):
         if path.endswith(template.SUFFIX):
-            text = rendered(file, values)
+            text = rendered(file, given.values)
             mode = template.mode(file.read_text(), file.stat().st_mode & 0o7777)
             tree.write(root, path.removesuffix(template.SUFFIX), text, mode)
 
