@@ -1,6 +1,7 @@
-"""Files that others read while they are written, and that a power cut must not leave half."""
+"""Files: their digests; how they are written when others read them, or a power cut may come."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
+
+
+def sha256(file: Path) -> str:
+    """The file's SHA-256, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def replace(file: Path, data: str | bytes, mode: int = 0o666, beside: Path | None = None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from anemos import archive
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import IN_INITRAMFS, Failure
 from anemos.run import run
 from anemos.server import kexec

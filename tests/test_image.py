@@ -13,7 +13,7 @@ from anemos.image import build, layers
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
 from anemos.system import bootstrap, imgbuild
-from anemos.system.bootstrap import debian, targets
+from anemos.system.bootstrap import debian
 from anemos.system.definition import Definition
 from tests.imaging import describe, image
 
@@ -199,7 +199,7 @@ class Bootstrap:
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> Bootstrap:
     made = Bootstrap()
-    monkeypatch.setattr(targets, "bootstrap", made)
+    monkeypatch.setattr(bootstrap, "bootstrap", made)
     return made
 
 
@@ -317,7 +317,7 @@ def test_failed_bootstrap_leaves_the_old_layer(host: Path, monkeypatch: pytest.M
     def fail(_spec: object, _output: Path) -> None:
         raise Failure("mirror is down")
 
-    monkeypatch.setattr(targets, "bootstrap", fail)
+    monkeypatch.setattr(bootstrap, "bootstrap", fail)
     describe(host, "")
     (layer,) = (host / "out").iterdir()
     old = layer.read_bytes()

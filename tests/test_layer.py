@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import Failure
 from anemos.run import run
 from anemos.server import layer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.initramfs import boot, delivery, events, sshd
 from anemos.log import Failure
 from anemos.run import run

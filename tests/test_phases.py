@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from anemos import archive, log
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
 from anemos.system import imgbuild

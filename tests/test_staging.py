@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from anemos import archive, disks, log
-from anemos.digest import sha256
 from anemos.disks import Device, Fingerprint
+from anemos.files import sha256
 from anemos.initramfs import boot, daemons, events, sshd
 from anemos.log import FAILED, Failure
 from anemos.run import run

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anemos import log, mounts
-from anemos.digest import sha256
-from anemos.files import replace
+from anemos.files import replace, sha256
 from anemos.image import manifest, reproducible
 from anemos.image.manifest import Sources
 from anemos.log import Failure

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from anemos import files, log
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.image import reproducible
 from anemos.run import run
 from anemos.system import bootstrap
-from anemos.system.bootstrap import fetching
-from anemos.system.bootstrap.targets import TARGETS
+from anemos.system.bootstrap import TARGETS, fetching
 from anemos.system.imgbuild import Imgbuild
 
 ASK_S = 5.0

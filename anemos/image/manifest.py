@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.run import CommandFailed, run
 from anemos.system import tree
 from anemos.system.imgbuild import Imgbuild

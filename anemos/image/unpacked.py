@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos import files, log, mounts
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.image import reproducible
 from anemos.run import CommandFailed, run
 from anemos.system import bootstrap

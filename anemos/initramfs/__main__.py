@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from anemos import disks, log
-from anemos.digest import sha256
 from anemos.disks import Device
+from anemos.files import sha256
 from anemos.initramfs import (
     boot,
     delivery,
@@ -41,8 +41,7 @@ from anemos.initramfs.progress import Request
 from anemos.log import FAILED, Failure, die
 from anemos.run import no_core_dumps
 from anemos.system import bootstrap, imgbuild, layout
-from anemos.system.bootstrap import fetching
-from anemos.system.bootstrap.targets import TARGETS
+from anemos.system.bootstrap import TARGETS, fetching
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Kept
 

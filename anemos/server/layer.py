@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos import memory
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed, run
 from anemos.server import staging

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos import archive, disks, files
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import FAILED, die
 from anemos.server import drivers, logins, network
 from anemos.system.layout import Kept

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import files, log
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.image import layers
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, meaning, run, tail

@@ -1,8 +1,83 @@
 """The package layer: a root file system right after the bootstrap of `packages`.
 
-A function of what `inputs` lists and of the mirror's state. No secret in it.
+A function of what `inputs` lists and of the mirror's state. No secret in it. The table of
+distributions, each a module, and what they have in common.
 """
 
-from anemos.system.bootstrap.targets import bootstrap, check, inputs, key, unpack
+import hashlib
+import json
+from pathlib import Path
+from shutil import which
+from typing import Any, Protocol
 
-__all__ = ["bootstrap", "check", "inputs", "key", "unpack"]
+from anemos import log
+from anemos.run import run
+from anemos.system.bootstrap import alpine, arch, debian
+from anemos.system.bootstrap.common import digests
+from anemos.system.imgbuild import Imgbuild
+
+
+class Target(Protocol):
+    """How one distribution is bootstrapped: a module. Another program for it is another module."""
+
+    PROGRAMS: tuple[str, ...]  # what does it
+
+    def make(self, imgbuild: Imgbuild, output: Path) -> None:
+        """Write the root file system to a directory, or a tar file, compressed by its suffix."""
+
+    def check(self, imgbuild: Imgbuild) -> None:
+        """Raise Failure for what the IMGBUILD or the files beside it lack. Asks no network."""
+
+    def inputs(self, imgbuild: Imgbuild) -> dict[str, object]:
+        """All that the layer depends on, packages aside: values that JSON can express."""
+
+    def indexes(self, imgbuild: Imgbuild) -> list[str]:
+        """URLs of the files of the mirror that change with it; none if they are not known."""
+
+
+TARGETS: dict[str, Target] = {"debian": debian, "arch": arch, "alpine": alpine}
+
+
+def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
+    """All that the layer depends on, except the state of the mirror."""
+    target = TARGETS[imgbuild.target]
+    recipes = [Path(__file__).with_name(f"{name}.py") for name in (imgbuild.target, "identity")]
+    programs = [Path(found) for found in map(which, target.PROGRAMS) if found]
+    return {
+        "target": imgbuild.target,
+        "packages": sorted(set(imgbuild.packages)),
+        **target.inputs(imgbuild),
+        "programs": digests(*recipes, *programs),
+    }
+
+
+def key(imgbuild: Imgbuild) -> str:
+    """A name for the package layer: 16 hexadecimal digits, a digest of its inputs."""
+    text = json.dumps(inputs(imgbuild), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check(imgbuild: Imgbuild) -> None:
+    """Raise Failure for everything about the bootstrap that can be known without starting it."""
+    TARGETS[imgbuild.target].check(imgbuild)
+
+
+def bootstrap(imgbuild: Imgbuild, output: Path) -> None:
+    """Write the package layer to OUTPUT: a directory, or a tar file, compressed by its suffix.
+
+    Raises Failure that names the package, key or mirror at fault, where the program tells it.
+    """
+    check(imgbuild)
+    suite = f" {imgbuild.suite}" if imgbuild.target == "debian" else ""
+    with log.step(f"Bootstrapping {imgbuild.target}{suite}"):
+        TARGETS[imgbuild.target].make(imgbuild, output)
+
+
+def unpack(layer: Path, root: Path) -> None:
+    """Unpack a package layer (tar, any compression) below ROOT, owners and capabilities kept.
+
+    Without device nodes: a user namespace must not make them, and every kernel has a devtmpfs.
+    """
+    options = ["--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*"]
+    options += ["--exclude=./dev/*"]
+    run(["tar", "--extract", *options, "--file", layer, "--directory", root])

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import BAD_INPUT, die
 from anemos.run import Argv, CommandFailed, run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from anemos import archive, files
 from anemos.archive import Keys
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.run import run
 from anemos.server import kexec
 from anemos.workstation import images

@@ -16,7 +16,7 @@ from secrets import token_hex
 from typing import Any
 
 from anemos import archive, files, log
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import FAILED, Failure, die
 from anemos.system import bootstrap, definition
 from anemos.system.imgbuild import Imgbuild

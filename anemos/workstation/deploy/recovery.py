@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from anemos import log
-from anemos.digest import sha256
+from anemos.files import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, die
 from anemos.workstation import places
 from anemos.workstation.deploy import outcome, phases, reach, staged, status, verify, watch
