@@ -12,7 +12,7 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.workstation.secrets.gpg import Keyring
-from anemos.workstation.secrets.sources.gpg import Gpg
+from anemos.workstation.secrets.sources import Gpg
 from anemos.workstation.secrets.trove import ensure_throwaway, load, names, read_recipients, reveal
 
 pytestmark = pytest.mark.real("run", "gpg")

@@ -14,7 +14,7 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.run import run
 from anemos.workstation.secrets.gpg import Keyring
-from anemos.workstation.secrets.sources.sops import Sops
+from anemos.workstation.secrets.sources import Sops
 from tests import tree
 from tests.tree import TOML, Done, Tree
 

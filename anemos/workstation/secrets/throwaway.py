@@ -10,7 +10,7 @@ from anemos.system import functions, imgbuild
 from anemos.workstation import places
 from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import generate, sources, trove
-from anemos.workstation.secrets.sources.gpg import Gpg
+from anemos.workstation.secrets.sources import Gpg
 from anemos.workstation.secrets.trove import Source
 
 OPERATOR_KEY = "id_ed25519"

@@ -4,7 +4,7 @@ ROOT/recipients             who can decrypt and who may sign: full fingerprints 
 ROOT/<host>/<path>.gpg      a file secret, which is put at /<path> on the target
 ROOT/<host>/<NAME>.gpg      directly in the host's directory: a value for templates, called NAME
 
-Other sources than GPG (see sources/) have other suffixes and no recipients here.
+Other sources than GPG (see sources.py) have other suffixes and no recipients here.
 """
 
 import os

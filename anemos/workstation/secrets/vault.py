@@ -15,7 +15,7 @@ from anemos.log import FAILED, Failure, die
 from anemos.workstation import hosts, places
 from anemos.workstation.secrets import editor, trove
 from anemos.workstation.secrets.gpg import Keyring
-from anemos.workstation.secrets.sources.gpg import Gpg
+from anemos.workstation.secrets.sources import Gpg
 
 # Who changes the secrets that GPG does not open.
 OTHERS = {
