@@ -11,6 +11,9 @@ from anemos.files import sha256
 from anemos.run import run
 from anemos.server import kexec
 from anemos.workstation import images
+from anemos.workstation.deploy.state import State
+
+Kept = Sequence[Mapping[str, Any]] | None  # fingerprints; None: there are none to compare
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,17 @@ class Parts:
     payload: Path
     keys: Keys  # of its sshd, and who may log in
     network: Mapping[str, Any]  # see server/network.py
-    kept: Sequence[Mapping[str, Any]] | None = None  # fingerprints; None: there are none to compare
+    kept: Kept = None
     port: int = 22
     stay: bool = True  # after a failure: there is no old system to go back to
+
+
+def of(
+    state: State, payload: Path, keys: Keys, network: Mapping[str, Any], kept: Kept, port: int
+) -> Parts:
+    """Those of STATE's deployment."""
+    layer = Path(state.layer) if state.layer else None
+    return Parts(Path(state.base), layer, payload, keys, network, kept, port)
 
 
 def write(directory: Path, parts: Parts) -> None:

@@ -4,7 +4,6 @@ import ipaddress
 import json
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from anemos import log
 from anemos.log import Failure, die
 from anemos.workstation import places, qemu
 from anemos.workstation.deploy import byhand, consent, payload, phases, plan
-from anemos.workstation.deploy.byhand import Parts
 from anemos.workstation.deploy.state import State, load_state, payload_file
 from anemos.workstation.hosts import Host
 from anemos.workstation.scratch import require_memory
@@ -78,7 +76,8 @@ def export(host: Host, options: Options) -> dict[str, Any]:
         state = load_state(host)
         directory.mkdir(mode=0o700, exist_ok=True)
         require_private(directory)
-        byhand.write(directory, parts(host, state, keys, network, kept))
+        made = byhand.of(state, payload_file(host), keys, network, kept, host.port)
+        byhand.write(directory, made)
     state.stays, state.kept = True, kept or []
     state.save()
     write_readme(directory, host, state)
@@ -110,17 +109,6 @@ def require_private(directory: Path) -> None:
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
         hint = "name one that is not there yet, for example /dev/shm/NAME, and copy it from there"
         die(f"{directory} belongs to somebody else, or others may read it", hint=hint)
-
-
-def parts(
-    host: Host,
-    state: State,
-    keys: Mapping[str, bytes | Path],
-    network: Mapping[str, Any],
-    kept: list[dict[str, Any]] | None,
-) -> Parts:
-    layer = Path(state.layer) if state.layer else None
-    return Parts(Path(state.base), layer, payload_file(host), keys, network, kept, host.port)
 
 
 def described(options: Options) -> tuple[dict[str, Any], None]:

@@ -20,7 +20,6 @@ from anemos.system.layout import Disk, Layout
 from anemos.workstation import access, lock, machine, places, report, scratch
 from anemos.workstation.deploy import byhand, chain, phases, plan, reach, watch
 from anemos.workstation.deploy import verify as proof
-from anemos.workstation.deploy.byhand import Parts
 from anemos.workstation.deploy.state import load_state, payload_file
 from anemos.workstation.hosts import Host, known, load
 from anemos.workstation.machine import Machine
@@ -284,15 +283,8 @@ def boot_first(layout: Layout) -> list[Disk]:
 def boot(trial: Trial, prints: list[dict[str, Any]]) -> None:
     """Start the initramfs, and give it the word to go on."""
     state = load_state(trial.double)
-    parts = Parts(
-        base=Path(state.base),
-        layer=Path(state.layer) if state.layer else None,
-        payload=payload_file(trial.double),
-        keys=trial.keys,
-        network=trial.machine.settings.network.capture(),
-        kept=prints,
-        port=trial.host.port,
-    )
+    payload, network = payload_file(trial.double), trial.machine.settings.network.capture()
+    parts = byhand.of(state, payload, trial.keys, network, prints, trial.host.port)
     directory = trial.memory / "boot"
     directory.mkdir(mode=0o700)
     byhand.write(directory, parts)
