@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -29,40 +29,31 @@ def show(report: dict[str, Any], title: str) -> None:
 
     A local VM has neither downtime nor bytes that were sent.
     """
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("what")
-    table.add_column("evidence", overflow="fold")
-    for row in [*_summary(report), *_phases(report), *_checks(report)]:
-        table.add_row(*map(plain, row))
-    to_stderr(table)
+    phases = ", ".join(f"{each['name']} {each['seconds']} s" for each in report["phases"])
+    checks = [(each["name"], f"ok: {each['evidence']}") for each in report["checks"]]
+    table({"what": True, "evidence": False}, [*summary(report), ("phases", phases), *checks], title)
 
 
-def plain(data: str) -> Text:
-    """A cell: what others say is neither markup nor a terminal's orders."""
-    return Text(log.printable(data))
+def table(columns: Mapping[str, bool], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """COLUMNS: whether they stay on one line while there is room; the others are folded.
 
-
-def to_stderr(table: Table) -> None:
-    """Raises nothing, as everything that is said on the way to a result."""
+    Cells are neither markup nor a terminal's orders. Raises nothing, as everything that is said on
+    the way to a result.
+    """
+    grid = Table(title=Text(title) if title else None, title_justify="left")
+    for name, whole in columns.items():
+        grid.add_column(name, overflow="fold", no_wrap=whole)
+    for row in rows:
+        grid.add_row(*(Text(log.printable(cell)) for cell in row))
     console = Console(stderr=True, highlight=False, color_system=None)
     with console.capture() as drawn:
-        console.print(table)
+        console.print(grid)
     log.to_stderr(drawn.get().rstrip("\n"))
 
 
-def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "kernel", report["kernel"]
     if report.get("downtime_s") is not None:
         yield "downtime", f"{report['downtime_s']} s"
     if sent := report.get("bytes_sent"):
         yield "sent", ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in sent.items())
-
-
-def _phases(report: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("phases", ", ".join(f"{each['name']} {each['seconds']} s" for each in report["phases"]))
-    ]
-
-
-def _checks(report: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(each["name"], f"ok: {each['evidence']}") for each in report["checks"]]

@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from anemos import log
 from anemos.log import Failure, die
 from anemos.system import imgbuild, template, tree
@@ -44,22 +42,20 @@ class Entry:
 def show(vault: Vault, only: str = "") -> dict[str, Any]:
     """List the secrets of all hosts, or of one, on standard error."""
     found = [each for of in holders(vault, only) for each in entries(vault, of)]
-    table = Table()
-    for title in ("host", "name", "kind", "encrypted to", "signature", "used", "declared"):
-        # Whole, however narrow: they are to be copied. A name stays on its line if there is room.
-        table.add_column(title, overflow="fold", no_wrap=title == "name")
-    for each in found:
-        used, declared = ("yes" if is_so else "no" for is_so in (each.used, each.declared))
-        whom = "\n".join(each.recipients) or f"({each.source})"
-        row = (each.host, each.name, each.kind, whom, each.signature, used, declared)
-        table.add_row(*map(report.plain, row))
-    report.to_stderr(table)
+    columns = ("host", "name", "kind", "encrypted to", "signature", "used", "declared")
+    report.table({each: each == "name" for each in columns}, map(row, found))
     for line in [each.problem for each in found if each.problem]:
         log.info(line)
     for of in holders(vault, only):
         for line in lacking(of, [each.name for each in found if each.host == of]):
             log.info(line)
     return {"secrets": [asdict(each) for each in found]}
+
+
+def row(entry: Entry) -> tuple[str, ...]:
+    used, declared = ("yes" if is_so else "no" for is_so in (entry.used, entry.declared))
+    whom = "\n".join(entry.recipients) or f"({entry.source})"
+    return entry.host, entry.name, entry.kind, whom, entry.signature, used, declared
 
 
 def check(vault: Vault, only: str = "") -> dict[str, Any]:
