@@ -5,7 +5,7 @@ The initramfs takes both over. Paths are the old system's, whose root lies somew
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from anemos import keys
@@ -59,7 +59,7 @@ def kind(public: str) -> str:
 
 def authorized(host: Path) -> bytes:
     (words,) = settings(host).get("authorizedkeysfile", [ALLOWED])
-    files = [tree.resolved(host, path) for path in expanded(words, home(host))]
+    files = [tree.resolved(host, path) for path in expanded(words.split(), home(host))]
     found = b"\n".join(file.read_bytes() for file in files if file.is_file())
     if not found.strip():
         die(f"{words}: nobody is listed, so nobody could log in to the initramfs")
@@ -79,13 +79,12 @@ def settings(host: Path) -> dict[str, list[str]]:
     return found
 
 
-def expanded(words: str, home: str) -> Iterator[str]:
+def expanded(words: Iterable[str], home: str) -> Iterator[str]:
     """The files of AuthorizedKeysFile, with its tokens for root (sshd_config(5), TOKENS)."""
     tokens = {"%h": home, "%u": "root", "%U": "0", "%%": "%"}
-    for word in words.split():
+    for word in words:
         if word != "none":
-            name = re.sub("%[huU%]", lambda token: tokens[token[0]], word)
-            yield name if name.startswith("/") else f"{home}/{name}"
+            yield str(Path(home, re.sub("%[huU%]", lambda token: tokens[token[0]], word)))
 
 
 def home(host: Path) -> str:

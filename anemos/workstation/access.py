@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from anemos.server import logins
 from anemos.system import template, tree
+from anemos.system.definition import PATCH
 from anemos.system.imgbuild import Imgbuild
 
-PATCH = ".makeimg.patch"
 CONFIG = "etc/ssh/sshd_config"
-DEFAULT = [".ssh/authorized_keys", ".ssh/authorized_keys2"]  # sshd_config(5)
 # With one of these, keys come from elsewhere.
 ELSEWHERE = ("authorizedkeyscommand", "trustedusercakeys")
 
@@ -44,12 +44,14 @@ def problem(spec: Imgbuild, secrets: Iterable[str]) -> str:
 def where(spec: Imgbuild, secrets: Iterable[str]) -> str:
     """The file that one more key of root belongs to, without leading slash."""
     files = defined(spec, secrets)
-    places = lists(settings(files)) or [place(DEFAULT[0])]
+    places = lists(settings(files)) or lists({})
     return next((each for each in places if opens(each, files, spec)), places[0])
 
 
 def lists(said: Mapping[str, list[str]]) -> list[str]:
-    return [place(each) for each in said.get("authorizedkeysfile", DEFAULT) if each != "none"]
+    """Where root's keys are listed, by what `settings` SAID; without leading slash."""
+    words = said.get("authorizedkeysfile", logins.ALLOWED.split())
+    return [path.lstrip("/") for path in logins.expanded(words, "/root")]
 
 
 def defined(spec: Imgbuild, secrets: Iterable[str]) -> Files:
@@ -72,13 +74,6 @@ def opens(path: str, files: Files, spec: Imgbuild) -> bool:
 def lines(files: Files, path: str) -> list[str]:
     file = files.get(path)
     return file.read_text(errors="replace").splitlines() if file else []
-
-
-def place(pattern: str) -> str:
-    """Where the AuthorizedKeysFile PATTERN lies for root, without leading slash."""
-    known = {"%%": "%", "%h": "/root", "%u": "root", "%U": "0"}
-    path = re.sub("%.", lambda match: known.get(match[0], match[0]), pattern)
-    return str(PurePosixPath("/root", path)).lstrip("/")
 
 
 def settings(files: Files) -> dict[str, list[str]]:
