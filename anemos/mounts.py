@@ -41,7 +41,8 @@ def listed() -> list[Mount]:
 def kind(path: Path) -> str:
     """The type of the file system that PATH lies on: the longest mount point above it counts, of
     several mounts on that the last."""
-    above = [each for each in listed() if path.resolve().is_relative_to(each.point)]
+    real = path.resolve()
+    above = [each for each in listed() if real.is_relative_to(each.point)]
     above.sort(key=lambda each: len(each.point.parts))
     return above[-1].kind if above else "an unknown file system"
 
