@@ -16,20 +16,8 @@ from anemos.system.layout import Disk, Kept, Layout, Part
 from anemos.system.typos import Typo
 
 SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader", "login")
-VARIABLES = (
-    *SINGLE,
-    "hostconf",
-    "packages",
-    "components",
-    "apt_sources",
-    "excludes",
-    "layout",
-    "keep",
-    "cmdline",
-    "secrets",
-    "server_secrets",
-)
 WORDS = ("packages", "excludes", "layout", "keep", "hostconf", "components", "server_secrets")
+VARIABLES = (*SINGLE, *WORDS, "apt_sources", "cmdline", "secrets")
 FREE = ("imgname", "secrets")  # with words that people read
 RETYPE = "retype it, with plain blanks, quotes and hyphens"
 FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets", "fetch_secrets")
