@@ -78,9 +78,9 @@ def watch(c: Context, host: str = "", json: bool = False) -> Any:
 
 
 @command
-def verify(c: Context, host: str = "", json: bool = False) -> Any:
+def verify(c: Context, host: str = "", tests: bool = False, json: bool = False) -> Any:
     """Prove that HOST runs what was deployed."""
-    return workstation("deploy.verify").verify(load(host))
+    return workstation("deploy.verify").verify(load(host), tests)
 
 
 @command

@@ -24,9 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from anemos.run import Argv, CommandFailed, run
-from anemos.workstation.deploy import reach
-from anemos.workstation.machine import Machine
+from anemos.log import Failure
+from anemos.run import Argv, run
 from anemos.workstation.ssh import Endpoint, connect
 from tests import tree
 from tests.tree import DEMO_S, ROOT, Done, Tree
@@ -153,15 +152,16 @@ class Story:
 
     def reboot(self) -> None:
         """Have the server do it; until sshd answers again."""
-        old = self.machine.run("cat", BOOT_ID)
-        with suppress(CommandFailed):  # it may be that quick
-            self.machine.run("systemctl", "reboot")
+        old = self.boot_id()
+        with suppress(Failure):  # it may be that quick
+            self.sh("systemctl reboot")
         wait(lambda: self.boot_id() not in ("", old))
 
     def boot_id(self) -> str:
+        """ "" while nobody answers."""
         try:
-            return self.machine.run("cat", BOOT_ID)
-        except CommandFailed:
+            return self.sh(f"cat {BOOT_ID}")
+        except Failure:
             return ""
 
     def deploy(self) -> None:
@@ -172,18 +172,14 @@ class Story:
     def home(self) -> Path:
         return tree.where(f"state({self.name!r})", self.project.directory, self.project.home)
 
-    @property
-    def machine(self) -> Machine:
-        """As the host's own tests are given it."""
-        files = (self.home / "vm").glob("port-*")
-        ports = {file.name.removeprefix("port-"): int(file.read_text()) for file in files}
-        words = reach.login(self.endpoint, self.directory / "known_hosts")
-        return Machine("127.0.0.1", words, ports, str(self.directory / "notes.json"))
+    def port(self, number: int) -> int:
+        """The port on this machine that leads to port NUMBER of the server."""
+        return int((self.home / f"vm/port-{number}").read_text())
 
     @property
     def endpoint(self) -> Endpoint:
-        port, key = ((self.home / "vm" / name).read_text() for name in ("port-22", "host_key"))
-        return Endpoint("127.0.0.1", int(port), key, self.home / "id_ed25519")
+        key = (self.home / "vm/host_key").read_text()
+        return Endpoint("127.0.0.1", self.port(22), key, self.home / "id_ed25519")
 
     def kept(self) -> str:
         """Names, modes, owners, times and digests of all that is on the kept disk."""
@@ -192,9 +188,9 @@ class Story:
     def certify(self, name: str, *units: str) -> None:
         """Have an authority of our own issue the certificate NAME, and UNITS use it."""
         place = f"/srv/acme/certs/{name}"
-        given = ["-in", f"{place}/fullchain.pem", "-signkey", f"{place}/privkey.pem"]
+        given = f"-in {place}/fullchain.pem -signkey {place}/privkey.pem"
         copied = ["-copy_extensions", "copy"]
-        request = self.machine.run("openssl", "x509", "-x509toreq", *copied, *given)
+        request = self.sh(f"openssl x509 -x509toreq -copy_extensions copy {given}")
         authority: Argv = ["-CA", self.authority, "-CAkey", self.directory / "ca.key"]
         sign = ["openssl", "x509", "-req", *copied, "-days", "80", *authority]
         issued = run(sign, data=request.encode())
@@ -217,7 +213,7 @@ class Story:
     @contextmanager
     def visited(self, name: str, path: str = "/") -> Iterator[Visitor]:
         """A visitor meanwhile: he has had a page before, and has some after it."""
-        visitor = Visitor(name, path, self.machine.port(443), self.authority)
+        visitor = Visitor(name, path, self.port(443), self.authority)
         visitor.start()
         try:
             wait(lambda: [answer for _, answer in visitor.seen[-4:]] == [200] * 4)

@@ -45,7 +45,7 @@ def www(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Www]:
 def redeployed_www(directory: Path) -> Iterator[Www]:
     with story.begun("www", directory) as www:
         www.deploy()
-        found = www.machine.run("cat", f"{SITE}/index.html")
+        found = www.sh(f"cat {SITE}/index.html")
         www.certify("example.org", "nginx")
         kept = www.kept()
         www.change("files/usr/share/static/index.html", "A static site", "Another static site")
@@ -83,8 +83,8 @@ def test_kept_disk_of_www(www: Www) -> None:
 
 
 def test_changes_of_www(www: Www) -> None:
-    assert "Another static" in www.story.machine.run("cat", "/usr/share/static/index.html")
-    assert "HTML" in www.story.machine.run("file", "/usr/share/static/index.html")
+    assert "Another static" in www.story.sh("cat /usr/share/static/index.html")
+    assert "HTML" in www.story.sh("file /usr/share/static/index.html")
 
 
 @pytest.mark.parametrize(

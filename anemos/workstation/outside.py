@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from testinfra.host import Host
 
 from anemos.workstation.machine import Machine
 
@@ -17,6 +18,7 @@ ADDRESSES = ("198.51.100.1", "2001:db8:1::1")  # the machine's, on an interface 
 LISTENS = 4000  # a port where something listens that no firewall should let through
 # Those that services like to use.
 PORTS = (*range(1, 700), 993, 995, 2000, 3306, LISTENS, 4190, 5432, 6379, 8953, 11334)
+EPHEMERAL = range(32768, 61000)  # ip(7), ip_local_port_range
 NETWORK = (
     "netns add outside",
     "link add inside type veth peer name eth0 netns outside",
@@ -58,29 +60,40 @@ while ready := poll.poll(5000):
 
 @dataclass(frozen=True)
 class Outside:
-    """A network namespace of MACHINE's: its packets go through the firewall, as a stranger's do."""
+    """A network namespace of HOST's: its packets go through the firewall, as a stranger's do."""
 
-    machine: Machine
+    host: Host
 
     def answering(self, address: str) -> set[int]:
-        """Which of PORTS answer at ADDRESS. Raises CommandFailed."""
-        return self._scan("ip", "netns", "exec", "outside", address=address)
+        """Which of PORTS answer at ADDRESS."""
+        return self._scan("ip netns exec outside", address)
 
     def answering_inside(self, address: str) -> set[int]:
         """The same, asked by the machine itself."""
-        return self._scan(address=address)
+        return self._scan("env", address)
 
-    def _scan(self, *prefix: str, address: str) -> set[int]:
-        words = [*prefix, "python3", "-c", SCAN, address, *map(str, PORTS)]
-        return set(map(int, self.machine.run(*words).split()))
+    def _scan(self, prefix: str, address: str) -> set[int]:
+        ports = " ".join(map(str, PORTS))
+        said = self.host.check_output(f"{prefix} python3 -c %s {address} {ports}", SCAN)
+        return set(map(int, said.split()))
 
 
-@pytest.fixture(scope="session")
-def outside(machine: Machine) -> Iterator[Outside]:
-    for words in NETWORK:
-        machine.run("ip", *words.split())
-    listen = ["python3", "-c", LISTENER, str(LISTENS)]
-    machine.run("systemd-run", "--quiet", "--unit=listener", *listen)
-    yield Outside(machine)
-    machine.run("systemctl", "stop", "listener")
-    machine.run("ip", "netns", "delete", "outside")
+@pytest.fixture
+def outside(host: Host, throwaway: Machine) -> Iterator[Outside]:
+    host.check_output(" && ".join(f"ip {words}" for words in NETWORK))
+    listen = f"systemd-run --quiet --unit=listener python3 -c %s {LISTENS}"
+    host.check_output(listen, LISTENER)
+    yield Outside(host)
+    host.check_output("systemctl stop listener && ip netns delete outside")
+
+
+def listening(host: Host) -> set[tuple[str, int]]:
+    """What listens beyond loopback on HOST: ("tcp", 22). Clients' sockets of UDP are left out."""
+    found = set()
+    for each in host.socket.get_listening_sockets():
+        kind, _, place = each.partition("://")
+        address, _, port = place.rpartition(":")
+        client = kind == "udp" and int(port) in EPHEMERAL
+        if kind != "unix" and not (client or address.startswith("127.") or address == "::1"):
+            found.add((kind, int(port)))
+    return found

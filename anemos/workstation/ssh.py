@@ -15,7 +15,7 @@ import socket
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -92,6 +92,15 @@ class NotRun(Failure):
 
 class TimedOut(Failure):
     """A command did not end in time; the server may have gone without a word."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """STATUS: as a shell tells it. OUT, ERR: what was said on standard output and error."""
+
+    status: int
+    out: bytes
+    err: bytes
 
 
 @dataclass(frozen=True)
@@ -193,46 +202,56 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
     def _exchange(
         self, argv: Argv, shown: Argv, data: Iterable[bytes], timeout: float, log: Sink | None
     ) -> str:
-        shown = [f"{self.endpoint}:", *shown]
-        lost = ConnectionLost(f"{quote(shown)}: the connection was lost", status=FAILED)
+        said = self.answer(argv, shown=shown, data=data, timeout=timeout, log=log)
+        out, status = said.out.decode(errors="replace"), said.status
+        if status:
+            ended = 128 - status if 128 < status <= 192 else status
+            words = [f"{self.endpoint}:", *shown]
+            raise CommandFailed(words, ended, out + said.err.decode(errors="replace"))
+        return out
+
+    def answer(
+        self,
+        argv: Argv,
+        *,
+        shown: Argv | None = None,
+        data: Iterable[bytes] = (),
+        timeout: float = 60,
+        log: Sink | None = None,
+    ) -> Answer:
+        """As `sh`, for a command that may fail: no CommandFailed. DATA comes in parts."""
+        name = quote([f"{self.endpoint}:", *(shown or argv)])
+        lost = ConnectionLost(f"{name}: the connection was lost", status=FAILED)
         mark = f"<{token_hex(8)}>"
+        framed = ["sh", "-c", MERGED if log else APART, "sh", mark, *argv]
         try:
             # Not create_session(): it would dial again by itself after a loss.
             channel = self.transport.open_session(timeout=HANDSHAKE_S)
-            channel.exec_command(quote(framed(argv, mark, MERGED if log else APART)))
+            channel.exec_command(quote(framed))
         except (SSHException, EOFError, OSError):
             raise lost from None
         with channel:
             try:
                 feed(channel, data, timeout)
-                status, out, err = listen(channel, timeout, mark.encode(), log)
+                said = listen(channel, timeout, mark.encode(), log)
             except TimeoutError:
-                message = f"{quote(shown)}: no end after {timeout:.0f} s"
-                raise TimedOut(message, status=FAILED) from None
-        if status == -1:
+                raise TimedOut(f"{name}: no end after {timeout:.0f} s", status=FAILED) from None
+        if said.status == -1:
             raise lost
-        if mark not in out:
-            raise not_run(shown, out + err)
-        out = between(out, mark)
-        if status:
-            raise CommandFailed(shown, 128 - status if 128 < status <= 192 else status, out + err)
-        return out
+        if mark.encode() not in said.out:
+            raise not_run(name, (said.out + said.err).decode(errors="replace"))
+        return replace(said, out=between(said.out, mark.encode()))
 
 
-def framed(argv: Argv, mark: str, script: str = APART) -> list[str | os.PathLike[str]]:
-    """ARGV so that its output stands between two MARKs."""
-    return ["sh", "-c", script, "sh", mark, *argv]
-
-
-def between(out: str, mark: str) -> str:
+def between(out: bytes, mark: bytes) -> bytes:
     """What of OUT the command has said; one that was killed has set no second MARK."""
     said = out.partition(mark)[2]
     return said.rpartition(mark)[0] if mark in said else said
 
 
-def not_run(shown: Argv, said: str) -> NotRun:
+def not_run(name: str, said: str) -> NotRun:
     return NotRun(
-        f"{quote(shown)}: was not run; this was said instead:\n{tail(said)}".rstrip(),
+        f"{name}: was not run; this was said instead:\n{tail(said)}".rstrip(),
         hint="root's authorized_keys may have a forced command there (command=...), as images for"
         " clouds do: it has to go; or the login shell does not run commands",
         status=BAD_INPUT,
@@ -317,9 +336,9 @@ def feed(channel: Channel, data: Iterable[bytes], timeout: float) -> None:
     channel.shutdown_write()
 
 
-def listen(channel: Channel, timeout: float, mark: bytes, log: Sink | None) -> tuple[int, str, str]:
-    """Wait for the command's end: its exit status (-1 when the connection was lost), standard
-    output, standard error. Both are read in turns: they share one window."""
+def listen(channel: Channel, timeout: float, mark: bytes, log: Sink | None) -> Answer:
+    """Wait for the command's end: its status is -1 when the connection was lost. Standard output
+    and error are read in turns: they share one window."""
     deadline = monotonic() + timeout
     out, err = bytearray(), bytearray()
     told, ended = 0, False
@@ -335,7 +354,7 @@ def listen(channel: Channel, timeout: float, mark: bytes, log: Sink | None) -> t
         told = tell(out, told, ended, mark, log)
     if not channel.status_event.wait(max(0, deadline - monotonic())):
         raise TimeoutError
-    return channel.exit_status, out.decode(errors="replace"), err.decode(errors="replace")
+    return Answer(channel.exit_status, bytes(out), bytes(err))
 
 
 def tell(out: bytearray, told: int, ended: bool, mark: bytes, log: Sink | None) -> int:

@@ -6,14 +6,15 @@ import socket
 import ssl
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from testinfra.host import Host
 
 from anemos.run import CommandFailed, run
 from anemos.workstation.machine import Machine
-from anemos.workstation.outside import ADDRESSES, LISTENS, Outside
+from anemos.workstation.outside import ADDRESSES, LISTENS, Outside, listening
 
 PORTS = set(tomllib.loads(Path(__file__).with_name("host.toml").read_text())["ports"])
 SITES = ["example.org", "example.net", "static.example.org"]
@@ -23,23 +24,32 @@ PAGE = b"<!doctype html><title>A page of a test</title>" + b"<p>text</p>" * 200
 class Visitor:
     """An HTTP client that trusts the certificates on the kept disk, and resolves names itself."""
 
-    def __init__(self, machine: Machine, name: str) -> None:
-        self.machine, self.name = machine, name
-        directory = name.removeprefix("www.")
-        self.trusted = machine.run("cat", f"/srv/acme/certs/{directory}/fullchain.pem")
+    def __init__(self, machine: Machine, name: str, tls: ssl.SSLContext) -> None:
+        self.machine, self.name, self.tls = machine, name, tls
 
-    def context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=self.trusted)
-
-    def connect(self, context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
+    def connect(self) -> ssl.SSLSocket:
         where = (self.machine.address, self.machine.port(443))
         plain = socket.create_connection(where, timeout=30)
-        return (context or self.context()).wrap_socket(plain, server_hostname=self.name)
+        return self.tls.wrap_socket(plain, server_hostname=self.name)
 
     def get(self, path: str = "/", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPSConnection(self.name)
         connection.sock = self.connect()
         return answer(connection, self.name, path, headers)
+
+
+Visitors = Callable[[str], Visitor]
+
+
+@pytest.fixture(scope="module")
+def visitor(machine: Machine, trust: Callable[[str], ssl.SSLContext]) -> Visitors:
+    """Makes the visitor of a site."""
+
+    def make(name: str) -> Visitor:
+        directory = f"/srv/acme/certs/{name.removeprefix('www.')}"
+        return Visitor(machine, name, trust(f"{directory}/fullchain.pem"))
+
+    return make
 
 
 def answer(
@@ -55,71 +65,80 @@ def plain(machine: Machine, name: str, path: str) -> http.client.HTTPResponse:
     return answer(connection, name, path, {})[0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def pages(machine: Machine) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def pages(host: Host, throwaway: Machine) -> Iterator[None]:
     """A page in each site, and none of them afterwards."""
     for user in ("example-org", "example-net"):
         file = f"/srv/sites/{user}/public/anemos-test.html"
-        machine.run("sh", "-c", 'printf %s "$1" >"$2" && chmod 644 "$2"', "sh", PAGE.decode(), file)
+        host.check_output(f"printf %%s %s >{file} && chmod 644 {file}", PAGE.decode())
     yield
-    machine.run("sh", "-c", "rm /srv/sites/*/public/anemos-test.html")
+    host.check_output("rm /srv/sites/*/public/anemos-test.html")
 
 
+@pytest.mark.safe
 @pytest.mark.parametrize("name", SITES)
-def test_certificate(machine: Machine, name: str) -> None:
-    with Visitor(machine, name).connect() as connection:
+def test_certificate(visitor: Visitors, name: str) -> None:
+    with visitor(name).connect() as connection:
         seen = connection.getpeercert() or {}
     assert ("DNS", name) in seen["subjectAltName"]
 
 
-def test_certificate_is_for_no_other_name(machine: Machine) -> None:
-    visitor = Visitor(machine, "example.org")
-    visitor.trusted = Visitor(machine, "example.net").trusted
+def test_certificate_is_for_no_other_name(visitor: Visitors) -> None:
+    one = visitor("example.org")
+    one.tls = visitor("example.net").tls
     with pytest.raises(ssl.SSLCertVerificationError):
-        visitor.connect()
+        one.connect()
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize("name", SITES[:2])
-def test_page_on_the_kept_disk(machine: Machine, name: str) -> None:
-    response, body = Visitor(machine, name).get("/anemos-test.html")
+def test_page_on_the_kept_disk(visitor: Visitors, name: str) -> None:
+    response, body = visitor(name).get("/anemos-test.html")
     assert (response.status, body) == (200, PAGE)
 
 
-def test_page_of_the_image(machine: Machine) -> None:
-    response, body = Visitor(machine, "static.example.org").get()
+@pytest.mark.safe
+def test_page_of_the_image(visitor: Visitors) -> None:
+    response, body = visitor("static.example.org").get()
     assert response.status == 200
     assert b"A static site" in body
 
 
+@pytest.mark.safe
 @pytest.mark.parametrize("name", ["www.example.org", "www.example.net"])
-def test_redirect_of_www(machine: Machine, name: str) -> None:
-    response, _ = Visitor(machine, name).get("/a?b=c")
+def test_redirect_of_www(visitor: Visitors, name: str) -> None:
+    response, _ = visitor(name).get("/a?b=c")
     wanted = f"https://{name.removeprefix('www.')}/a?b=c"
     assert (response.status, response.headers["Location"]) == (301, wanted)
 
 
+@pytest.mark.safe
 @pytest.mark.parametrize("name", [*SITES, "www.example.org", "www.example.net"])
 def test_redirect_to_https(machine: Machine, name: str) -> None:
     response = plain(machine, name, "/a?b=c")
     assert (response.status, response.headers["Location"]) == (301, f"https://{name}/a?b=c")
 
 
+@pytest.mark.safe
 def test_answer_to_the_certificate_authority(machine: Machine) -> None:
     assert plain(machine, "example.org", "/.well-known/acme-challenge/nothing").status == 404
 
 
+@pytest.mark.safe
 def test_unknown_name_over_http(machine: Machine) -> None:
     with pytest.raises(http.client.RemoteDisconnected):
         plain(machine, "unknown.example.com", "/")
 
 
-def test_unknown_name_over_https(machine: Machine) -> None:
-    visitor = Visitor(machine, "example.org")
-    visitor.name = "unknown.example.com"
+@pytest.mark.safe
+def test_unknown_name_over_https(visitor: Visitors) -> None:
+    one = visitor("example.org")
+    one.name = "unknown.example.com"
     with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized[ _]name"):
-        visitor.connect()
+        one.connect()
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -131,60 +150,63 @@ def test_unknown_name_over_https(machine: Machine) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/anemos-test.html", "/nothing"])
-def test_headers(machine: Machine, name: str, part: str, path: str) -> None:
-    response, _ = Visitor(machine, "example.org").get(path)
+def test_headers(visitor: Visitors, name: str, part: str, path: str) -> None:
+    response, _ = visitor("example.org").get(path)
     assert part in (response.headers[name] or "")
 
 
-def test_server_tells_no_version(machine: Machine) -> None:
-    assert Visitor(machine, "example.org").get()[0].headers["Server"] == "nginx"
+@pytest.mark.safe
+def test_server_tells_no_version(visitor: Visitors) -> None:
+    assert visitor("example.org").get()[0].headers["Server"] == "nginx"
 
 
+@pytest.mark.safe
 @pytest.mark.parametrize("name", SITES)
-def test_page_that_is_not_there(machine: Machine, name: str) -> None:
-    response, body = Visitor(machine, name).get("/nothing")
+def test_page_that_is_not_there(visitor: Visitors, name: str) -> None:
+    response, body = visitor(name).get("/nothing")
     assert response.status == 404
     assert b"This page is not here." in body
 
 
+@pytest.mark.safe
 @pytest.mark.parametrize("name", SITES)
-def test_security_txt(machine: Machine, name: str) -> None:
-    response, body = Visitor(machine, name).get("/.well-known/security.txt")
+def test_security_txt(visitor: Visitors, name: str) -> None:
+    response, body = visitor(name).get("/.well-known/security.txt")
     assert response.status == 200
     assert b"Contact: mailto:" in body
 
 
-def test_compression(machine: Machine) -> None:
-    visitor = Visitor(machine, "example.org")
-    response, body = visitor.get("/anemos-test.html", **{"Accept-Encoding": "gzip"})
+@pytest.mark.usefixtures("pages")
+def test_compression(visitor: Visitors) -> None:
+    response, body = visitor("example.org").get("/anemos-test.html", **{"Accept-Encoding": "gzip"})
     assert response.headers["Content-Encoding"] == "gzip"
     assert gzip.decompress(body) == PAGE
 
 
-def test_http_2(machine: Machine) -> None:
-    visitor = Visitor(machine, "example.org")
-    context = visitor.context()
-    context.set_alpn_protocols(["h2"])
-    with visitor.connect(context) as connection:
+@pytest.mark.safe
+def test_http_2(visitor: Visitors) -> None:
+    one = visitor("example.org")
+    one.tls.set_alpn_protocols(["h2"])
+    with one.connect() as connection:
         assert connection.selected_alpn_protocol() == "h2"
 
 
+@pytest.mark.safe
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls(machine: Machine, version: ssl.TLSVersion) -> None:
-    visitor = Visitor(machine, "example.org")
-    context = visitor.context()
-    context.minimum_version = context.maximum_version = version
-    with visitor.connect(context) as connection:
+def test_tls(visitor: Visitors, version: ssl.TLSVersion) -> None:
+    one = visitor("example.org")
+    one.tls.minimum_version = one.tls.maximum_version = version
+    with one.connect() as connection:
         assert connection.version() == version.name.replace("_", ".")
 
 
-def test_old_tls(machine: Machine) -> None:
-    visitor = Visitor(machine, "example.org")
-    context = visitor.context()
-    context.set_ciphers("ALL:@SECLEVEL=0")  # or this side would refuse
-    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+@pytest.mark.safe
+def test_old_tls(visitor: Visitors) -> None:
+    one = visitor("example.org")
+    one.tls.set_ciphers("ALL:@SECLEVEL=0")  # or this side would refuse
+    one.tls.minimum_version = one.tls.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(ssl.SSLError, match=r"(?i)protocol[ _]version"):
-        visitor.connect(context)
+        one.connect()
 
 
 RENEWAL = """
@@ -212,11 +234,11 @@ systemctl reload nginx
 
 
 @pytest.fixture
-def renewed(machine: Machine) -> Iterator[Visitor]:
+def renewed(host: Host, throwaway: Machine, visitor: Visitors) -> Iterator[Visitor]:
     """Who trusts the new certificate and no older one. dehydrated failed after it was there."""
-    machine.run("sh", "-ec", RENEWAL)
-    yield Visitor(machine, "example.org")
-    machine.run("sh", "-ec", UNDO)
+    host.check_output("sh -ec %s", RENEWAL)
+    yield visitor("example.org")
+    host.check_output("sh -ec %s", UNDO)
 
 
 def test_new_certificate_is_used(renewed: Visitor) -> None:
@@ -231,17 +253,15 @@ def test_new_certificate_is_used(renewed: Visitor) -> None:
             time.sleep(1)
 
 
-def test_what_listens(machine: Machine) -> None:
-    """Beyond loopback exactly what the firewall opens; the time's client only sends questions."""
-    said = machine.run("ss", "--no-header", "--listening", "--numeric", "--processes", "-t", "-u")
-    lines = [line.split() for line in said.splitlines() if "systemd-timesyn" not in line]
-    found = {(words[0], words[4]) for words in lines}
-    outside = {(kind, at.rpartition(":")[2]) for kind, at in found if not at.startswith("127.")}
-    assert outside == {("udp", "443"), *(("tcp", str(port)) for port in PORTS)}
+@pytest.mark.safe
+def test_what_listens(host: Host) -> None:
+    """Beyond loopback exactly what the firewall opens."""
+    assert listening(host) == {("udp", 443), *(("tcp", port) for port in PORTS)}
 
 
-def test_firewall(machine: Machine) -> None:
-    rules = machine.run("nft", "list", "chain", "inet", "filter", "input")
+@pytest.mark.safe
+def test_firewall(host: Host) -> None:
+    rules = host.check_output("nft list chain inet filter input")
     assert "policy drop" in rules
     opened = [line.strip() for line in rules.splitlines() if "dport" in line]
     assert opened == ["tcp dport { 22, 80, 443 } accept", "udp dport 443 accept"]
@@ -254,33 +274,36 @@ def test_ports_from_outside(outside: Outside, address: str) -> None:
     assert outside.answering(address) == PORTS
 
 
-def test_no_password_opens_the_server(machine: Machine) -> None:
-    words = machine.run("sshd", "-T").splitlines()
+@pytest.mark.safe
+def test_no_password_opens_the_server(host: Host) -> None:
+    words = host.check_output("sshd -T").splitlines()
     assert "passwordauthentication no" in words
     assert "kbdinteractiveauthentication no" in words
-    shadow = machine.run("cut", "-d:", "-f2", "/etc/shadow").split()
+    shadow = host.check_output("cut -d: -f2 /etc/shadow").split()
     assert all(each[:1] in ("*", "!") for each in shadow)
 
 
+@pytest.mark.safe
 @pytest.mark.parametrize("user", ["example-org", "example-net"])
-def test_owner_of_a_site(machine: Machine, user: str) -> None:
-    directory = f"/srv/sites/{user}"
-    assert machine.run("stat", "-c", "%U %G %a", directory) == "root root 755\n"
-    assert machine.run("stat", "-c", "%U %G %a", f"{directory}/public") == f"{user} www-data 2750\n"
-    words = machine.run("sshd", "-T", "-C", f"user={user},host=x,addr=192.0.2.1").splitlines()
+def test_owner_of_a_site(host: Host, user: str) -> None:
+    top, public = (host.file(f"/srv/sites/{user}{each}") for each in ("", "/public"))
+    assert (top.user, top.group, top.mode) == ("root", "root", 0o755)
+    assert (public.user, public.group, public.mode) == (user, "www-data", 0o2750)
+    words = host.check_output(f"sshd -T -C user={user},host=x,addr=192.0.2.1").splitlines()
     assert "forcecommand internal-sftp -d /public -u 0027" in words
     assert "chrootdirectory /srv/sites/%u" in words
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize("user", ["example-org", "example-net"])
-def test_publishing(machine: Machine, user: str) -> None:
+def test_publishing(machine: Machine, visitor: Visitors, user: str) -> None:
     """By sftp: the owner changes a page, visitors see it, and the other site is out of sight."""
     *options, _, port, _ = machine.login[1:]
     argv = ["sftp", "-b", "-", *options, "-P", port, f"{user}@{machine.address}"]
     said = run(argv, data=b"rename anemos-test.html new.html\nls -1 /\n")
     assert said.splitlines()[-1] == "/public"
 
-    response, body = Visitor(machine, user.replace("-", ".")).get("/new.html")
+    response, body = visitor(user.replace("-", ".")).get("/new.html")
     assert (response.status, body) == (200, PAGE)
     run(argv, data=b"rename new.html anemos-test.html\n")
     for path in ("/srv/sites", "/../example-org/public", "/../../example-net/public", "/etc"):
@@ -288,7 +311,8 @@ def test_publishing(machine: Machine, user: str) -> None:
             run(argv, data=f"ls {path}\n".encode())
 
 
-def test_links_of_an_owner(machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("pages")
+def test_links_of_an_owner(machine: Machine, visitor: Visitors, tmp_path: Path) -> None:
     """They lead nowhere: not to the other site, not to the system. Those to her own files do."""
     *options, _, port, _ = machine.login[1:]
     argv = ["sftp", "-b", "-", *options, "-P", port, f"example-org@{machine.address}"]
@@ -298,8 +322,7 @@ def test_links_of_an_owner(machine: Machine, tmp_path: Path) -> None:
     targets |= {"own": "page", "above": "../../example-net/public/anemos-test.html"}
     links = "".join(f"symlink {to} {name}\n" for name, to in targets.items())
     run(argv, data=f"put {page} page\n{links}".encode())
-    visitor = Visitor(machine, "example.org")
-    found = {name: visitor.get(f"/{name}")[0].status for name in targets}
+    found = {name: visitor("example.org").get(f"/{name}")[0].status for name in targets}
     run(argv, data="".join(f"rm {name}\n" for name in [*targets, "page"]).encode())
     assert found == {"other": 403, "system": 403, "above": 403, "own": 200}
 
@@ -310,9 +333,9 @@ def test_owner_gets_no_shell(machine: Machine, user: str) -> None:
         run([*machine.login[:-1], f"{user}@{machine.address}", "id"])
 
 
-def test_certificates_stay(machine: Machine, notes: dict[str, str]) -> None:
+def test_certificates_stay(host: Host, notes: dict[str, str]) -> None:
     """`inv test --redeploy` runs this twice: a deployment orders no certificate."""
-    found = machine.run("sh", "-c", "find /srv/acme -type f | sort | xargs sha256sum")
+    found = host.check_output("find /srv/acme -type f | sort | xargs sha256sum")
     assert notes.setdefault("certificates", found) == found
 
 
@@ -329,7 +352,7 @@ EXPECTED = (
 )
 
 
-def test_journal(machine: Machine) -> None:
+def test_journal(warnings: Callable[[Sequence[str]], list[str]]) -> None:
     """No warning but the expected ones, and the kernel's: these are about the emulated machine."""
-    found = machine.warnings(EXPECTED)
+    found = warnings(EXPECTED)
     assert not found, "\n".join(found)

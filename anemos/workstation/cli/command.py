@@ -27,6 +27,7 @@ HELP = {
     "keep": "leave the VM running",
     "reuse": "deploy to the VM that --keep left, and leave it running",
     "redeploy": "deploy a second time, as to a server",
+    "tests": "run the host's own tests, too, those that are marked safe",
     "output": "directory for the files (build: images/; export needs a new one)",
     "plaintext_on_disk": "allow secrets in clear on a disk",
     "mac": "MAC address of the machine's network interface",

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
@@ -18,6 +18,7 @@ from anemos.workstation.deploy import facts
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import WORD, State
 from anemos.workstation.hosts import Host
+from anemos.workstation.machine import Machine
 from anemos.workstation.secrets import throwaway
 from anemos.workstation.ssh import (
     ConnectionLost,
@@ -153,6 +154,13 @@ def login(where: Endpoint, known_hosts: Path) -> list[str]:
     identity = ["-i", os.fspath(where.identity)] if where.identity else []
     port = ["-p", str(where.port)]
     return ["ssh", "-F", "none", *words, *identity, *port, f"{where.user}@{where.address}"]
+
+
+def tested(host: Host, ports: Mapping[str, int], secrets: str = "") -> Machine:
+    """HOST's machine, as its own tests are given it. PORTS, SECRETS: see Machine."""
+    where, home = endpoint(host), places.state(host.name)
+    notes = os.fspath(home / "notes.json")
+    return Machine(where, login(where, home / "known_hosts"), ports, notes, secrets)
 
 
 def script(

@@ -8,12 +8,15 @@ from anemos import log
 from anemos.log import FAILED, UNVERIFIED, Failure, die
 from anemos.run import CommandFailed
 from anemos.system import functions
+from anemos.workstation import journal, machine
 from anemos.workstation.deploy import facts, outcome, reach, status
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.outcome import Witnessed
 from anemos.workstation.deploy.state import DONE, PASSED, State, load_state, remember_downtime
 from anemos.workstation.hosts import Host
+from anemos.workstation.machine import Machine
 from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
+from anemos.workstation.vm import vm
 
 SETTLE_S = 300.0  # systemd's last jobs
 UNITS = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
@@ -26,15 +29,28 @@ class Check:
     evidence: str
 
 
-def verify(host: Host) -> dict[str, Any]:
-    """Wait for the new system and check it.
+def verify(host: Host, tests: bool = False) -> dict[str, Any]:
+    """Wait for the new system and check it, with TESTS also by the host's own that are `safe`.
 
     Raises Failure: status 1 when the old system came back, 4 when a check fails, or nothing can be
     checked.
     """
     state = load_state(host, "old_boot_id", "kexec")
     with outcome.following(host):
-        return prove(host, state)
+        result = prove(host, state)
+        if not tests:
+            return result
+        ports = vm.of(host).ports if host.local else {}
+        return with_tests(host, result, reach.tested(host, ports))
+
+
+def with_tests(host: Host, result: dict[str, Any], where: Machine) -> dict[str, Any]:
+    """RESULT, and that HOST's own tests pass. Raises Failure when one does not."""
+    said = machine.check(host.directory, where, log.info)
+    if not said:
+        log.info(f"{host.name} has no tests of its own")
+        return result
+    return result | {"checks": [*result["checks"], asdict(Check("own tests", True, said))]}
 
 
 def prove(host: Host, state: State) -> dict[str, Any]:
@@ -54,8 +70,10 @@ def prove(host: Host, state: State) -> dict[str, Any]:
         seen = facts.gather(remote, state.base_hash)
         checks = [*examine(host, state, seen, where), units, *check_kept(host, state, remote, seen)]
         checks += check_own(host, remote)
-    for each in checks:
-        log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
+        for each in checks:
+            log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
+        if not all(each.passed for each in checks):
+            journal.tell(remote, log.info)
     remember_downtime(host, state)
     return conclude(host, state, seen, checks)
 

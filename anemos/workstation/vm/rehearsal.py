@@ -17,7 +17,7 @@ from anemos import keys, log
 from anemos.log import UNVERIFIED, Failure, die
 from anemos.system.bootloader.places import disks_below
 from anemos.system.layout import Disk, Layout
-from anemos.workstation import access, lock, machine, places, report, scratch
+from anemos.workstation import access, lock, places, report, scratch
 from anemos.workstation.deploy import byhand, chain, phases, plan, reach, watch
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.state import load_state, payload_file
@@ -190,8 +190,7 @@ def prove(trial: Trial) -> dict[str, Any]:
     with trial.step("verify"):
         result = proof.verify(trial.double)
     with trial.step("own tests"):
-        count = machine.check(trial.host.directory, as_machine(trial), log.info)
-        log.info(f"{count} files of tests" if count else "none beside the IMGBUILD")
+        result = proof.with_tests(trial.double, result, as_machine(trial))
     return result | {"host": trial.host.name, "phases": trial.seconds}
 
 
@@ -214,13 +213,7 @@ def kept_paths(trial: Trial) -> list[str]:
 
 def as_machine(trial: Trial) -> Machine:
     """The VM as the host's own tests are given it."""
-    where = reach.endpoint(trial.double)
-    ports = {str(guest): trial.machine.port(guest) for guest in trial.machine.settings.forward}
-    return Machine(where.address, login(trial), ports, os.fspath(trial.home / "notes.json"))
-
-
-def login(trial: Trial) -> list[str]:
-    return reach.login(reach.endpoint(trial.double), trial.machine.directory / "known_hosts")
+    return reach.tested(trial.double, trial.machine.ports, os.fspath(trial.revealed))
 
 
 def reveal(trial: Trial) -> None:

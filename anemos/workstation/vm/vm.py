@@ -76,6 +76,11 @@ class Vm:
         file = self.directory / f"port-{guest}"
         return int(file.read_text()) if file.exists() else 0
 
+    @property
+    def ports(self) -> dict[str, int]:
+        """Those of the VM that are forwarded, and where they are on this machine."""
+        return {str(guest): self.port(guest) for guest in self.settings.forward}
+
 
 def of(host: Host) -> Vm:
     if not host.local:
