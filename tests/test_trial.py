@@ -248,8 +248,9 @@ def test_every_template_has_the_same_values(host: Host, monkeypatch: pytest.Monk
     """In the stock system of a VM, too."""
     seen: dict[str, str] = {}
 
-    def image(_directory: Path, options: list[str | Path]) -> list[Path]:
-        seen.update(json.loads(Path(options[options.index("--values") + 1]).read_text()))
+    def image(_directory: Path, options: list[str]) -> list[Path]:
+        (values,) = (each for each in options if each.startswith("--values="))
+        seen.update(json.loads(Path(values.partition("=")[2]).read_text()))
         return []
 
     monkeypatch.setattr(images, "image", image)
