@@ -18,8 +18,13 @@ from anemos.workstation.machine import Machine
 from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
 from anemos.workstation.vm import vm
 
-SETTLE_S = 300.0  # systemd's last jobs
-UNITS = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend"
+SETTLE_S = 420  # systemd's last jobs: it may wait for a kept disk for five minutes
+UNITS = f"""
+timeout {SETTLE_S} systemctl is-system-running --wait || {{
+    systemctl list-units --failed --plain --no-legend
+    systemctl list-jobs --plain --no-legend
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def check_units(remote: Remote) -> Check:
         remote.sh(["test", "-d", "/run/systemd/system"])
     except CommandFailed:
         return Check("units", True, "no systemd")
-    said = remote.sh(["sh", "-c", UNITS], timeout=SETTLE_S).splitlines()
+    said = remote.sh(["sh", "-c", UNITS], timeout=SETTLE_S + 60).splitlines()
     return Check("units", said == ["running"], "; ".join(said) or "systemd says nothing")
 
 
