@@ -48,7 +48,7 @@ def kind(path: Path) -> str:
 
 
 def privileged() -> bool:
-    """Whether this is the root outside of any user namespace, who may mount whatever there is."""
+    """Whether this is the root outside of any user namespace, who may mount everything."""
     outside = ["0", "0", str(2**32 - 1)]  # user_namespaces(7)
     return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == outside
 
