@@ -154,7 +154,32 @@ NO = CommandFailed(["test"], 1, "")
 def test_units(answers: dict[str, Any], expected: Check) -> None:
     server: Any = Server(**answers)
 
-    assert verify.check_units(server) == expected
+    assert verify.check_units(HOST, server) == expected
+
+
+SYSTEMCTL = """#!/bin/sh
+case $1 in
+    is-system-running) {}; echo running ;;
+    list-jobs) echo '7 unbound.service start running' ;;
+esac
+"""
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        (":", ["running"]),
+        ("sleep 60", ["still starting after 1 s", "7 unbound.service start running"]),
+    ],
+)
+def test_what_still_starts_is_named(tmp_path: Path, does: str, says: list[str]) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text(SYSTEMCTL.format(does))
+    program.chmod(0o755)
+
+    argv = ["env", f"PATH={tmp_path}:/usr/bin:/bin", "sh", "-c", verify.UNITS, "1"]
+    assert run(argv).splitlines() == says
 
 
 @pytest.fixture

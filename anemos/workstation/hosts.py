@@ -21,7 +21,8 @@ shown is the default, but where parentheses tell that:
     down = 180                         # until the old system has shut down
     initramfs = 300                    # until the initramfs answers
     install = 3600                     # until the installation has ended
-    up = 600                           # until the new system is up
+    up = 600                           # until the new system answers; then, until
+                                       # its units have started
     hold = 3600                        # with --hold, until the old system is started again
 
     [secrets]
