@@ -24,7 +24,7 @@ from anemos.workstation.hosts import Host
 FACTS = facts.parse((Path(__file__).parent / "data/facts-virtio").read_text())
 HOST = Host("mx", Path("hosts/mx"))
 LAYOUT = "disk system serial=demo-system\npart root fs=ext4 mount=/ size=1G\n"
-KEEP = "disk data serial=demo-data part=1 mount=/home\n"
+KEEP = "disk data serial=demo-data part=1 mount=/home options=nofail\n"
 SYSTEM = Device("vda", "demo-system", "", 6 * 2**30)
 
 

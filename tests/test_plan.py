@@ -21,7 +21,7 @@ FACTS = facts.parse((DATA / "facts-virtio").read_text())
 HOST = Host("demo", Path("hosts/demo"))
 SIZES = Sizes(base=60 * MIB, layer=20 * MIB, payload=MIB, base_is_there=False)
 LAYOUT = "disk system serial=demo-system table=msdos\npart root fs=ext4 mount=/\n"
-KEEP = "disk data serial=demo-data part=1 mount=/home\n"
+KEEP = "disk data serial=demo-data part=1 mount=/home options=nofail\n"
 
 
 def spec(**changed: str) -> Imgbuild:
@@ -659,7 +659,7 @@ def test_kept_and_not_to_be_mounted(kind: str) -> None:
     (line,) = problems(given)
 
     assert line.startswith(f"keep: 'data': vdb1 holds {kind}, which cannot be mounted at /home")
-    assert problems(given, keep=KEEP.replace("mount=/home", "")) == []
+    assert problems(given, keep=KEEP.replace("mount=/home options=nofail", "")) == []
     assert problems(replace(THREE, contents=("vdb1 btrfs data",))) == []
     whole = replace(THREE, contents=(f"vdb {kind} data",))
     assert len(problems(whole, keep=KEEP.replace("part=1", ""))) == 1
@@ -680,6 +680,17 @@ def test_kept_disk_that_takes_anothers_place() -> None:
 
 def warnings(given: Facts) -> list[str]:
     return [line for what, line in plan.describe(HOST, spec(), given, SIZES) if what == "warning"]
+
+
+def test_kept_disk_that_could_hold_up_the_server() -> None:
+    def warned(keep: str) -> list[str]:
+        facts = plan.describe(HOST, spec(keep=keep), THREE, SIZES)
+        return [line for what, line in facts if what == "warning"]
+
+    (line,) = warned(KEEP.replace("nofail", "noatime"))
+    assert line.startswith("/home is mounted without options=nofail: if data is broken one day")
+    assert warned(KEEP.replace("nofail", "noatime,nofail")) == []
+    assert warned(KEEP.replace("mount=/home options=nofail", "")) == []
 
 
 def test_way_back_that_needs_somebody() -> None:

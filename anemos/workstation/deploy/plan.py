@@ -409,6 +409,7 @@ def _others(spec: Imgbuild, facts: Facts) -> list[Device]:
 def _warnings(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """What does not stand in the way, and may be regretted."""
     yield from _locked(spec, facts)
+    yield from _holding_up(spec)
     yield from _way_back(facts)
 
 
@@ -421,6 +422,16 @@ def _locked(spec: Imgbuild, facts: Facts) -> Iterator[str]:
             yield (
                 f"{name} is encrypted and stays: copy its key file and its LUKS header from here"
                 " first, if they lie on what is erased"
+            )
+
+
+def _holding_up(spec: Imgbuild) -> Iterator[str]:
+    """What is kept and could keep sshd from starting, as systemd.mount(5) has it."""
+    for each in spec.keep:
+        if each.mount and "nofail" not in each.options.split(","):
+            yield (
+                f"{each.mount} is mounted without options=nofail: if {each.name} is broken one day,"
+                " the server may wait on its console, without SSH"
             )
 
 
