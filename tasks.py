@@ -17,7 +17,8 @@ from anemos.workstation.cli.command import HELP, command, workstation
 
 
 def load(host: str, adopt: bool = False, build_on: str = "", server: bool = True) -> Any:
-    return workstation("hosts").load(host, adopt=adopt, build_on=build_on, server=server)
+    found = workstation("hosts").load(host, adopt=adopt, build_on=build_on, server=server)
+    return workstation("vm.vm").at_home(found) if server else found
 
 
 def alone(host: str, **options: Any) -> Any:

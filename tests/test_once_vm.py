@@ -54,6 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         given = Server(hosts.load("demo"))
         stock.create(given.host)
         vm.start(given.machine, given.machine.drives)
+        given.host = vm.at_home(given.host)
         try:
             where = reach.endpoint(given.host)
             reach.await_boot(given.host, where, lambda seen: True, 600, "server")

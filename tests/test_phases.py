@@ -48,6 +48,7 @@ from anemos.workstation.ssh import (
     WrongHostKey,
 )
 from anemos.workstation.values import values
+from anemos.workstation.vm import vm
 from tests.sshd import make_key
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -184,7 +185,7 @@ def test_vm_that_does_not_run() -> None:
     (places.state("demo") / "vm/port-22").write_text("2222")
 
     with pytest.raises(Failure, match="the VM of demo is not running") as caught:
-        reach.endpoint(host)
+        reach.endpoint(vm.at_home(host))
 
     assert (caught.value.hint, caught.value.status) == ("./inv demo --host demo", BAD_INPUT)
     assert sorted(each.name for each in places.state("demo").iterdir()) == ["vm"]

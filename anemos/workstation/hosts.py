@@ -62,7 +62,8 @@ FIRMWARES = ("bios", "uefi")
 SOURCES = ("gpg", "age", "sops", "pass")
 START = ("auto", "kexec", "once")
 FINISH = ("reboot", "kexec")
-INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt")  # not plain values there
+# No plain values of host.toml.
+INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt", "forwarded")
 MAX_PORT = 65535
 EXPECTED: dict[Any, str] = {
     str: "a string",
@@ -139,6 +140,7 @@ class Host:
     secrets: SecretSettings = field(default_factory=SecretSettings)
     vm: VmSettings = field(default_factory=VmSettings)
     adopt: bool = False  # --adopt: even if the machine was deployed as another host
+    forwarded: int = 0  # the port that leads to `port`, where that is another one
 
     @property
     def local(self) -> bool:
@@ -149,6 +151,11 @@ class Host:
     def rehearsed(self) -> bool:
         """It stands for another host in `test`, with the IMGBUILD of that one."""
         return self.name != self.directory.name
+
+    @property
+    def throwaway(self) -> bool:
+        """Nobody would miss what is on it; its secrets are made for it."""
+        return self.local or self.rehearsed
 
     @property
     def identity_file(self) -> Path | None:

@@ -80,7 +80,7 @@ def phase(host: Host, name: str) -> dict[str, Any]:
 
 def confirm(host: Host, yes: str) -> None:
     """Have the operator type the host's name, unless the machine is a throw-away one."""
-    if host.local or yes == host.name:
+    if host.throwaway or yes == host.name:
         return
     if yes:
         die(f"--yes {yes} does not name the host {host.name}")

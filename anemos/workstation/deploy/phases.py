@@ -137,8 +137,7 @@ def make_payload(host: Host, state: State) -> str:
     names = [*revealed.files, *revealed.values]
     problems = trove.lacking(spec, names), who(host, spec, names)
     refuse(host, hostkeys.problem(host, keys), *problems)
-    identity = throwaway.operator_key(host.name) if host.local else host.identity_file
-    given = values(host.directory.name, state.deployment, identity, revealed.values)
+    given = values(host.directory.name, state.deployment, host.identity_file, revealed.values)
     files = into / "files"
     target = payload_file(host)
     payload.write(target, spec, state.deployment, given, files, host.finish, state.agreed)

@@ -19,7 +19,6 @@ from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import WORD, State
 from anemos.workstation.hosts import Host
 from anemos.workstation.machine import Machine
-from anemos.workstation.secrets import throwaway
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
@@ -31,7 +30,6 @@ from anemos.workstation.ssh import (
     WrongHostKey,
     connect,
 )
-from anemos.workstation.vm import vm
 
 SERVER = places.ROOT / "anemos/server"
 STAGE = "/run/anemos"
@@ -45,13 +43,10 @@ Ready = Callable[[Identity], bool]
 
 def endpoint(host: Host) -> Endpoint:
     """Where HOST answers, and the key that it is pinned to, in all of its systems."""
-    if not host.local:
-        return Endpoint(host.address, host.port, host.host_key, host.identity_file)
-    machine = vm.of(host)
-    if not machine.pid:
+    if not host.address:  # only a local VM may be without
         die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
-    identity = throwaway.operator_key(host.name)
-    return Endpoint("127.0.0.1", machine.port(22), machine.host_key, identity)
+    port = host.forwarded or host.port
+    return Endpoint(host.address, port, host.host_key, host.identity_file)
 
 
 def await_end(host: Host, where: Endpoint, state: State) -> None:

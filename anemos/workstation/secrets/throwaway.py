@@ -23,9 +23,9 @@ ASIDE = re.compile(
 
 
 def secrets_of(host: Host) -> Source:
-    """What opens the secrets of HOST: throw-away ones, if it is no more than a VM, or a test."""
+    """What opens the secrets of HOST."""
     name = host.directory.name
-    return source(name, host.name) if host.local or host.rehearsed else sources.of(name)
+    return source(name, host.name) if host.throwaway else sources.of(name)
 
 
 def source(name: str, of: str) -> Source:

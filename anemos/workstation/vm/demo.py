@@ -13,6 +13,7 @@ from anemos.workstation.vm import stock, vm
 def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
     """Start the VM of HOST, and deploy HOST to it."""
     start(host, fresh)
+    host = vm.at_home(host)
     result = deploy(host)
     goodbye(host, vm.of(host), f"./inv demo --host {host.name} --stop")
     return result
@@ -29,7 +30,8 @@ def start(host: Host, fresh: bool = False) -> dict[str, Any]:
     stock.create(host)
     vm.start(machine, machine.drives)
     with log.step("Waiting for the server"):
-        reach.await_boot(host, reach.endpoint(host), lambda seen: True, host.timeouts.up, "server")
+        where = reach.endpoint(vm.at_home(host))
+        reach.await_boot(host, where, lambda seen: True, host.timeouts.up, "server")
     return {"host": host.name}
 
 

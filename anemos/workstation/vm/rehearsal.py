@@ -75,7 +75,7 @@ class Trial:
     def start(self, *words: str | Path) -> None:
         """Start the VM; its double answers at another port each time."""
         vm.start(self.machine, self.drives, words)
-        self.double = replace(self.double, port=self.machine.port(self.host.port))
+        self.double = replace(self.double, forwarded=self.machine.port(self.host.port))
 
 
 def prepare(host: Host) -> Trial:
@@ -167,7 +167,7 @@ def require_running(trial: Trial) -> None:
     if not trial.machine.pid:
         name = trial.host.name
         die(f"no VM of {name} is left from a test", hint=f"./inv test --host {name} --keep")
-    trial.double = replace(trial.double, port=trial.machine.port(trial.host.port))
+    trial.double = replace(trial.double, forwarded=trial.machine.port(trial.host.port))
 
 
 def redeploy(trial: Trial) -> dict[str, Any]:

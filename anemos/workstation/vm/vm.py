@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anemos import log
@@ -17,6 +17,7 @@ from anemos.system import imgbuild
 from anemos.workstation import images, places, qemu
 from anemos.workstation.hosts import Host, VmSettings
 from anemos.workstation.qemu import Drive
+from anemos.workstation.secrets import throwaway
 
 PROBE_S = 20.0  # a guest that boots says so within 2 s under KVM
 END_S = 10.0
@@ -86,6 +87,15 @@ def of(host: Host) -> Vm:
     if not host.local:
         die(f"hosts/{host.name}/host.toml has no stock in [vm]: {host.name} is a real machine")
     return Vm(host.name, places.state(host.name) / "vm", host.vm)
+
+
+def at_home(host: Host) -> Host:
+    """HOST; while it runs as a local VM, with the address, host key and login of that."""
+    if not host.local or not (machine := of(host)).pid:
+        return host
+    key = os.fspath(places.state(host.name) / throwaway.OPERATOR_KEY)
+    there = replace(host, address="127.0.0.1", forwarded=machine.port(22))
+    return replace(there, host_key=machine.host_key, identity=key)
 
 
 def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> None:
