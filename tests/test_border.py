@@ -4,6 +4,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path, PurePath
 
 import gnupg
@@ -13,13 +14,22 @@ import pytest
 from anemos.run import run
 
 ROOT = Path(__file__).parents[1]
-PLACES = {
-    "system",
-    "image",
-    "server",
-    "initramfs",
-    "workstation",
-}  # every other anemos module is shared
+FILES = sorted(ROOT.glob("anemos/**/*.py"))
+# Each room of anemos/ -> the rooms that it may import from, besides what all share ("").
+ROOMS = {
+    "": "",
+    "system": "",
+    "image": "system",
+    "server": "system",
+    "initramfs": "system",
+    "workstation": "system image server",
+    "workstation.secrets": "workstation system",
+    "workstation.build": "workstation workstation.secrets system",
+    "workstation.deploy": "workstation workstation.secrets system server",
+    "workstation.vm": "workstation workstation.secrets workstation.build workstation.deploy"
+    " system image",
+    "workstation.cli": "workstation workstation.deploy",
+}
 
 # Who may use what; nobody else may.
 OWNERS = {
@@ -33,9 +43,12 @@ OWNED = set().union(*OWNERS.values())
 STARTERS = ("system", "popen", "spawn", "posix_spawn")
 
 
-def place(path: PurePath) -> str:
-    """The place that the file runs in: the name of its package, "" if it is shared."""
-    return path.parts[1] if path.parts[0] == "anemos" and path.parts[1] in PLACES else ""
+def room(module: str) -> str:
+    """The innermost room that the module of this dotted name is in."""
+    name = module.removeprefix("anemos").removeprefix(".")
+    while name not in ROOMS:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def imports(tree: ast.AST, path: PurePath) -> Iterator[tuple[int, str]]:
@@ -61,11 +74,11 @@ def may_import(path: PurePath, module: str) -> bool:
         return top in OWNERS.get(path.as_posix(), set())
     if top == "os":
         return not rest.startswith(STARTERS)
-    at_workstation = place(path) in {"workstation", "image"} or path.parts[0] != "anemos"
+    here = room(".".join(path.with_suffix("").parts)) if path.parts[0] == "anemos" else None
     if top != "anemos":
+        at_workstation = here is None or here.startswith(("workstation", "image"))
         return top in sys.stdlib_module_names or at_workstation
-    target = place(PurePath(*module.split("."), "_"))
-    return target in {"", "system", place(path)} or at_workstation
+    return here is None or room(module) in {here, "", *ROOMS[here].split()}
 
 
 def starters(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -87,14 +100,26 @@ def violations(path: PurePath, source: str) -> list[str]:
 
 
 def test_border() -> None:
-    files = [*ROOT.glob("anemos/**/*.py"), *ROOT.glob("tasks.py")]
-    assert ROOT / "anemos/run.py" in files
+    assert ROOT / "anemos/run.py" in FILES
     problems = [
         problem
-        for file in files
+        for file in [*FILES, ROOT / "tasks.py"]
         for problem in violations(file.relative_to(ROOT), file.read_text())
     ]
     assert not problems, "\n".join(problems)
+
+
+def test_no_circle() -> None:
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES}
+    packages = {name.removesuffix(".__init__") for name in names}
+    uses = {}
+    for file in FILES:
+        path = file.relative_to(ROOT)
+        used = {module for _, module in imports(ast.parse(file.read_text()), path)}
+        used |= {module.rpartition(".")[0] for module in used - packages}
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        uses[name] = (used & packages) - {name}
+    assert list(TopologicalSorter(uses).static_order())
 
 
 PLANTED = [
@@ -113,6 +138,8 @@ PLANTED = [
     ("anemos/initramfs/init.py", "import os\nstart = os.posix_spawnp"),
     ("anemos/initramfs/init.py", "import asyncio\nasyncio.create_subprocess_exec('x')"),
     ("anemos/run.py", "import gnupg"),
+    ("anemos/workstation/deploy/reach.py", "from anemos.workstation.vm import vm"),
+    ("anemos/workstation/ssh.py", "from anemos.workstation.deploy import plan"),
     ("anemos/workstation/upload.py", "from fabric import Connection"),
     ("anemos/workstation/ssh.py", "from subprocess import Popen"),
     ("anemos/workstation/sub/ssh.py", "import paramiko"),
