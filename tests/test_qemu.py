@@ -54,7 +54,7 @@ def test_network_of_a_real_host() -> None:
     network.check()
     assert network.words({22: 4022})[1] == (
         "user,id=net,net=203.0.113.0/24,host=203.0.113.1,dns=203.0.113.3,dhcpstart=203.0.113.5,"
-        "hostfwd=tcp:127.0.0.1:4022-203.0.113.5:22"
+        "hostfwd=tcp:127.0.0.1:4022-203.0.113.5:22,hostfwd=udp:127.0.0.1:4022-203.0.113.5:22"
     )
     assert Network("203.0.113.3/29", "203.0.113.4").dns == "203.0.113.5"
 

@@ -57,7 +57,8 @@ def test_disks_have_the_serials_of_the_layout() -> None:
 def test_network_is_for_this_machine_alone() -> None:
     assert options(command(), "-netdev") == [
         "user,id=net,net=10.0.2.0/24,host=10.0.2.2,dns=10.0.2.3,dhcpstart=10.0.2.15,"
-        "hostfwd=tcp:127.0.0.1:2222-10.0.2.15:22,hostfwd=tcp:127.0.0.1:8443-10.0.2.15:443"
+        "hostfwd=tcp:127.0.0.1:2222-10.0.2.15:22,hostfwd=udp:127.0.0.1:2222-10.0.2.15:22,"
+        "hostfwd=tcp:127.0.0.1:8443-10.0.2.15:443,hostfwd=udp:127.0.0.1:8443-10.0.2.15:443"
     ]
 
 

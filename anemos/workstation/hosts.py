@@ -33,7 +33,8 @@ shown is the default, but where parentheses tell that:
     [vm]                               # the local VM of `./inv test`
     memory = 1024                      # MiB
     firmware = "bios"                  # or "uefi"
-    forward = [443]                    # guest's ports to be reached from here, 22 aside (none)
+    forward = [443]                    # guest's ports to be reached from here, over TCP and UDP;
+                                       # 22 always is (none)
     address = "10.0.2.15/24"           # the network that the host expects to be in: IPv4
     gateway = "10.0.2.2"
     stock = "stock"                    # (none) instead of address and host_key: a host that is a

@@ -93,11 +93,16 @@ class Network:
         return next(str(each) for each in hosts if str(each) not in (self.ip, self.gateway))
 
     def words(self, forward: Mapping[int, int]) -> list[str]:
-        """FORWARD: the guest's port -> this machine's. DHCP offers the guest its ADDRESS."""
+        """FORWARD: the guest's port -> this machine's, over TCP and UDP.
+
+        DHCP offers the guest its ADDRESS.
+        """
         around = str(ipaddress.IPv4Interface(self.address).network)
         options = [f"net={around}", f"host={self.gateway}", f"dns={self.dns}"]
         options += [f"dhcpstart={self.ip}"]
-        options += [f"hostfwd=tcp:127.0.0.1:{h}-{self.ip}:{guest}" for guest, h in forward.items()]
+        for guest, here in forward.items():
+            ends = f"127.0.0.1:{here}-{self.ip}:{guest}"
+            options += [f"hostfwd=tcp:{ends}", f"hostfwd=udp:{ends}"]
         return ["-netdev", ",".join(["user", "id=net", *options])] + [
             "-device",
             f"virtio-net-pci,netdev=net,mac={MAC}",
