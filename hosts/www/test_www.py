@@ -5,7 +5,6 @@ import http.client
 import socket
 import ssl
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from testinfra.host import Host
 
 from anemos.run import CommandFailed, run
 from anemos.workstation.machine import Machine
-from anemos.workstation.outside import ADDRESSES, LISTENS, Outside, listening
+from anemos.workstation.outside import Outside, listening
+from hosts import checks
 
-PORTS = set(tomllib.loads(Path(__file__).with_name("host.toml").read_text())["ports"])
+PORTS = checks.ports(__file__)
 SITES = ["example.org", "example.net", "static.example.org"]
 PAGE = b"<!doctype html><title>A page of a test</title>" + b"<p>text</p>" * 200
 
@@ -27,10 +27,10 @@ class Visitor:
     def __init__(self, machine: Machine, name: str, tls: ssl.SSLContext) -> None:
         self.machine, self.name, self.tls = machine, name, tls
 
-    def connect(self) -> ssl.SSLSocket:
+    def connect(self, tls: ssl.SSLContext | None = None) -> ssl.SSLSocket:
         where = (self.machine.address, self.machine.port(443))
         plain = socket.create_connection(where, timeout=30)
-        return self.tls.wrap_socket(plain, server_hostname=self.name)
+        return (tls or self.tls).wrap_socket(plain, server_hostname=self.name)
 
     def get(self, path: str = "/", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPSConnection(self.name)
@@ -192,53 +192,16 @@ def test_http_2(visitor: Visitors) -> None:
 
 
 @pytest.mark.safe
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls(visitor: Visitors, version: ssl.TLSVersion) -> None:
+def test_tls(visitor: Visitors) -> None:
     one = visitor("example.org")
-    one.tls.minimum_version = one.tls.maximum_version = version
-    with one.connect() as connection:
-        assert connection.version() == version.name.replace("_", ".")
-
-
-@pytest.mark.safe
-def test_old_tls(visitor: Visitors) -> None:
-    one = visitor("example.org")
-    one.tls.set_ciphers("ALL:@SECLEVEL=0")  # or this side would refuse
-    one.tls.minimum_version = one.tls.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises(ssl.SSLError, match=r"(?i)protocol[ _]version"):
-        one.connect()
-
-
-RENEWAL = """
-directory=/srv/acme/certs/example.org
-unit=/run/systemd/system/certificates.service.d
-mkdir -p $unit
-cat >$unit/test.conf <<END
-[Service]
-ExecStart=
-ExecStart=/bin/cp -p $directory/fullchain.pem $directory/before.pem
-ExecStart=/usr/bin/openssl req -x509 -key $directory/privkey.pem -days 80 -subj /CN=renewed \\
-    -addext subjectAltName=DNS:example.org -out $directory/fullchain.pem
-ExecStart=/bin/false
-END
-systemctl daemon-reload
-! systemctl start certificates
-"""
-UNDO = """
-mv /srv/acme/certs/example.org/before.pem /srv/acme/certs/example.org/fullchain.pem
-rm /run/systemd/system/certificates.service.d/test.conf
-systemctl daemon-reload
-systemctl reset-failed certificates
-systemctl reload nginx
-"""
+    checks.check_tls(one.tls, one.connect)
 
 
 @pytest.fixture
 def renewed(host: Host, throwaway: Machine, visitor: Visitors) -> Iterator[Visitor]:
     """Who trusts the new certificate and no older one. dehydrated failed after it was there."""
-    host.check_output("sh -ec %s", RENEWAL)
-    yield visitor("example.org")
-    host.check_output("sh -ec %s", UNDO)
+    with checks.renewed(host, "example.org", "nginx"):
+        yield visitor("example.org")
 
 
 def test_new_certificate_is_used(renewed: Visitor) -> None:
@@ -267,20 +230,24 @@ def test_firewall(host: Host) -> None:
     assert opened == ["tcp dport { 22, 80, 443 } accept", "udp dport 443 accept"]
 
 
-@pytest.mark.parametrize("address", ADDRESSES)
-def test_ports_from_outside(outside: Outside, address: str) -> None:
-    """By IPv4 and IPv6 the declared ports answer, and no other, even if something listens there."""
-    assert outside.answering_inside(address) == PORTS | {LISTENS}
-    assert outside.answering(address) == PORTS
+def test_ports_from_outside(outside: Outside) -> None:
+    checks.check_ports(outside, PORTS)
+
+
+@pytest.mark.usefixtures("pages")
+@pytest.mark.parametrize("address", ["198.51.100.1", "[2001:db8:1::1]"])
+def test_http_3(outside: Outside, address: str) -> None:
+    """QUIC by curl, through the firewall."""
+    visit = "ip netns exec outside curl --silent --show-error --http3-only --write-out %s"
+    visit += " --cacert /srv/acme/certs/example.org/fullchain.pem --resolve %s %s"
+    url, where = "https://example.org/anemos-test.html", f"example.org:443:{address}"
+    said = outside.host.check_output(visit, "%{http_version}", where, url)
+    assert said == f"{PAGE.decode()}3"
 
 
 @pytest.mark.safe
 def test_no_password_opens_the_server(host: Host) -> None:
-    words = host.check_output("sshd -T").splitlines()
-    assert "passwordauthentication no" in words
-    assert "kbdinteractiveauthentication no" in words
-    shadow = host.check_output("cut -d: -f2 /etc/shadow").split()
-    assert all(each[:1] in ("*", "!") for each in shadow)
+    checks.check_logins(host)
 
 
 @pytest.mark.safe
@@ -339,20 +306,7 @@ def test_certificates_stay(host: Host, notes: dict[str, str]) -> None:
     assert notes.setdefault("certificates", found) == found
 
 
-# Lines of the journal that may be there. All others are mistakes of the definition.
-EXPECTED = (
-    # A slow VM.
-    "taking a long time",
-    "is taking longer than",
-    "ttyS0",
-    # What the tests do: a scan of ports, a renewal that fails.
-    "kex_exchange_identification",
-    "Failed to start certificates.service",
-    "certificates.service: Failed with result 'exit-code'",
-)
-
-
 def test_journal(warnings: Callable[[Sequence[str]], list[str]]) -> None:
     """No warning but the expected ones, and the kernel's: these are about the emulated machine."""
-    found = warnings(EXPECTED)
+    found = warnings(checks.EXPECTED)
     assert not found, "\n".join(found)
