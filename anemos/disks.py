@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anemos.log import die
-from anemos.run import CommandFailed, run
+from anemos.run import Argv, CommandFailed, run
 
 SYS_BLOCK = Path("/sys/block")
 SECTOR = 512  # the unit of /sys/block/*/size, not the disk's own (kernel: block/stat.rst)
@@ -137,9 +137,17 @@ def nodes(found: Device) -> list[Path]:
 
 def dump(found: Device) -> str:
     """What `sfdisk --dump` says of FOUND's partition table; "" if there is none."""
+    return told(["sfdisk", "--dump", found.path], 1)
+
+
+def told(argv: Argv, *nothing: int) -> str:
+    """What ARGV prints; "" when it ends with one of the statuses that mean NOTHING is there. One
+    that was killed has not looked: what it would have found may be what has to stay."""
     try:
-        return run(["sfdisk", "--dump", found.path])
-    except CommandFailed:
+        return run(argv)
+    except CommandFailed as failed:
+        if failed.returncode not in nothing:
+            raise
         return ""
 
 
@@ -224,10 +232,7 @@ def fingerprint(name: str, found: Device, only: int = 0) -> Fingerprint:
 
 def partition_table(found: Device) -> list[dict[str, Any]]:
     """The partitions as sfdisk(8) sees them, without names of the running kernel."""
-    try:
-        table = json.loads(run(["sfdisk", "--json", found.path]))["partitiontable"]
-    except CommandFailed:  # no table
-        return []
+    table = json.loads(told(["sfdisk", "--json", found.path], 1) or "{}").get("partitiontable", {})
     return [portable(part) for part in table.get("partitions", [])]
 
 
@@ -239,9 +244,7 @@ def portable(part: dict[str, Any]) -> dict[str, Any]:
 
 def probe(node: Path) -> dict[str, str]:
     """What blkid(8) reads from NODE itself, past its cache, by the names of PROBED."""
-    try:
-        lines = run(["blkid", "--probe", "--output", "export", node]).splitlines()
-    except CommandFailed:  # status 2: nothing recognised
-        return {}
+    # 2: nothing recognised; 8: several things
+    lines = told(["blkid", "--probe", "--output", "export", node], 2, 8).splitlines()
     pairs = dict(line.split("=", 1) for line in lines if "=" in line)
     return {key: pairs[key] for key in PROBED if key in pairs}

@@ -11,7 +11,7 @@ import pytest
 from anemos import disks
 from anemos.disks import Device, Fingerprint
 from anemos.log import Failure
-from anemos.run import run
+from anemos.run import CommandFailed, run
 from anemos.system import grammar
 from anemos.workstation.deploy import facts
 
@@ -351,3 +351,12 @@ def test_fingerprint_survives_json(disk: Device) -> None:
 
     assert json.loads(json.dumps(here)) == json.loads(json.dumps(asdict(taken(disk))))
     assert here["digest"] in json.dumps(here)
+
+
+@pytest.mark.real("run")
+def test_who_was_killed_has_not_looked() -> None:
+    """That blkid(8) finds nothing is one thing: it lets a disk be erased."""
+    assert disks.told(["sh", "-c", "echo x; exit 2"], 2) == ""
+    for script in ("exit 1", "kill -KILL $$"):
+        with pytest.raises(CommandFailed):
+            disks.told(["sh", "-c", script], 2)

@@ -11,6 +11,7 @@ PROGRAMS = (
     "bash",
     "blockdev",
     "cat",
+    "chgrp",
     "chmod",
     "chown",
     "dd",
