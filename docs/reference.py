@@ -3,10 +3,15 @@
 tests/test_docs.py holds them equal.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from anemos.workstation.cli.command import HELP, PURPOSES
+from anemos.workstation.hosts import Settings
 from tasks import ns
 
 HERE = Path(__file__).parent
@@ -61,7 +66,71 @@ def tasks() -> str:
     return "".join([TASKS, "\n", MADE, *chapters, *table])
 
 
-PAGES = {"tasks.md": tasks}
+HOST_TOML = """\
+# host.toml
+
+`hosts/NAME/host.toml` says what is no part of the image: how the server is reached, and how it is
+deployed. All fields are optional, except `address` and `host_key` for a deployment.
+
+```toml
+address = "192.0.2.10"
+host_key = "ssh-ed25519 AAAA..." # written by ./inv adopt
+identity = "~/.ssh/id_ed25519"
+
+[timeouts]
+up = 1200
+```
+
+Editors complete and check the file with [host.schema.json](host.schema.json): a line
+`#:schema ../../docs/host.schema.json` at its top is enough for those that use Taplo.
+"""
+Schema = Mapping[str, Any]
+
+
+def value(field: Schema) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{each}`" for each in field["enum"])
+    if field["type"] == "boolean":
+        return "`true`, `false`"
+    if field["type"] == "array":
+        return f"list: {value(field['items'])}"
+    if field["type"] == "integer":
+        return f"1 to {field['maximum']}" if "maximum" in field else "1 or more"
+    return "text"
+
+
+def table(title: str, schema: Schema) -> Iterator[str]:
+    """A chapter of host-toml.md: the fields that are no tables themselves."""
+    yield f"\n{title}\n\n"
+    yield columns("name", "value", "default", "meaning")
+    yield columns("---", "---", "---", "---")
+    for name, field in schema["properties"].items():
+        if "$ref" not in field:
+            default = f"`{field['default']}`".lower() if field.get("default") else ""
+            meaning = field["description"].replace("\n", " ")
+            yield columns(f"`{name}`", value(field), default, meaning)
+
+
+def schema() -> dict[str, Any]:
+    return TypeAdapter(Settings).json_schema()
+
+
+def host_toml() -> str:
+    """docs/host-toml.md."""
+    whole = schema()
+    chapters = [*table("## The host", whole)]
+    for name, field in whole["properties"].items():
+        if "$ref" in field:
+            part = whole["$defs"][field["$ref"].rpartition("/")[2]]
+            chapters += table(f"## [{name}]\n\n{field['description']}", part)
+    return "".join([HOST_TOML, "\n", MADE, *chapters])
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "tasks.md": tasks,
+    "host-toml.md": host_toml,
+    "host.schema.json": lambda: json.dumps(schema(), indent=2) + "\n",
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -78,11 +78,11 @@ def test_fingerprint_of_a_pinned_key(tree: Path, endpoint: ssh.Endpoint) -> None
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ('port = "ssh"', "port is 'ssh', expected a number"),
-        ("port = 65536", "65536 is not the number of a port"),
-        ('host_key = "garbage"', "host_key is 'garbage': the pinned host key is not"),
+        ('port = "ssh"', "port is 'ssh': should be a valid integer"),
+        ("port = 65536", "port is 65536: should be less"),
+        ('host_key = "garbage"', "host_key is 'garbage': not a public key"),
         ('host_key = "ssh-ed25519 %%%%"', "not a public key"),
-        ("host_key = 5", "host_key is 5, expected a string"),
+        ("host_key = 5", "host_key is 5: should be a valid string"),
     ],
 )
 def test_values_that_make_no_sense(tree: Path, entry: str, message: str) -> None:

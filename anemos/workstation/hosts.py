@@ -1,56 +1,20 @@
-"""A host: hosts/<name>/ with its IMGBUILD and its host.toml.
+"""A host: hosts/<name>/ with its IMGBUILD and its host.toml. The fields of Settings are the
+reference of host.toml: docs/host-toml.md and its JSON Schema are made of them."""
 
-host.toml, all but address and host_key optional, and without them if [vm] has `stock`. What is
-shown is the default, but where parentheses tell that:
-
-    address = "mx.example.org"
-    host_key = "ssh-ed25519 AAAA..."   # pinned: an ssh_host_*_key.pub; `./inv adopt` writes it
-    port = 22
-    identity = "~/.ssh/id_ed25519"     # private key (none: the agent's keys, ssh's default ones)
-    build_on = "workstation"           # where the package layer is made, and cached; or "server":
-                                       # there, while the old system serves, with more memory; or
-                                       # "initramfs": after the jump, with the least memory
-    try_here = true                    # before it is sent, try the definition on the workstation,
-                                       # provision() and all; never where the server fetches secrets
-    ports = [22, 443]                  # that must listen afterwards (`port` alone)
-    start = "auto"                     # into the initramfs: by "kexec", or by a boot entry that is
-                                       # taken "once" (kexec, if the kernel allows it)
-    finish = "reboot"                  # into the new system; or "kexec": without its firmware
-
-    [timeouts]                         # seconds
-    down = 180                         # until the old system has shut down
-    initramfs = 300                    # until the initramfs answers
-    install = 3600                     # until the installation has ended
-    up = 600                           # until the new system answers; then, until
-                                       # its units have started
-    hold = 3600                        # with --hold, until the old system is started again
-
-    [secrets]
-    source = "gpg"                     # or "age", "sops", "pass": docs/secrets.md
-    identity = "~/.config/age/key"     # of age, which needs it: the file of the private key (none)
-    prefix = "anemos"                  # of pass: where entries begin
-
-    [vm]                               # the local VM of `./inv test`
-    memory = 1024                      # MiB
-    firmware = "bios"                  # or "uefi"
-    forward = [443]                    # guest's ports to be reached from here, over TCP and UDP;
-                                       # 22 always is (none)
-    address = "10.0.2.15/24"           # the network that the host expects to be in: IPv4
-    gateway = "10.0.2.2"
-    stock = "stock"                    # (none) instead of address and host_key: a host that is a
-                                       # local VM and no more; it starts with this one of hosts/
-"""
-
+import difflib
 import ipaddress
 import os
 import re
 import tomllib
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from anemos.log import die
 from anemos.system import imgbuild
@@ -58,21 +22,10 @@ from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places
 from anemos.workstation.qemu import Network
 
-BUILD_ON = ("workstation", "server", "initramfs")
-FIRMWARES = ("bios", "uefi")
-SOURCES = ("gpg", "age", "sops", "pass")
-START = ("auto", "kexec", "once")
-FINISH = ("reboot", "kexec")
-# No plain values of host.toml.
-INTERNAL = ("name", "directory", "timeouts", "secrets", "vm", "adopt", "forwarded")
-MAX_PORT = 65535
-EXPECTED: dict[Any, str] = {
-    str: "a string",
-    int: "a number above 0",
-    bool: "true or false",
-    list[int]: "a list of numbers above 0",
-}
-
+Positive = Annotated[int, Field(strict=True, gt=0)]
+Port = Annotated[int, Field(strict=True, gt=0, le=65535)]
+BuildOn = Literal["workstation", "server", "initramfs"]
+RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 # What people write as an address: more than that.
 SPELT = re.compile(
@@ -80,30 +33,70 @@ SPELT = re.compile(
 )
 
 
-class Wrong(NamedTuple):
-    """What is wrong in host.toml, and what to write."""
+def is_address(text: str) -> bool:
+    """Whether TEXT is an IP address, or may be a DNS name (RFC 1123, 2.1), of any script."""
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(text))
+    with suppress(UnicodeError):  # an empty label, or a long one
+        return bool(re.fullmatch(r"\w[\w.-]{,252}", text.encode("idna").decode()))
+    return False
 
-    what: str
-    hint: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.what} ({self.hint})" if self.hint else self.what
+def check_address(text: str) -> str:
+    """Raises ValueError with what to write instead of TEXT, unless that is a plain address."""
+    if not text or is_address(text):
+        return text
+    found = SPELT.fullmatch(text)
+    address = (found["six"] or found["name"]) if found else ""
+    if not found or not is_address(address):
+        raise ValueError("write an IP address or a DNS name, no entry of ~/.ssh/config")
+    port = f" and port = {found['port']}" if found["port"] else ""
+    root = "; the login is always root's" if "@" in text else ""
+    raise ValueError(f'write address = "{address}"{port}{root}')
+
+
+def check_key(text: str) -> str:
+    """Raises ValueError unless TEXT is "TYPE BASE64", of the type that the key itself says
+    (RFC 4253, 6.6)."""
+    with suppress(ValueError):
+        kind, blob = text.split()[:2]
+        data = b64decode(blob, validate=True)
+        if data[4 : 4 + int.from_bytes(data[:4])] == kind.encode() and len(data) > 4 + len(kind):
+            return text
+    if text:
+        raise ValueError("not a public key; remove it, and let ./inv adopt write it")
+    return text
+
+
+def check_network(settings: "VmSettings") -> "VmSettings":
+    settings.network.check()
+    return settings
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    down: int = 180
-    initramfs: int = 300
-    install: int = 3600
-    up: int = 600
-    hold: int = 3600
+    __pydantic_config__ = RULES
+    down: Positive = 180
+    """Until the old system has shut down."""
+    initramfs: Positive = 300
+    """Until the initramfs answers."""
+    install: Positive = 3600
+    """Until the installation has ended."""
+    up: Positive = 600
+    """Until the new system answers, and then until its units have started."""
+    hold: Positive = 3600
+    """With `--hold`: until the old system is started again."""
 
 
 @dataclass(frozen=True)
 class SecretSettings:
-    source: str = "gpg"
+    __pydantic_config__ = RULES
+    source: Literal["gpg", "age", "sops", "pass"] = "gpg"
+    """The program that keeps the secrets: see [secrets.md](secrets.md#other-sources)."""
     identity: str = ""
+    """The file of age's private key; age needs it."""
     prefix: str = "anemos"
+    """Where the entries of pass begin."""
 
     @property
     def identity_file(self) -> Path | None:
@@ -112,12 +105,19 @@ class SecretSettings:
 
 @dataclass(frozen=True)
 class VmSettings:
+    __pydantic_config__ = RULES
     stock: str = ""
-    memory: int = 1024
-    forward: list[int] = field(default_factory=list)
+    """Makes the host a local VM and no server. It starts with this host's image: no `address`."""
+    memory: Positive = 1024
+    """MiB."""
+    forward: list[Port] = field(default_factory=list)
+    """Ports of the VM that the workstation reaches, over TCP and UDP, besides 22."""
     address: str = Network.address
+    """The IPv4 address, with its prefix, that the host expects to have."""
     gateway: str = Network.gateway
-    firmware: str = "bios"
+    """The gateway that the host expects."""
+    firmware: Literal["bios", "uefi"] = "bios"
+    """What the VM starts with."""
 
     @property
     def network(self) -> Network:
@@ -125,21 +125,47 @@ class VmSettings:
 
 
 @dataclass(frozen=True)
-class Host:
+class Settings:
+    """What host.toml says."""
+
+    __pydantic_config__ = RULES
+    address: Annotated[str, AfterValidator(check_address)] = ""
+    """IP address or DNS name of the server. A deployment needs it."""
+    host_key: Annotated[str, AfterValidator(check_key)] = ""
+    """The pinned SSH host key, as in `ssh_host_*_key.pub`. `./inv adopt` writes it."""
+    port: Port = 22
+    """Port of the server's sshd, before and after a deployment."""
+    identity: str = ""
+    """File of your private SSH key. Without it: the keys of the agent, and ssh's default keys."""
+    build_on: BuildOn = "workstation"
+    """Where the package layer is made. `server`: by the old system while it serves, in its memory.
+    `initramfs`: after the jump, with the least memory and the longest downtime."""
+    start: Literal["auto", "kexec", "once"] = "auto"
+    """How the initramfs starts: by kexec, or by a boot entry that is taken once. `auto`: by kexec
+    if the server's kernel allows it."""
+    finish: Literal["reboot", "kexec"] = "reboot"
+    """How the new system starts. `kexec`: without the firmware."""
+    try_here: Annotated[bool, Field(strict=True)] = True
+    """Try the definition on the workstation, with `provision()`, before it is sent. Not where the
+    server fetches secrets."""
+    ports: list[Port] = field(default_factory=lambda: [22])
+    """Ports that must listen after a deployment. Without it: `port`."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    """How long to wait, in seconds."""
+    secrets: SecretSettings = field(default_factory=SecretSettings)
+    """Where the host's secrets are."""
+    vm: Annotated[VmSettings, AfterValidator(check_network)] = field(default_factory=VmSettings)
+    """The local VM of `./inv test`."""
+
+
+@dataclass(frozen=True)
+class Place:
     name: str
     directory: Path
-    address: str = ""
-    host_key: str = ""
-    port: int = 22
-    identity: str = ""
-    build_on: str = "workstation"
-    start: str = "auto"
-    finish: str = "reboot"
-    try_here: bool = True
-    ports: list[int] = field(default_factory=lambda: [22])
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    secrets: SecretSettings = field(default_factory=SecretSettings)
-    vm: VmSettings = field(default_factory=VmSettings)
+
+
+@dataclass(frozen=True)
+class Host(Settings, Place):
     adopt: bool = False  # --adopt: even if the machine was deployed as another host
     forwarded: int = 0  # the port that leads to `port`, where that is another one
 
@@ -167,6 +193,7 @@ class Host:
 
 
 TABLES = {"timeouts": Timeouts, "secrets": SecretSettings, "vm": VmSettings}
+Table = TypeVar("Table")
 
 
 def expanded(path: str) -> Path | None:
@@ -182,20 +209,12 @@ def load(name: str, *, adopt: bool = False, build_on: str = "", server: bool = T
 
     Without SERVER it need not have one yet: no address, no host key.
     """
-    if build_on and build_on not in BUILD_ON:
-        die(f"--build-on is {build_on!r}", hint=f"one of: {', '.join(BUILD_ON)}")
+    if build_on and build_on not in get_args(BuildOn):
+        die(f"--build-on is {build_on!r}", hint=f"one of: {', '.join(get_args(BuildOn))}")
     given = settings(name)
-    host, wrong = interpret(name, find(name), given)
-    refuse(f"hosts/{name}/host.toml", [*wrong, *(missing(host, given) if server else [])])
-    return replace(host, adopt=adopt, build_on=build_on or host.build_on)
-
-
-def refuse(where: str, wrong: Sequence[Wrong]) -> None:
-    """Die with all that is WRONG, if anything is."""
-    if len(wrong) == 1:
-        die(wrong[0].what, hint=wrong[0].hint)
-    if wrong:
-        die(f"{where}: {len(wrong)} entries are wrong\n" + "\n".join(f"  - {w}" for w in wrong))
+    found = read(name, Settings, given, others=conflicts(name, given, server))
+    changed = {"ports": given.get("ports", [found.port]), "build_on": build_on or found.build_on}
+    return Host(name, find(name), **{**vars(found), **changed}, adopt=adopt)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -219,133 +238,66 @@ def find(name: str) -> Path:
     return directory or die(f"unknown host {name!r}: no such directory in hosts/", hint=hint)
 
 
-def interpret(name: str, directory: Path, given: Mapping[str, Any]) -> tuple[Host, list[Wrong]]:
-    """What host.toml says, as far as it can be used, and what is wrong with it. Pure; the
-    name of the file is for messages."""
-    where, wrong = f"hosts/{name}/host.toml", list[Wrong]()
-    tables: dict[str, Any] = {
-        key: kind(**checked(f"{where}, [{key}]", kind, given[key], wrong))
-        for key, kind in TABLES.items()
-        if key in given
-    }
-    others = {key: value for key, value in given.items() if key not in TABLES}
-    plain = checked(where, Host, others, wrong)
-    plain.setdefault("ports", [plain.get("port", 22)])
-    host = Host(name, directory, **plain, **tables)
-    return host, [*wrong, *problems(where, host)]
-
-
-def problems(where: str, host: Host) -> Iterator[Wrong]:
-    """Values that have the right type and mean nothing."""
-    yield from choice(where, "build_on", host.build_on, BUILD_ON)
-    yield from choice(where, "start", host.start, START)
-    yield from choice(where, "finish", host.finish, FINISH)
-    yield from choice(where, "firmware", host.vm.firmware, FIRMWARES)
-    yield from choice(f"{where}, [secrets]", "source", host.secrets.source, SOURCES)
-    if host.local and host.address:
-        yield Wrong(f"{where}: address and, in [vm], stock: a local VM or a server?")
-    if host.address and not is_address(host.address):
-        yield Wrong(f"{where}: address is {host.address!r}", hint=address_meant(host.address))
-    if host.host_key and not is_public_key(host.host_key):
-        hint = (
-            f"write what is in an ssh_host_*_key.pub, or remove it: ./inv adopt --host {host.name}"
-        )
-        what = f"host_key is {host.host_key!r}: the pinned host key is not a public key"
-        yield Wrong(f"{where}: {what}", hint=hint)
+def read(
+    name: str, kind: type[Table], given: Any, path: Sequence[str] = (), others: Iterable[str] = ()
+) -> Table:
+    """GIVEN, which host.toml of the host NAME has at PATH, as KIND. Raises Failure for all that is
+    wrong with it, and OTHERS, at once."""
     try:
-        host.vm.network.check()
-    except ValueError as error:
-        yield Wrong(f"{where}, [vm]: {error}")
-    for port in (host.port, *host.ports, *host.vm.forward):
-        if port > MAX_PORT:
-            yield Wrong(f"{where}: {port} is not the number of a port")
+        found, wrong = TypeAdapter(kind).validate_python(given), [*others]
+        if not wrong:
+            return found
+    except ValidationError as error:
+        wrong = [*(explained(path, each) for each in error.errors()), *others]
+    where = f"hosts/{name}/host.toml"
+    if len(wrong) == 1:
+        die(f"{where}: {wrong[0]}")
+    die("\n  - ".join([f"{where}: {len(wrong)} entries are wrong", *wrong]))
 
 
-def choice(where: str, key: str, value: str, allowed: Sequence[str]) -> Iterator[Wrong]:
-    if value not in allowed:
-        yield Wrong(f"{where}: {key} is {value!r}", hint=f"one of: {', '.join(allowed)}")
+def explained(path: Sequence[str], error: ErrorDetails) -> str:
+    """What pydantic says of the table PATH, in our words."""
+    *tables, last = map(str, [*path, *error["loc"]])
+    where = ".".join([*tables, last])
+    if error["type"] == "unexpected_keyword_argument":
+        names = [each.name for each in fields(TABLES[tables[0]] if tables else Settings)]
+        close = difflib.get_close_matches(last, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+        return f"unknown name {where!r} ({hint})"
+    if error["type"] == "dataclass_type":
+        return f"{where} is {error['input']!r}: should be a table"
+    shown = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
+    return f"{where}{shown}: {error['msg'].removeprefix('Value error, ').removeprefix('Input ')}"
 
 
-def is_address(text: str) -> bool:
-    """Whether TEXT is an IP address, or may be a DNS name (RFC 1123, 2.1), of any script."""
-    with suppress(ValueError):
-        return bool(ipaddress.ip_address(text))
-    with suppress(UnicodeError):  # an empty label, or a long one
-        return bool(re.fullmatch(r"\w[\w.-]{,252}", text.encode("idna").decode()))
-    return False
-
-
-def address_meant(text: str) -> str:
-    """What to write instead of TEXT, which has more in it than an address."""
-    found = SPELT.fullmatch(text)
-    address = (found["six"] or found["name"]) if found else ""
-    if not found or not is_address(address):
-        return "an IP address or a DNS name; no entry of ~/.ssh/config"
-    port = f" and port = {found['port']}" if found["port"] else ""
-    root = "; the login is always root's" if "@" in text else ""
-    return f'write address = "{address}"{port}{root}'
-
-
-def is_public_key(text: str) -> bool:
-    """Whether TEXT is "TYPE BASE64", and the type is what the key itself says (RFC 4253, 6.6)."""
-    try:
-        kind, blob = text.split()[:2]
-        data = b64decode(blob, validate=True)
-        return data[4 : 4 + int.from_bytes(data[:4])] == kind.encode() and len(data) > 4 + len(kind)
-    except ValueError:
-        return False
-
-
-def missing(host: Host, given: Mapping[str, Any]) -> list[Wrong]:
-    """All that is missing for a connection, at once."""
-    hints = {
-        "address": "of the server; or stock in [vm], for a local VM",
-        "host_key": f"./inv adopt --host {host.name} pins it",
-    }
-    names = [name for name in hints if given.get(name, "") == ""]
-    if not names or host.local:
-        return []
-    what = f"hosts/{host.name}/host.toml: no {', no '.join(names)}"
-    return [Wrong(what, hint="; ".join(hints[name] for name in names))]
-
-
-def secret_settings(name: str) -> SecretSettings:
-    """Where the secrets of the host NAME are, which need not have a complete host.toml yet."""
-    where, wrong = f"hosts/{name}/host.toml", list[Wrong]()
-    given = settings(name) if (find(name) / "host.toml").is_file() else {}
-    table = checked(f"{where}, [secrets]", SecretSettings, given.get("secrets", {}), wrong)
-    found = SecretSettings(**table)
-    refuse(where, [*wrong, *choice(f"{where}, [secrets]", "source", found.source, SOURCES)])
-    return found
-
-
-def is_local(name: str) -> bool:
-    """Whether the host NAME, which need not have a complete host.toml yet, is a VM and no more."""
-    given = settings(name) if (find(name) / "host.toml").is_file() else {}
+def has_stock(given: Mapping[str, Any]) -> bool:
     table = given.get("vm")
     return isinstance(table, dict) and bool(table.get("stock"))
 
 
-def checked(where: str, kind: type, given: Any, wrong: list[Wrong]) -> dict[str, Any]:
-    """What of the table GIVEN has names and types of the dataclass KIND. The rest goes to WRONG."""
-    if not isinstance(given, dict):
-        wrong.append(Wrong(f"{where}: {given!r} is not a table"))
-        return {}
-    types = {each.name: each.type for each in fields(kind) if each.name not in INTERNAL}
-    good = {}
-    for name, value in given.items():
-        if name not in types:
-            known = f"known: {', '.join(types)}"
-            wrong.append(Wrong(f"{where}: unknown name {name!r}", hint=known))
-        elif not fits(value, types[name]):
-            expected = EXPECTED[types[name]]
-            wrong.append(Wrong(f"{where}: {name} is {value!r}, expected {expected}"))
-        else:
-            good[name] = value
-    return good
+def conflicts(name: str, given: Mapping[str, Any], server: bool) -> Iterator[str]:
+    """What fields do to each other; with SERVER, all that is missing for a connection."""
+    if has_stock(given) and given.get("address"):
+        yield "address and vm.stock: a server or a local VM?"
+    hints = {
+        "address": "of the server; or stock in [vm], for a local VM",
+        "host_key": f"./inv adopt --host {name} pins it",
+    }
+    names = [each for each in hints if given.get(each, "") == ""]
+    if server and names and not has_stock(given):
+        yield f"no {', no '.join(names)} ({'; '.join(hints[each] for each in names)})"
 
 
-def fits(value: Any, kind: Any) -> bool:
-    if kind == list[int]:
-        return isinstance(value, list) and all(fits(each, int) for each in value)
-    return type(value) is kind and (kind is not int or value > 0)
+def incomplete(name: str) -> dict[str, Any]:
+    """The settings of the host NAME, which need not have a host.toml yet. Raises Failure."""
+    return settings(name) if (find(name) / "host.toml").is_file() else {}
+
+
+def secret_settings(name: str) -> SecretSettings:
+    """Where the secrets of the host NAME are, which need not have a complete host.toml yet."""
+    return read(name, SecretSettings, incomplete(name).get("secrets", {}), ["secrets"])
+
+
+def is_local(name: str) -> bool:
+    """Whether the host NAME, which need not have a complete host.toml yet, is a VM and no more."""
+    return has_stock(incomplete(name))
