@@ -27,6 +27,10 @@ KEYRING = Path("/etc/pacman.d/gnupg")
 MIRRORLIST = Path("/etc/pacman.d/mirrorlist")
 # Not for other machines: keys that sign for this one, and the sockets of its agent.
 PRIVATE = ("private-keys-v1.d", "openpgp-revocs.d", "secring.gpg", "S.*", ".#*", "*.lock", "*~")
+# For mkinitcpio(8), without the hook that leaves out drivers which this machine does not need: the
+# new system runs on another one. When the layer is made it goes: the new system may look at itself.
+PORTABLE = "etc/mkinitcpio.conf.d/anemos.conf"
+HOOKS = "HOOKS=(${HOOKS[@]/autodetect})\n"
 
 # As Arch's own pacman.conf(5).
 DEFAULT = """[options]
@@ -77,6 +81,7 @@ def make(imgbuild: Imgbuild, output: Path) -> None:
         excludes = "".join(f"NoExtract = {glob.lstrip('/')}\n" for glob in imgbuild.excludes)
         conf.write_text(f"[options]\nGPGDir = {keyring}\n{excludes}{configuration(imgbuild)}")
         make_keyring(imgbuild, keyring)
+        files.write(root, PORTABLE, HOOKS)
         # Mounts go with the namespace in every case. -G, -M: nothing of this host goes along.
         argv: list[str | Path] = ["unshare", "--mount", "--propagation=private", "pacstrap"]
         call(
@@ -146,6 +151,7 @@ def populate(keyring: Path) -> None:
 def clean(root: Path) -> None:
     """Remove caches, identity, and what tells when it was made."""
     identity.strip(root)
+    files.inside(root, PORTABLE).unlink()
     for cache in ("var/cache/pacman/pkg", "var/lib/pacman/sync"):
         empty(root / cache)
     (root / "var/log/pacman.log").unlink(missing_ok=True)
