@@ -19,11 +19,27 @@ from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
 from anemos.workstation.vm import vm
 
 OWN_S = 300.0  # verify() of the IMGBUILD
+ALONE = "neither systemd nor OpenRC"
 # $0: how many seconds the last jobs of the boot may take. timeout(1) ends with 124.
-UNITS = """
+SYSTEMD = """
 timeout "$0" systemctl is-system-running --wait
 [ $? != 124 ] || { echo "still starting after $0 s"; systemctl list-jobs --plain --no-legend; }
 systemctl list-units --failed --plain --no-legend
+"""
+# OpenRC: librc (rc.h) keeps its state in /run/openrc; rc-status(8) finds daemons that have ended.
+UNITS = f"""
+if [ -d /run/systemd/system ]; then
+    {SYSTEMD}
+elif [ -d /run/openrc ]; then
+    until [ "$(cat /run/openrc/softlevel)" = default ] && [ ! -e /run/openrc/rc.starting ]; do
+        sleep 1
+    done
+    echo running
+    ls /run/openrc/failed
+    rc-status --nocolor --crashed || :
+else
+    echo '{ALONE}'
+fi
 """
 
 
@@ -99,13 +115,9 @@ def examine(host: Host, state: State, seen: Facts, where: Endpoint) -> Iterator[
 
 
 def check_units(host: Host, remote: Remote) -> Check:
-    try:
-        remote.sh(["test", "-d", "/run/systemd/system"])
-    except CommandFailed:
-        return Check("units", True, "no systemd")
     wait = host.timeouts.up
     said = remote.sh(["sh", "-c", UNITS, str(wait)], timeout=wait + 60).splitlines()
-    return Check("units", said == ["running"], "; ".join(said) or "systemd says nothing")
+    return Check("units", said in (["running"], [ALONE]), "; ".join(said) or "systemd says nothing")
 
 
 def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterator[Check]:
