@@ -296,6 +296,9 @@ def test_missing_packages(tmp_path: Path) -> None:
     assert [each[0] for each in booting.missing(both)] == ["grub-efi-amd64-bin"]
     full = spec(tmp_path, "grub", DISK + ESP + ROOT, "packages='grub-efi-amd64'")
     assert booting.missing(full) == []
+    for target, names in {"arch": ["grub"], "alpine": ["grub-bios", "grub-efi"]}.items():
+        lacking = spec(tmp_path, "grub", DISK + BIOS_BOOT + ESP + ROOT, f"target={target}")
+        assert sorted({each[0] for each in booting.missing(lacking)}) == names
     pinned = "packages='grub-efi-amd64=2.06-13+deb12u1 grub-pc/bookworm grub-pc-bin:amd64'"
     assert booting.missing(spec(tmp_path, "grub", DISK + BIOS_BOOT + ESP + ROOT, pinned)) == []
 

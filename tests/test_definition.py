@@ -492,13 +492,27 @@ ESP = "esp type=esp size=512M fs=vfat mount=/boot/efi"
         ),
     ],
 )
-@pytest.mark.parametrize("place", ["layer", "files"])
+@pytest.mark.parametrize(
+    ("place", "database"),
+    [
+        ("layer", "var/lib/dpkg/status"),
+        ("files", "var/lib/pacman/local/ALPM_DB_VERSION"),
+        ("layer", "lib/apk/db/installed"),
+    ],
+)
 def test_boot_loader_is_there(
-    tmp_path: Path, root: Path, loader: str, part: str, file: str, lacks: str, place: str
+    tmp_path: Path,
+    root: Path,
+    loader: str,
+    part: str,
+    file: str,
+    lacks: str,
+    place: str,
+    database: str,
 ) -> None:
     """What a boot loader is made of is looked for long before a disk is erased."""
     tree.write(root if place == "layer" else tmp_path / "files", file, "")
-    tree.write(root, "var/lib/dpkg/status", "")
+    tree.write(root, database, "")
     run(["tar", "--create", "--file", tmp_path / "layer", "--directory", root, "."])
     given = spec(tmp_path, LAYER.format(loader, part))
     if lacks:

@@ -492,7 +492,8 @@ def test_root_that_is_to_be_unlocked() -> None:
 
 @pytest.mark.parametrize("target", ["arch", "alpine"])
 def test_initramfs_that_is_made_for_nothing_special(target: str) -> None:
-    given = {"target": target, "packages": "linux-lts cryptsetup lvm2"}
+    given = {"target": target, "packages": "linux-lts grub grub-bios cryptsetup lvm2"}
+    given["cmdline"] = "rootfstype=ext4"
     (line,) = plan.bootable(spec(layout=ENCRYPTED, **given))
     assert line.startswith("the layout has / on luks 'root': with target=")
     apart = LAYOUT + "part u size=1G fs=ext4 mount=/usr\n"
@@ -500,6 +501,13 @@ def test_initramfs_that_is_made_for_nothing_special(target: str) -> None:
     assert line.startswith("the layout has /usr on system/u: with target=")
     data = LAYOUT + "part p type=lvm size=1G\nvg v on=system/p\nlv d on=v fs=ext4 mount=/srv\n"
     assert list(plan.bootable(spec(layout=data, **given))) == []
+
+
+@pytest.mark.parametrize("cmdline", ["", "rootfstype=ext4"])
+def test_initramfs_that_is_told_the_type_of_the_root(cmdline: str) -> None:
+    given = {"target": "alpine", "packages": "linux-lts grub-bios", "cmdline": cmdline}
+    wrong = "Alpine's initramfs needs rootfstype=ext4 in `cmdline`, to find /"
+    assert list(plan.bootable(spec(**given))) == ([] if cmdline else [wrong])
 
 
 @pytest.mark.parametrize(
@@ -521,7 +529,8 @@ def test_initramfs_that_is_made_for_nothing_special(target: str) -> None:
     ],
 )
 def test_kernel_among_the_packages(target: str, packages: str, kernel: bool) -> None:
-    given = spec(target=target, packages=f"grub-pc=2.06-13+deb12u1 {packages}")
+    loaders = "grub-pc=2.06-13+deb12u1 grub grub-bios"
+    given = spec(target=target, packages=f"{loaders} {packages}", cmdline="rootfstype=ext4")
 
     assert [line[:27] for line in plan.bootable(given)] == (
         [] if kernel else ["the IMGBUILD has no kernel "]

@@ -17,9 +17,7 @@ def ways(imgbuild: Imgbuild) -> frozenset[str]:
 
 def missing(imgbuild: Imgbuild) -> list[tuple[str, ...]]:
     """Packages of which IMGBUILD has none, although the boot loader needs one of each."""
-    if imgbuild.target != "debian":
-        return []
-    packages = LOADERS[imgbuild.bootloader].PACKAGES
+    packages = LOADERS[imgbuild.bootloader].PACKAGES[imgbuild.target]
     needed = [packages[way] for way in sorted(ways(imgbuild))]
     return [each for each in needed if not set(each) & set(imgbuild.package_names)]
 
@@ -35,7 +33,7 @@ def rehearse(imgbuild: Imgbuild, present: Collection[str]) -> None:
 
 
 def packages_for(imgbuild: Imgbuild) -> str:
-    known = LOADERS[imgbuild.bootloader].PACKAGES
+    known = LOADERS[imgbuild.bootloader].PACKAGES[imgbuild.target]
     return ", ".join(name for way in sorted(ways(imgbuild)) for name in known[way])
 
 

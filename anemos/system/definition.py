@@ -19,6 +19,8 @@ from anemos.system.bootstrap import identity
 from anemos.system.imgbuild import Imgbuild
 
 PATCH = ".makeimg.patch"
+# What dpkg, pacman and apk leave in a layer.
+DATABASES = {"var/lib/dpkg/status", "var/lib/pacman/local/ALPM_DB_VERSION", "lib/apk/db/installed"}
 OUTGROWN = (
     "the package's file has changed, or is another one in this release: make the patch anew;"
     " a file in /{path}.d needs none, where the program reads that"
@@ -92,10 +94,10 @@ def rehearse(layer: Path, inputs: Sequence[Path]) -> None:
 
 
 def rehearse_loader(imgbuild: Imgbuild, layer: Path, inputs: Sequence[Path]) -> None:
-    """See that a layer of Debian's, or an input file, has what the boot loader is made of."""
+    """See that a layer, or an input file, has what the boot loader is made of."""
     listed = run(["tar", "--list", "--file", layer]).splitlines()
     names = {name.removeprefix("./") for name in listed}
-    if "var/lib/dpkg/status" in names:
+    if names & DATABASES:
         own = {path for path, _ in tree.inputs(*inputs)}
         booting.rehearse(imgbuild, own | names)
 

@@ -1,7 +1,7 @@
 """Boot loaders: one module each, with the same interface.
 
-PACKAGES: Debian's, by way of starting; one of them is enough. ways(layout): how machines can start
-it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
+PACKAGES: by target and by way of starting; one of them is enough. ways(layout): how machines can
+start it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
 check(layout, cmdline): raises ValueError for what it cannot start.
 install(target): makes the disks bootable.
 """

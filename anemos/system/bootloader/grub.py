@@ -21,8 +21,12 @@ BOOT = "/boot"
 SETTINGS = "etc/default/grub.d/anemos.cfg"
 PLATFORMS = {"bios": "i386-pc", "uefi": "x86_64-efi"}
 PACKAGES: Packages = {
-    "bios": ("grub-pc", "grub-pc-bin"),
-    "uefi": ("grub-efi-amd64-bin", "grub-efi-amd64", "grub-efi", "shim-signed"),
+    "debian": {
+        "bios": ("grub-pc", "grub-pc-bin"),
+        "uefi": ("grub-efi-amd64-bin", "grub-efi-amd64", "grub-efi", "shim-signed"),
+    },
+    "arch": {"bios": ("grub",), "uefi": ("grub",)},
+    "alpine": {"bios": ("grub-bios",), "uefi": ("grub-efi",)},
 }
 MODULES = ("part_gpt", "part_msdos", "search_fs_uuid")
 FILE_SYSTEMS = {**dict.fromkeys(("ext2", "ext3", "ext4"), "ext2"), "vfat": "fat"}
@@ -137,7 +141,7 @@ def make_core(target: Target, way: str, early: str, name: str) -> Path:
     if not source.is_dir():
         die(
             f"bootloader=grub: the image has no GRUB for {way.upper()}",
-            hint=f"Debian: add {PACKAGES[way][0]} to `packages`",
+            hint=f"Debian: add {PACKAGES['debian'][way][0]} to `packages`",
         )
     shutil.copytree(source, tree.inside(root, directory), dirs_exist_ok=True)
     with TemporaryDirectory() as shared:

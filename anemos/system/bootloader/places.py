@@ -7,8 +7,8 @@ from pathlib import Path
 
 from anemos.system.layout import MIB, Carrier, Disk, Layout, Part, Volume, fs_uuid
 
-# Debian's packages with a boot loader for "bios" or "uefi"; one of them is enough.
-Packages = Mapping[str, tuple[str, ...]]
+# Packages of a target with a boot loader for "bios" or "uefi"; one of them is enough.
+Packages = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,11 @@ from anemos.system.bootloader.places import Packages, Target
 from anemos.system.layout import MIB, Layout
 
 WAYS = frozenset(["uefi"])
-PACKAGES: Packages = {"uefi": ("systemd-boot", "systemd-boot-efi", "systemd-boot-efi-amd64-signed")}
+PACKAGES: Packages = {
+    "debian": {"uefi": ("systemd-boot", "systemd-boot-efi", "systemd-boot-efi-amd64-signed")},
+    "arch": {"uefi": ("base", "systemd")},
+    "alpine": {"uefi": ("systemd-boot",)},
+}
 LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 LOADERS = (f"{LOADER}.signed", LOADER)  # the first one that is there; Debian 13 has it signed
 HINT = "Debian: add systemd-boot to `packages`, or systemd-boot-efi"

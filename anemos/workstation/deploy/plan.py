@@ -353,8 +353,16 @@ def _initramfs(spec: Imgbuild) -> Iterator[str]:
         separate = [f"/usr on {e.path}" for e in spec.layout.mounts() if e.mount == "/usr"]
         for what in (*(f"/ on {each.kind} {each.name!r}" for each in early), *separate):
             yield f"the layout has {what}: with target={spec.target} no initramfs is made for it"
+        yield from _alpine(spec)
     elif any(each.kind == "luks" for each in early) and UNLOCKS not in spec.package_names:
         yield f"the layout has / on luks: {UNLOCKS} has to be among `packages`"
+
+
+def _alpine(spec: Imgbuild) -> Iterator[str]:
+    """Its initramfs loads no file system that the command line does not name."""
+    missing = [f"rootfstype={each.fs}" for each in spec.layout.mounts() if each.mount == "/"]
+    if spec.target == "alpine" and not set(missing) <= set(spec.cmdline.split()):
+        yield f"Alpine's initramfs needs {missing[0]} in `cmdline`, to find /"
 
 
 def _firmware(spec: Imgbuild, facts: Facts) -> Iterator[str]:
