@@ -18,7 +18,7 @@ def ways(imgbuild: Imgbuild) -> frozenset[str]:
 def missing(imgbuild: Imgbuild) -> list[tuple[str, ...]]:
     """Packages of which IMGBUILD has none, although the boot loader needs one of each."""
     packages = LOADERS[imgbuild.bootloader].PACKAGES[imgbuild.target]
-    needed = [packages[way] for way in sorted(ways(imgbuild))]
+    needed = dict.fromkeys(packages[way] for way in sorted(ways(imgbuild)))
     return [each for each in needed if not set(each) & set(imgbuild.package_names)]
 
 
