@@ -167,7 +167,7 @@ class Place:
 @dataclass(frozen=True)
 class Host(Settings, Place):
     adopt: bool = False  # --adopt: even if the machine was deployed as another host
-    forwarded: int = 0  # the port that leads to `port`, where that is another one
+    forwarded: Mapping[str, int] = field(default_factory=dict)  # a VM's ports -> those of here
 
     @property
     def local(self) -> bool:

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
@@ -45,7 +45,7 @@ def endpoint(host: Host) -> Endpoint:
     """Where HOST answers, and the key that it is pinned to, in all of its systems."""
     if not host.address:  # only a local VM may be without
         die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
-    port = host.forwarded or host.port
+    port = host.forwarded.get(str(host.port), host.port)
     return Endpoint(host.address, port, host.host_key, host.identity_file)
 
 
@@ -151,11 +151,11 @@ def login(where: Endpoint, known_hosts: Path) -> list[str]:
     return ["ssh", "-F", "none", *words, *identity, *port, f"{where.user}@{where.address}"]
 
 
-def tested(host: Host, ports: Mapping[str, int], secrets: str = "") -> Machine:
-    """HOST's machine, as its own tests are given it. PORTS, SECRETS: see Machine."""
+def tested(host: Host, secrets: str = "") -> Machine:
+    """HOST's machine, as its own tests are given it. SECRETS: see Machine."""
     where, home = endpoint(host), places.state(host.name)
     notes = os.fspath(home / "notes.json")
-    return Machine(where, login(where, home / "known_hosts"), ports, notes, secrets)
+    return Machine(where, login(where, home / "known_hosts"), host.forwarded, notes, secrets)
 
 
 def script(

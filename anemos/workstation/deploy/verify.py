@@ -16,7 +16,6 @@ from anemos.workstation.deploy.state import DONE, PASSED, State, load_state, rem
 from anemos.workstation.hosts import Host
 from anemos.workstation.machine import Machine
 from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
-from anemos.workstation.vm import vm
 
 OWN_S = 300.0  # verify() of the IMGBUILD
 ALONE = "neither systemd nor OpenRC"
@@ -61,8 +60,7 @@ def verify(host: Host, tests: bool = False) -> dict[str, Any]:
         result = prove(host, state)
         if not tests:
             return result
-        ports = vm.of(host).ports if host.local else {}
-        return with_tests(host, result, reach.tested(host, ports))
+        return with_tests(host, result, reach.tested(host))
 
 
 def with_tests(host: Host, result: dict[str, Any], where: Machine) -> dict[str, Any]:

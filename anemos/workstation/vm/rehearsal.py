@@ -75,7 +75,7 @@ class Trial:
     def start(self, *words: str | Path) -> None:
         """Start the VM; its double answers at another port each time."""
         vm.start(self.machine, self.drives, words)
-        self.double = replace(self.double, forwarded=self.machine.port(self.host.port))
+        self.double = replace(self.double, forwarded=self.machine.ports)
 
 
 def prepare(host: Host) -> Trial:
@@ -167,7 +167,7 @@ def require_running(trial: Trial) -> None:
     if not trial.machine.pid:
         name = trial.host.name
         die(f"no VM of {name} is left from a test", hint=f"./inv test --host {name} --keep")
-    trial.double = replace(trial.double, forwarded=trial.machine.port(trial.host.port))
+    trial.double = replace(trial.double, forwarded=trial.machine.ports)
 
 
 def redeploy(trial: Trial) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def kept_paths(trial: Trial) -> list[str]:
 
 def as_machine(trial: Trial) -> Machine:
     """The VM as the host's own tests are given it."""
-    return reach.tested(trial.double, trial.machine.ports, os.fspath(trial.revealed))
+    return reach.tested(trial.double, os.fspath(trial.revealed))
 
 
 def reveal(trial: Trial) -> None:

@@ -80,7 +80,7 @@ class Vm:
     @property
     def ports(self) -> dict[str, int]:
         """Those of the VM that are forwarded, and where they are on this machine."""
-        return {str(guest): self.port(guest) for guest in self.settings.forward}
+        return {str(guest): self.port(guest) for guest in (22, *self.settings.forward)}
 
 
 def of(host: Host) -> Vm:
@@ -94,7 +94,7 @@ def at_home(host: Host) -> Host:
     if not host.local or not (machine := of(host)).pid:
         return host
     key = os.fspath(places.state(host.name) / throwaway.OPERATOR_KEY)
-    there = replace(host, address="127.0.0.1", forwarded=machine.port(22))
+    there = replace(host, address="127.0.0.1", forwarded=machine.ports)
     return replace(there, host_key=machine.host_key, identity=key)
 
 
