@@ -28,7 +28,7 @@ systemctl list-units --failed --plain --no-legend
 # OpenRC keeps its state in /run/openrc (librc.h). What failed to start counts as stopped later on.
 UNITS = f"""
 if [ -d /run/systemd/system ]; then
-    {SYSTEMD}
+{SYSTEMD}
 elif [ -d /run/openrc ]; then
     until [ "$(cat /run/openrc/softlevel)" = default ] && [ ! -e /run/openrc/rc.starting ]; do
         sleep 1
