@@ -28,6 +28,7 @@ class Package:
     links: Mapping[str, str] = field(default_factory=dict)
     postinst: str = ""  # shell script
     version: str = "1.0.0"
+    tree: Path | None = None  # a directory, all of it from / on
 
 
 def tool(*argv: str | Path, cwd: Path | None = None, **extra: str) -> str:
@@ -52,6 +53,7 @@ def make(package: Package, out: Path, packager: str, **more: object) -> Path:
             mode = 0o755 if "bin/" in path else 0o644
             contents.append({"src": str(source), "dst": path, "file_info": {"mode": mode}})
         contents += [{"src": to, "dst": at, "type": "symlink"} for at, to in package.links.items()]
+        contents += [{"src": str(package.tree), "dst": "/", "type": "tree"}] if package.tree else []
         description = {
             "name": package.name,
             "version": package.version,

@@ -1,19 +1,26 @@
-"""docs/examples: servers with Arch and Alpine, as far as the definition alone tells."""
+"""docs/examples: servers with Arch and Alpine, as far as packages of our own prove them."""
 
+import shutil
+import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from anemos.disks import Device
-from anemos.system import imgbuild
+from anemos.log import Failure
+from anemos.system import definition, imgbuild
+from anemos.system.bootloader import kernels
 from anemos.workstation import access
 from anemos.workstation.deploy import facts, plan
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.plan import MIB, Sizes
 from anemos.workstation.hosts import Host
+from tests import tiny, tree
+from tests.packages import Package, apk_key, apk_repository, pacman_repository, signer
+from tests.tree import ROOT, Tree
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs/examples"
 GIB = 1024 * MIB
 
@@ -65,3 +72,125 @@ def test_refused_without(tmp_path: Path, target: str, word: str, message: str) -
     text = (EXAMPLES / target / "IMGBUILD").read_text()
     (tmp_path / "IMGBUILD").write_text(text.replace(word, word[0], 1))
     assert list(plan.bootable(imgbuild.load(tmp_path))) == [message]
+
+
+# What links the services of its arguments, which have to be there.
+SYSTEMCTL = """#!/bin/sh -e
+cd /usr/lib/systemd/system
+for unit; do
+    [ "$unit" = enable ] || ln -s "$(readlink -e "$unit.service")" /etc/systemd/system
+done
+"""
+RC_UPDATE = """#!/bin/sh -e
+mkdir -p "/etc/runlevels/$3"
+ln -s "$(readlink -e "/etc/init.d/$2")" "/etc/runlevels/$3"
+"""
+# As mkinitcpio's own script: an initramfs with the hooks that are set.
+MKINITCPIO = """
+bash -ec 'HOOKS=(base autodetect block); . /etc/mkinitcpio.conf.d/*.conf
+echo "${HOOKS[*]}" >/boot/initramfs-linux.img'
+"""
+# Stands for apk-tools: it unpacks the packages that are named.
+APK = """#!/bin/sh -e
+root=$3
+while [ "$1" != --repositories-file ]; do shift; done
+place=$(cat "$2")/$(uname -m)
+shift 2
+for name; do tar -xzf "$place/$name-1.0.0.apk" -C "$root" --exclude='.[A-Z]*'; done
+mkdir -p "$root/lib/apk/db"
+: >"$root/lib/apk/db/installed"
+"""
+UNIT = "/usr/lib/systemd/system/{}.service"
+BASE = (
+    "bootmisc devfs dmesg hostname hwdrivers killprocs mdev modules mount-ro networking savecache"
+)
+SERVICES = (*BASE.split(), "sysctl", "syslog")
+PACKAGES = {
+    "arch": {
+        "base": {"/usr/bin/systemctl": SYSTEMCTL, UNIT.format("systemd-networkd"): ""},
+        "grub": {f"/usr/lib/grub/{each}/kernel.img": "" for each in ("i386-pc", "x86_64-efi")},
+        "linux": {"/boot/vmlinuz-linux": ""},
+        "mkinitcpio": {"/etc/mkinitcpio.conf": ""},
+        "nginx": {UNIT.format("nginx"): ""},
+        "openssh": {UNIT.format("sshd"): ""},
+    },
+    "alpine": {
+        "alpine-base": {
+            "/sbin/rc-update": RC_UPDATE,
+            **{f"/etc/init.d/{each}": "" for each in SERVICES},
+        },
+        "grub-bios": {"/usr/lib/grub/i386-pc/kernel.img": ""},
+        "linux-virt": {"/boot/vmlinuz-virt": "", "/boot/initramfs-virt": ""},
+        "nginx": {"/etc/init.d/nginx": ""},
+        "openssh": {"/etc/init.d/sshd": ""},
+    },
+}
+ENABLED = {
+    "arch": {
+        "etc/systemd/system": {"nginx.service", "sshd.service", "systemd-networkd.service"},
+    },
+    "alpine": {
+        "etc/runlevels/sysinit": {"devfs", "dmesg", "hwdrivers", "mdev"},
+        "etc/runlevels/default": {"nginx", "sshd"},
+    },
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, target: str) -> Iterator[Tree]:
+    """The example as hosts/web, and a repository with all that it asks for."""
+    root = tiny.make(tmp_path / "root", "chpasswd")
+    if target == "arch":  # packages' scripts are for bash
+        shutil.copy2(root / "usr/bin/bash", root / "usr/bin/sh")
+    (root / "etc/shadow").write_text("root::20000::::::\n")
+    (root / "etc/systemd/system").mkdir(parents=True)
+    made = [Package(name, files) for name, files in PACKAGES[target].items()]
+    made[0] = replace(made[0], tree=root)
+    made = [replace(e, postinst=MKINITCPIO if e.name == "mkinitcpio" else "") for e in made]
+    with tree.copied(tmp_path / "tree") as copy:
+        web = Path(shutil.copytree(EXAMPLES / target, copy.directory / "hosts/web"))
+        (web / "keys").mkdir()
+        (tmp_path / "repository").mkdir()
+        {"arch": publish_pacman, "alpine": publish_apk}[target](made, tmp_path / "repository", web)
+        yield copy
+
+
+def publish_pacman(made: list[Package], repository: Path, web: Path) -> None:
+    with signer("Packager <packager@example.org>") as key:
+        pacman_repository(made, repository, key)
+        shutil.copy(key.public, web / "keys/packager.asc")
+    text = "[options]\nArchitecture = x86_64\nSigLevel = Required TrustedOnly\n"
+    (web / "pacman.conf").write_text(f"{text}[test]\nServer = file://{repository}\n")
+
+
+def publish_apk(made: list[Package], repository: Path, web: Path) -> None:
+    key = apk_key(repository, "packager@example.org-1")
+    static = Package("apk-tools-static", {"/sbin/apk.static": APK})
+    apk_repository([*made, static], repository, key)
+    shutil.copy(key.public, web / "keys")
+    (web / "repositories").write_text(f"{repository}\n")
+
+
+@pytest.mark.root
+@pytest.mark.real("run", "gpg")
+@pytest.mark.parametrize("target", list(PACKAGES))
+def test_build(project: Tree, target: str) -> None:
+    """Bootstrap and definition, provision() included, with the packages that are asked for."""
+    spec = imgbuild.load(project.directory / "hosts/web")
+    assert set(spec.packages) == PACKAGES[target].keys()
+    done = project.inv("build", "--host", "web", "--format", "dir", timeout=600)
+    assert done.status == 0, done.err
+    root = project.directory / "images/web"
+    for directory, names in ENABLED[target].items():
+        assert {each.name for each in (root / directory).iterdir()} == names
+    assert (root / "etc/shadow").read_text().startswith("root:*:")
+    assert stat.S_IMODE((root / "etc/ssl/private/web.key").stat().st_mode) == 0o600
+    assert (root / "etc/ssl/web.crt").is_file()
+    initramfs = (root / "boot" / kernels.newest(root).initrd).read_text()
+    assert initramfs == ("base block\n" if target == "arch" else "")
+    assert not (root / "etc/mkinitcpio.conf.d/anemos.conf").exists()
+
+    (layer,) = project.home.glob(".cache/anemos/layer-*.tar.zst")
+    definition.rehearse_loader(spec, layer, [])
+    with pytest.raises(Failure, match="the package layer has no /usr/lib/systemd/boot"):
+        definition.rehearse_loader(replace(spec, bootloader="systemd-boot"), layer, [])

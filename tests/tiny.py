@@ -27,15 +27,18 @@ PROGRAMS = (
 DIRECTORIES = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var/tmp")
 
 
-def make(root: Path) -> Path:
-    """Make it at ROOT, laid out as Debian does: /bin, /lib and so on lead to /usr."""
+def make(root: Path, *more: str) -> Path:
+    """Make it at ROOT, laid out as Debian does: /bin, /lib and so on lead to /usr.
+
+    MORE: programs of this machine.
+    """
     for name in ("bin", "lib", "lib64", "sbin"):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
     for name in DIRECTORIES:
         (root / name).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
-    files = {program: Path(shutil.which(program) or program) for program in PROGRAMS}
+    files = {program: Path(shutil.which(program) or program) for program in (*PROGRAMS, *more)}
     libraries = set(re.findall(r"/\S+", run(["ldd", *files.values()]).replace(":\n", "\n")))
     for program, file in files.items():
         shutil.copy2(file, root / "usr/bin" / program)

@@ -20,7 +20,12 @@ from anemos.system.imgbuild import Imgbuild
 
 PATCH = ".makeimg.patch"
 # What dpkg, pacman and apk leave in a layer.
-DATABASES = {"var/lib/dpkg/status", "var/lib/pacman/local/ALPM_DB_VERSION", "lib/apk/db/installed"}
+DATABASES = {
+    "var/lib/dpkg/status",
+    "var/lib/pacman/local/ALPM_DB_VERSION",
+    "lib/apk/db/installed",
+    "usr/lib/apk/db/installed",
+}
 OUTGROWN = (
     "the package's file has changed, or is another one in this release: make the patch anew;"
     " a file in /{path}.d needs none, where the program reads that"
