@@ -251,7 +251,7 @@ def test_host_key_that_is_none(directory: Path, key: str) -> None:
     [
         ("[timeouts]\nx = 1\n", "'timeouts.x' (known: down, initramfs, install, up, hold)"),
         ("[vm]\nmemroy = 1\n", "'vm.memroy' (did you mean memory?)"),
-        ("adress = 1\n", "'adress' (did you mean address?)"),
+        ("host_keys = 1\n", "'host_keys' (did you mean host_key?)"),
         ("hostkey = 1\n", "'hostkey' (did you mean host_key?)"),
     ],
 )

@@ -190,7 +190,7 @@ def host(server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     up = Identity("new", False, "d-1", 1.0)
     monkeypatch.setattr(reach, "await_boot", lambda *_: up)
     monkeypatch.setattr(reach, "endpoint", lambda _: server.endpoint)
-    monkeypatch.setattr(verify, "check_units", lambda _: Check("units", True, "running"))
+    monkeypatch.setattr(verify, "check_units", lambda *_: Check("units", True, "running"))
     monkeypatch.setattr(verify, "examine", lambda *_: iter(()))
     return Host("mx", directory, "192.0.2.1", server.endpoint.host_key)
 
@@ -230,7 +230,7 @@ def test_journal_of_a_system_that_fails(
     host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = Check("units", False, "degraded; nginx.service loaded failed")
-    monkeypatch.setattr(verify, "check_units", lambda _: failed)
+    monkeypatch.setattr(verify, "check_units", lambda *_: failed)
 
     with pytest.raises(Failure, match="mx was deployed, but fails: units"):
         verify.verify(host, tests=True)

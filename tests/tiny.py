@@ -11,7 +11,6 @@ PROGRAMS = (
     "bash",
     "blockdev",
     "cat",
-    "chgrp",
     "chmod",
     "chown",
     "dd",
