@@ -51,8 +51,11 @@ def refused(project: Tree, *words: str) -> Done:
         ("address = \n", "hosts/mx/host.toml: Invalid value (at line 1, column 11)"),
         ("", "hosts/mx/host.toml: no address"),
         (TOML + "prot = 22\n", "hosts/mx/host.toml: unknown name 'prot'"),
-        (TOML.replace("port = 1", "port = true"), "hosts/mx/host.toml: port is True, expected"),
-        (TOML.replace(HOST_KEY, HOST_KEY[:30]), "the pinned host key is not a public key"),
+        (TOML.replace("port = 1", "port = true"), "hosts/mx/host.toml: port is True: should be"),
+        (
+            TOML.replace(HOST_KEY, HOST_KEY[:30]),
+            "host_key is 'ssh-ed25519 AAAAC3NzaC1lZDI1NT': not a public key",
+        ),
         (TOML + 'identity = "/nowhere/id"\n', "error: /nowhere/id: No such file or directory"),
     ],
 )
