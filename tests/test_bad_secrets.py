@@ -307,6 +307,6 @@ def test_wrong_host_toml(world: World) -> None:
         done = world.project.inv(*words)
         assert done.status == BAD_INPUT
         assert done.err == (
-            "error: hosts/mx/host.toml, [secrets]: source is 'vault'\n"
-            "  (one of: gpg, age, sops, pass)\n"
+            "error: hosts/mx/host.toml: secrets.source is 'vault':"
+            " should be 'gpg', 'age', 'sops' or 'pass'\n"
         )
