@@ -48,7 +48,7 @@ import json, sys, traceback
 from dataclasses import asdict
 from pathlib import Path
 from anemos import disks, log, mounts
-from anemos.image import grammar
+from anemos.system import grammar
 from anemos.initramfs import hardware, kept, leftovers, storage
 from anemos.run import run
 
