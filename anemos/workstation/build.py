@@ -1,6 +1,5 @@
 """The image of a host, as files: `./inv build`. No server is asked, no secret of one is used."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,12 +45,9 @@ def image(
     source = throwaway.source(name, of)  # first, as it may use scratch memory of its own
     with scratch.directory() as memory:
         revealed = trove.reveal(source, name, memory / "secrets")
-        files = memory / "secrets/files"
-        files.mkdir(exist_ok=True)
         given = values(name, deployment, throwaway.operator_key(of), revealed.values)
-        scratch.write_private(memory, "values.json", json.dumps(given).encode())
-        words = [f"--values={memory}/values.json", f"--secrets={files}", *options]
-        return images.image(places.HOSTS / name, [*words, f"--cache={places.cache()}"]), given
+        words = images.definition(memory, given, memory / "secrets/files")
+        return images.image(places.HOSTS / name, [*words, *options]), given
 
 
 def make(out: Path) -> None:

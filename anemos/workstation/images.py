@@ -1,12 +1,13 @@
 """Base image and package layers on the workstation: built when the cache has none that fits."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import distribution
@@ -19,7 +20,7 @@ from anemos.image import layers
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, meaning, run, tail
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import places
+from anemos.workstation import places, scratch
 
 PACKAGE = places.ROOT / "anemos"
 BASE = PACKAGE / "base"
@@ -90,7 +91,7 @@ def key(directories: Sequence[Path]) -> str:
 def build_base(tree: Path, link: Path) -> None:
     cache = places.cache()
     with files.scratch(cache, ".base-") as out:
-        (built,) = image(BASE, ["--output", out, "--cache", cache, BASE / "files", tree])
+        (built,) = image(BASE, ["--output", out, BASE / "files", tree])
         final = cache / file_name(built)
         files.settle(built, final)
     fresh = link.with_suffix(".new")
@@ -114,7 +115,7 @@ def prune(cache: Path) -> None:
 
 def layer(spec: Imgbuild) -> Path:
     """The package layer of SPEC, a .tar.zst."""
-    (built,) = image(spec.directory, ["--layer", "--cache", places.cache()])
+    (built,) = image(spec.directory, ["--layer"])
     return built
 
 
@@ -142,7 +143,7 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
         directory,
         *options,
     ]
-    argv += [f"--mirror={places.mirror()}"]
+    argv += [f"--cache={places.cache()}", f"--mirror={places.mirror()}"]
     try:
         lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=relay).splitlines()
     except CommandFailed as failed:
@@ -151,6 +152,14 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
     if not files:
         die(f"{directory}: the image builder made nothing", status=log.FAILED)
     return files
+
+
+def definition(memory: Path, values: Mapping[str, str], secrets: Path) -> list[str]:
+    """The image builder's options for the VALUES of templates, which go through a file in MEMORY,
+    and for the tree of revealed SECRETS, if there are any."""
+    scratch.write_private(memory, "values.json", json.dumps(values).encode())
+    tree = [f"--secrets={secrets}"] if secrets.is_dir() else []
+    return [f"--values={memory}/values.json", *tree]
 
 
 def said(directory: Path, failed: CommandFailed) -> Failure:

@@ -178,12 +178,9 @@ def attempt(host: Host, spec: Imgbuild, given: Mapping[str, str], secrets: Path)
         log.info("The definition is not tried here")
         return
     with scratch.directory() as memory:
-        scratch.write_private(memory, "values.json", json.dumps(given).encode())
-        options: list[str | Path] = ["--try", "--cache", places.cache()]
-        options += ["--values", memory / "values.json"]
-        options += ["--secrets", secrets] if secrets.is_dir() else []
+        words = images.definition(memory, given, secrets)
         try:
-            images.image(spec.directory, options)
+            images.image(spec.directory, ["--try", *words])
         except Failure as failure:
             hint = "try_here = false in host.toml, if it can only work on the server"
             die(f"{host.name}: the definition fails:\n{failure.message}", hint=failure.hint or hint)
