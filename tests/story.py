@@ -11,9 +11,11 @@ It answers at the same ports all the while: QEMU runs on. Used by bench/hosts.py
 """
 
 import json
+import re
 import shutil
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +24,13 @@ from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPSConnection
 from itertools import pairwise
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 from anemos.log import Failure
 from anemos.run import Argv, run
+from anemos.system import chroot
+from anemos.workstation import places
 from anemos.workstation.ssh import Endpoint, connect
 from tests import tree
 from tests.tree import DEMO_S, ROOT, Done, Tree
@@ -39,8 +44,16 @@ initramfs = 600
 up = 1200
 """
 # What makes hosts/stock the server that each host finds.
-NETWORKS = {"www": "192.0.2.80"}
+NETWORKS = {"www": "192.0.2.80", "mx": "192.0.2.25"}
 DATA = {
+    "mx": """\
+    inbox=/srv/mail/example.org/alice/Maildir
+    mkdir -p $inbox/cur $inbox/new $inbox/tmp
+    printf 'Subject: Of long ago\\n\\nText\\n' >$inbox/cur/1.M1P1.old:2,S
+    chown -R 2000:2000 /srv/mail
+    chmod -R go= /srv/mail
+}
+""",
     "www": """\
     mkdir -p /srv/sites/example-org/public
     echo 'A page of long ago' >/srv/sites/example-org/public/index.html
@@ -98,6 +111,107 @@ class Visitor(threading.Thread):
         """The longest time from one good answer to the next one, in seconds."""
         good = [when for when, answer in self.seen if answer == 200]
         return max(later - when for when, later in pairwise(good))
+
+
+SENDER = """
+target=debian
+debian_suite=trixie
+packages='postfix'
+format=dir
+"""
+# Its queue is like any other's, and only tries more often.
+CONFIG = """
+compatibility_level = 3.10
+myhostname = client.example.com
+mydestination =
+default_database_type = texthash
+relayhost = [127.0.0.1]:{port}
+smtp_tls_security_level = may
+smtp_connect_timeout = 10s
+queue_run_delay = 5s
+minimal_backoff_time = 5s
+default_destination_concurrency_limit = 2
+maximal_backoff_time = 10s
+maillog_file = /var/log/postfix.log
+virtual_mailbox_domains = example.com
+virtual_mailbox_maps = static:somebody
+virtual_mailbox_base = /var/mail
+virtual_uid_maps = static:65534
+virtual_gid_maps = static:8
+"""
+# $1: the port where it takes mail itself, on the loopback interface.
+SEND = r"""
+postconf -F '*/*/chroot = n'
+postconf -MX smtp/inet
+postconf -M "127.0.0.1:$1/inet=127.0.0.1:$1 inet n - n - - smtpd"
+postfix start
+number=0
+until [ -e /stop ]; do
+    number=$((number + 1))
+    printf 'To: <alice@example.org>\nSubject: Number %s\n\nText\n' $number |
+        sendmail -f someone@example.com alice@example.org
+    echo $number >/sent
+    sleep 1
+done
+exec sleep infinity
+"""
+
+
+@dataclass
+class Sender:
+    """Postfix in a root and in namespaces of its own: one mail a second for Alice.
+
+    It takes mail for example.com, too, at its PORT.
+    """
+
+    root: Path
+    port: int
+
+    @property
+    def queue(self) -> list[Path]:
+        names = ("maildrop", "incoming", "active", "deferred")
+        places = [self.root / "var/spool/postfix" / name for name in names]
+        return [file for place in places for file in place.rglob("*") if file.is_file()]
+
+    @property
+    def sent(self) -> int:
+        return int((self.root / "sent").read_text())
+
+    @property
+    def delays(self) -> list[float]:
+        """How long each mail that the server has taken was on its way there, in seconds."""
+        file = self.root / "var/log/postfix.log"
+        text = file.read_text() if file.exists() else ""
+        return [float(each) for each in re.findall(r" delay=([\d.]+),.* \(250 2\.0\.0 Ok: ", text)]
+
+    @property
+    def received(self) -> str:
+        """All that has come for example.com."""
+        file = self.root / "var/mail/somebody"
+        return file.read_text() if file.exists() else ""
+
+    def stop(self) -> None:
+        """No new mail; until the last one has left the queue."""
+        (self.root / "stop").touch()
+        wait(lambda: not self.queue)
+
+
+@contextmanager
+def sending(directory: Path, server: int, port: int) -> Iterator[Sender]:
+    """At home in DIRECTORY. SERVER: port of the server; PORT: its own."""
+    (directory := directory / "sender").mkdir()
+    (directory / "IMGBUILD").write_text(SENDER)
+    options: Argv = ["--directory", directory, "--output", directory, "--cache", places.cache()]
+    run([sys.executable, "-m", "anemos.image", *options, f"--mirror={places.mirror()}"], cwd=ROOT)
+    sender = Sender(directory / directory.name, port)
+    (sender.root / "etc/postfix/main.cf").write_text(CONFIG.format(port=server))
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
+    enter = [*namespaces, "sh", "-c", chroot.ENTER, "sh", str(sender.root), str(directory)]
+    with Popen([*enter, "sh", "-c", SEND, "sh", str(sender.port)]) as process:
+        try:
+            yield sender
+        finally:
+            process.kill()
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""hosts/www, from a stock server with data, in use, to the second deployment and beyond.
+"""The example servers, from a stock one with data, in use, to the second deployment and beyond.
 
-A visitor is there all the while.
+A sender and a visitor are there all the while.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from anemos.workstation.vm import vm
 from tests import story
-from tests.story import Story, Visitor
+from tests.story import Sender, Story, Visitor, wait
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh"), pytest.mark.all]
 
@@ -132,3 +133,122 @@ def test_repaired_kept_disk(www: Www, broken: str) -> None:
     assert www.story.sh("systemctl is-system-running --wait") == "running\n"
     assert www.story.sh("systemctl is-active nginx") == "active\n"
     assert www.story.kept() == www.kept
+
+
+# The mail server
+
+HOST = "mx.example.org"
+USERS = ("alice@example.org", "bob@example.net")
+# Its resolver knows these names, and that there are no others.
+NAMES = """server:
+    local-zone: "." static
+    local-data: "client.example.com. A 192.0.2.1"
+    local-data: "1.2.0.192.in-addr.arpa. PTR client.example.com."
+    local-data: "example.com. MX 10 client.example.com."
+    local-data: "example.com. A 192.0.2.1"
+"""
+RULE = b"""require ["fileinto", "mailbox"];
+if header :matches "Subject" "Number *0" { fileinto :create "Tens"; }
+"""
+SPAM = b"From: x@example.com\nSubject: Offer\n\n" + b" ".join(b"word%d" % n for n in range(99))
+FOUND = "find /srv/mail -type f \\( -path '*/cur/*' -o -path '*/new/*' \\) -exec"
+# What clients, DNS and other servers rely on.
+STATE = """
+cat /root/dns.zone
+find /srv/acme /etc/dkimkeys -type f | sort | xargs sha256sum
+doveadm mailbox status -u alice@example.org uidvalidity INBOX Tens
+rspamc --connect=127.0.0.1:11334 stat | grep learned
+"""
+
+
+@dataclass
+class Mx:
+    story: Story
+    sender: Sender
+    visitor: Visitor
+    mails: set[str]  # digests of all messages, after the first deployment
+    state: str
+
+    @property
+    def arrived(self) -> list[tuple[int, str]]:
+        """Number and folder of the sender's mails."""
+        lines = self.story.sh(f"{FOUND} grep -Hm 1 '^Subject: Number ' {{}} +").splitlines()
+        return sorted((int(line.split()[-1]), line.split("/")[6]) for line in lines)
+
+
+def mails(story: Story) -> set[str]:
+    return {line.split()[0] for line in story.sh(f"{FOUND} sha256sum {{}} +").splitlines()}
+
+
+def goes_out(story: Story, sender: Sender, subject: str) -> None:
+    text = f"From: alice@example.org\nTo: someone@example.com\nSubject: {subject}\n\nText\n"
+    story.sh("sendmail -f alice@example.org someone@example.com", data=text.encode())
+    wait(lambda: subject in sender.received)
+
+
+@pytest.fixture(scope="module")
+def mx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mx]:
+    with redeployed_mx(tmp_path_factory.mktemp("mx")) as told:
+        yield told
+
+
+@contextmanager
+def redeployed_mx(directory: Path) -> Iterator[Mx]:
+    port = vm.free_port()
+    with story.begun("mx", directory) as mx:
+        mx.add("files/etc/unbound/unbound.conf.d/names.conf", NAMES)
+        route = f"transport_maps = inline:{{ example.com=smtp:[192.0.2.1]:{port} }}"
+        mx.change("files/etc/postfix/main.cf", "\nbiff = no\n", f"\nbiff = no\n{route}\n")
+        mx.deploy()
+        mx.certify(HOST, "nginx", "postfix", "dovecot")
+        mx.sh("doveadm sieve put -u alice@example.org -a mine", data=RULE)
+        mx.sh("rspamc --connect=127.0.0.1:11334 learn_spam", data=SPAM)
+        with (
+            story.sending(directory, mx.port(25), port) as sender,
+            mx.visited("mta-sts.example.org", "/.well-known/mta-sts.txt") as visitor,
+        ):
+            wait(lambda: len(sender.delays) > 20)
+            goes_out(mx, sender, "Before")
+            before = mails(mx), mx.sh(STATE)
+            info = "alias   info@example.org          alice@example.org\n"
+            mx.change("files/etc/mail.table", "\nalias   team", f"\n{info}alias   team")
+            mx.change("IMGBUILD", "\ncurl\n", "\ncurl\nfile\n")
+            mx.deploy()
+            sender.stop()
+            wait(lambda: not mx.sh("postqueue -j"))
+            yield Mx(mx, sender, visitor, *before)
+
+
+def test_each_mail_arrives_once(mx: Mx, record_property: Callable[[str, object], None]) -> None:
+    """In its folder: the rule is in force all the while."""
+    record_property("seen", f"mx: mail waited for {max(mx.sender.delays):.0f} s")
+    assert [number for number, _ in mx.arrived] == list(range(1, mx.sender.sent + 1))
+    assert {folder for number, folder in mx.arrived if number % 10 == 0} == {".Tens"}
+
+
+def test_visitor_of_mx(mx: Mx, record_property: Callable[[str, object], None]) -> None:
+    record_property("seen", f"mx: {mx.visitor.outage:.0f} s without a page")
+    check_answers(mx.visitor)
+
+
+def test_kept_disk_of_mx(mx: Mx) -> None:
+    """Mail byte for byte; DKIM, TLSA, certificate, UIDVALIDITY, what the filter has learnt."""
+    assert mx.mails <= mails(mx.story)
+    assert all(word in mx.state for word in ("_domainkey", "TLSA", "fullchain-1.pem", "learned: 1"))
+    assert mx.story.sh(STATE) == mx.state
+
+
+def test_changes_of_mx(mx: Mx) -> None:
+    assert [report["verified"] for report in mx.story.reports] == [True, True]
+    assert "alice" in mx.story.sh("postmap -q info@example.org lmdb:/etc/postfix/maps/aliases")
+    mx.story.sh("file /etc/mail.table")
+    goes_out(mx.story, mx.sender, "After")
+
+
+def test_changed_number_of_the_mail_user(mx: Mx) -> None:
+    """As a definition without it would give: `verify` says so."""
+    mx.story.sh("sed -i s/^vmail:x:2000:/vmail:x:2222:/ /etc/passwd")
+    done = mx.story.inv("verify")
+    mx.story.sh("sed -i s/^vmail:x:2222:/vmail:x:2000:/ /etc/passwd")
+    assert done.status == 4
+    assert "! -user vmail" in done.err.partition("error: ")[2]
