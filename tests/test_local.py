@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,10 @@ def test_definition_that_fails(project: Tree, small: Path) -> None:
 
 
 def test_failing_provision(project: Tree, small: Path) -> None:
-    """Past the point of no return: status 3, and the machine answers with its log."""
+    """Past the point of no return: status 3, and the machine answers with its log.
+
+    A corrected definition is installed on the same disks, and comes further.
+    """
     project.host("fails", imgbuild=FAILS_THERE)
     try:
         status, said, log = inv(project, small, "test", "--host", "fails", "--keep")
@@ -188,6 +192,12 @@ def test_failing_provision(project: Tree, small: Path) -> None:
         where = Endpoint("127.0.0.1", port, public, home / "id_ed25519")
         with connect(where) as remote:
             assert "provision: not today" in remote.sh(["cat", "/run/anemos/log"])
+
+        (project.directory / "hosts/fails/IMGBUILD").write_text(SMALL)
+        kept = sha256((home / "vm/kept-data.img").read_bytes()).digest()
+        status, said, log = inv(project, small, "test", "--host", "fails", "--reuse")
+        assert (status, said["error"].count("the image has no kernel in /boot")) == (3, 1), log
+        assert sha256((home / "vm/kept-data.img").read_bytes()).digest() == kept
     finally:
         assert inv(project, small, "test", "--host", "fails", "--stop")[0] == 0
     assert not list(state(project, "fails@test").iterdir())

@@ -15,6 +15,7 @@ from anemos.system import imgbuild
 from anemos.workstation import images, places
 from anemos.workstation.deploy import phases
 from anemos.workstation.deploy.payload import AUTHORIZED
+from anemos.workstation.deploy.state import DONE, load_state
 from anemos.workstation.hosts import Host, VmSettings
 from anemos.workstation.secrets import throwaway
 from anemos.workstation.vm import rehearsal, stock, vm
@@ -268,6 +269,77 @@ def test_disk_that_starts_the_new_system_comes_first(tmp_path: Path) -> None:
     spec = imgbuild.interpret(tmp_path, {"target": "debian", "layout": text})
 
     assert [each.name for each in rehearsal.boot_first(spec.layout)] == ["b", "a"]
+
+
+LAYOUT = """target=debian
+layout='
+disk system serial=S image=64M
+part bios type=bios size=1M
+part root fs=ext4 mount=/
+'
+keep='
+disk data serial=D size=40M
+'
+"""
+
+
+def test_disks_of_an_earlier_test_stay(host: Host) -> None:
+    """With what is on them, and what is known of them: while layout and keep are the same."""
+    (host.directory / "IMGBUILD").write_text(LAYOUT)
+    trial = rehearsal.prepare(host)
+    try:
+        prints = rehearsal.make_disks(trial)
+        (system, data) = trial.drives
+        system.file.write_text("installed")
+        (host.directory / "IMGBUILD").write_text(f"{LAYOUT}packages=vim\n")
+
+        again = rehearsal.prepare(host)
+        assert rehearsal.make_disks(again) == prints
+        assert again.drives == [system, data]
+        assert system.file.read_text() == "installed"
+
+        (host.directory / "IMGBUILD").write_text(LAYOUT.replace("64M", "65M"))
+        rehearsal.make_disks(again)
+        assert system.file.stat().st_size == 65 << 20
+    finally:
+        rehearsal.discard(trial)
+
+
+def test_nothing_to_reuse(host: Host) -> None:
+    bootable = f"{LAYOUT}bootloader=grub\npackages='grub-pc linux-image-amd64'\n"
+    (host.directory / "IMGBUILD").write_text(bootable)
+
+    with pytest.raises(Failure, match="no VM of mx is left from a test") as caught:
+        rehearsal.test(host, rehearsal.Options(reuse=True))
+
+    assert caught.value.status == BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [("test_mx.py", True), ("files/motd", False), ("IMGBUILD", False)],
+)
+def test_only_the_tests_have_changed(
+    host: Host, monkeypatch: pytest.MonkeyPatch, changed: str, expected: bool
+) -> None:
+    """Then the VM, which runs, is tested as it is. Its package layer is no matter of this test."""
+    monkeypatch.setattr(phases, "make_layer", lambda *_: None)
+    monkeypatch.setattr(images, "base", lambda: Path("base"))
+    trial = rehearsal.prepare(host)
+    try:
+        rehearsal.reveal(trial)
+        phases.pack(trial.double)
+        load_state(trial.double).reach(DONE)
+        assert not rehearsal.unchanged(trial)  # it does not run
+
+        with (host.directory / changed).open("a") as file:
+            file.write("# more\n")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(vm.Vm, "pid", -1)
+            assert rehearsal.unchanged(trial) is expected
+    finally:
+        rehearsal.discard(trial)
 
 
 def test_each_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

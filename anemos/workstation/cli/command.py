@@ -25,7 +25,7 @@ HELP = {
     "fresh": "make the VM anew: the stock server again",
     "start": "only start the VM",
     "keep": "leave the VM running",
-    "reuse": "deploy to the VM that --keep left, and leave it running",
+    "reuse": "install on the disks of the VM that --keep left, and leave it running",
     "redeploy": "deploy a second time, as to a server",
     "tests": "run the host's own tests, too, those that are marked safe",
     "output": "directory for the files (build: images/; export needs a new one)",

@@ -122,10 +122,10 @@ def pack(host: Host, deployment: str = "") -> dict[str, Any]:
     """Make the payload, and all else that is to be sent."""
     agreed = consent.to_pack(host, host.imgbuild())
     state = State(host.name, deployment=deployment or new_deployment(), agreed=agreed)
-    digest = make_payload(host, state)
+    state.payload = make_payload(host, state)
     state.base = str(images.base())
     state.save()
-    return {"host": host.name, "deployment": state.deployment, "payload_sha256": digest}
+    return {"host": host.name, "deployment": state.deployment, "payload_sha256": state.payload}
 
 
 def make_payload(host: Host, state: State) -> str:

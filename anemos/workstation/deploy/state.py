@@ -26,6 +26,7 @@ class State:
 
     host: str
     deployment: str = ""
+    payload: str = ""  # SHA-256, as it was packed
     base: str = ""  # file on the workstation
     layer: str = ""  # the same; "" when server or initramfs bootstrap
     server_layer: str = ""  # SHA-256 of the one that the server made

@@ -4,6 +4,7 @@ The real secrets, the real GPG key and the real server are never touched. Payloa
 those of a deployment; the VM starts with the initramfs, and then from its disk.
 """
 
+import json
 import os
 import shutil
 import time
@@ -13,14 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from anemos import keys, log
+from anemos import files, keys, log
 from anemos.log import UNVERIFIED, Failure, die
+from anemos.system import layout
 from anemos.system.bootloader.places import disks_below
+from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Layout
 from anemos.workstation import access, lock, places, report, scratch
-from anemos.workstation.deploy import byhand, chain, phases, plan, reach, watch
+from anemos.workstation.deploy import byhand, chain, consent, phases, plan, reach, watch
 from anemos.workstation.deploy import verify as proof
-from anemos.workstation.deploy.state import load_state, payload_file
+from anemos.workstation.deploy.state import DONE, load_state, payload_file
 from anemos.workstation.hosts import Host, known, load
 from anemos.workstation.machine import Machine
 from anemos.workstation.qemu import Drive
@@ -58,6 +61,11 @@ class Trial:
         return places.state(self.double.name)
 
     @property
+    def disks(self) -> Path:
+        """What `make_disks` has made: a digest of layout and keep, drives, fingerprints; JSON."""
+        return self.home / "disks.json"
+
+    @property
     def memory(self) -> Path:
         return places.memory(self.double.name)
 
@@ -89,7 +97,7 @@ def prepare(host: Host) -> Trial:
 
 @dataclass(frozen=True)
 class Options:
-    """KEEP: the VM stays. REUSE: deploy to the one that stayed. REDEPLOY: deploy once more."""
+    """KEEP: the VM stays. REUSE: take the one that stayed. REDEPLOY: deploy once more."""
 
     keep: bool = False
     reuse: bool = False
@@ -104,13 +112,14 @@ def test(host: Host, options: Options) -> dict[str, Any]:
     phases.refuse(host, *plan.bootable(host.imgbuild()))
     trial = prepare(host)
     lock.take(trial.double.name)
-    if options.reuse:
-        require_running(trial)
-    else:
+    if not options.reuse:
         discard(trial)
+    elif not trial.disks.exists():
+        hint = f"./inv test --host {host.name} --keep"
+        die(f"no VM of {host.name} is left from a test", hint=hint)
     with scratch.ending():
         try:
-            result = redeploy(trial) if options.reuse else install(trial)
+            result = prove(trial) if options.reuse and unchanged(trial) else install(trial)
             if options.redeploy:
                 result = redeploy(trial)
         finally:
@@ -143,10 +152,27 @@ def test_all(options: Options) -> dict[str, Any]:
     return {"hosts": reports}
 
 
+def unchanged(trial: Trial) -> bool:
+    """Whether the VM runs what is described now, the host's own tests aside."""
+    known = load_state(trial.double)
+    if not trial.machine.pid or known.reached != DONE:
+        return False
+    now = replace(known)
+    with trial.step("secrets"):
+        reveal(trial)
+    with trial.step("comparison"):
+        digest = phases.make_payload(trial.double, now)
+    trial.double = replace(trial.double, forwarded=trial.machine.ports)
+    return (digest, now.layer) == (known.payload, known.layer)
+
+
 def install(trial: Trial) -> dict[str, Any]:
+    """Install on the VM's disks, whatever is on them; the report."""
+    vm.stop(trial.machine)
     with trial.step("secrets"):
         reveal(trial)
     with trial.step("pack"):
+        consent.withdraw(trial.double)  # of an earlier --redeploy
         phases.pack(trial.double)
     with trial.step("disks"):
         prints = make_disks(trial)
@@ -160,14 +186,6 @@ def install(trial: Trial) -> dict[str, Any]:
     result = prove(trial)
     gone = ("downtime_s", "bytes_sent")  # there was no server
     return {key: value for key, value in result.items() if key not in gone}
-
-
-def require_running(trial: Trial) -> None:
-    """Die unless an earlier test left its VM; the double answers where that does."""
-    if not trial.machine.pid:
-        name = trial.host.name
-        die(f"no VM of {name} is left from a test", hint=f"./inv test --host {name} --keep")
-    trial.double = replace(trial.double, forwarded=trial.machine.ports)
 
 
 def redeploy(trial: Trial) -> dict[str, Any]:
@@ -257,20 +275,34 @@ def let_in(trial: Trial, public: str) -> None:
 
 
 def make_disks(trial: Trial) -> list[dict[str, Any]]:
-    """Blank disks for the layout, used ones for `keep`; the fingerprints of these."""
+    """Blank disks for the layout, used ones for `keep`; the fingerprints of these.
+
+    Those of an earlier test stay, for as long as the IMGBUILD wants the same.
+    """
     spec = trial.host.imgbuild()
-    directory = trial.machine.directory
+    wanted = layout.digest(spec.layout, spec.keep)
+    known = json.loads(trial.disks.read_text()) if trial.disks.exists() else {}
+    if known.get("wanted") != wanted:
+        made = new_disks(spec, trial.machine.directory)
+        drives = [(each.name, os.fspath(each.file), each.match) for each, _ in made]
+        prints = [found for _, prints in made for found in prints]
+        known = {"wanted": wanted, "drives": drives, "kept": prints}
+        files.replace(trial.disks, json.dumps(known))
+    trial.drives = [Drive(name, Path(file), match) for name, file, match in known["drives"]]
+    return list(known["kept"])
+
+
+def new_disks(spec: Imgbuild, directory: Path) -> list[tuple[Drive, list[blank.Print]]]:
+    scratch.remove(directory)
     directory.mkdir(mode=0o700)
     made = [blank.disk(each, spec.keep, directory) for each in boot_first(spec.layout)]
-    made += [blank.kept_disk(each, directory) for each in spec.keep if not each.disk]
-    trial.drives = [drive for drive, _ in made]
-    return [found for _, prints in made for found in prints]
+    return made + [blank.kept_disk(each, directory) for each in spec.keep if not each.disk]
 
 
-def boot_first(layout: Layout) -> list[Disk]:
+def boot_first(plan: Layout) -> list[Disk]:
     """The disks, those that the new system starts from first, as the firmware wants them."""
-    first = disks_below(layout, "/boot")
-    return sorted(layout.disks, key=lambda disk: disk not in first)
+    first = disks_below(plan, "/boot")
+    return sorted(plan.disks, key=lambda disk: disk not in first)
 
 
 def boot(trial: Trial, prints: list[dict[str, Any]]) -> None:
