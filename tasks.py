@@ -213,8 +213,9 @@ def clean(c: Context, host: str = "", yes: str = "", json: bool = False) -> Any:
 def check(c: Context, expression: str = "", all: bool = False) -> None:
     """Run the project's own tests."""
     only = [*(["-k", expression] if expression else []), *(["--all"] if all else [])]
-    # One worker for the VM, which takes its time, one for all the rest.
-    options = ["-n", "2", "--dist", "loadfile", "--durations", "10"]
+    # In the order of conftest.py: those with VMs, which take their time, come first.
+    order = ["--dist", "loadfile", "--no-loadscope-reorder"]
+    options = ["-n", "2", *order, "--durations", "10"]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *options, *only])
 
 
