@@ -14,7 +14,7 @@ import pytest
 from anemos import log
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed, run
-from anemos.system import chroot, definition, imgbuild, tree
+from anemos.system import booting, chroot, definition, imgbuild, tree
 from anemos.system.bootloader import systemd_boot
 from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
@@ -520,6 +520,17 @@ def test_boot_loader_is_there(
             definition.rehearse_loader(given, tmp_path / "layer", [tmp_path / "files"])
     else:
         definition.rehearse_loader(given, tmp_path / "layer", [tmp_path / "files"])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_file_system_check_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    given = spec(tmp_path, LAYER.format("grub", "bios type=bios size=1M"))
+    kernel = "usr/lib/grub/i386-pc/kernel.img"
+    booting.rehearse(given, [kernel, *(["usr/sbin/fsck.ext4"] if there else [])])
+    told = "Nothing checks ext4 at the boot: e2fsprogs is not among the packages"
+    assert (told in capsys.readouterr().err) != there
 
 
 @pytest.mark.parametrize("line", ["two", "changed by a newer package"])

@@ -363,7 +363,7 @@ def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
     with leaks.sampled_processes() as processes:
         for phase in PREPARING:
             demo.phase(phase, 0)
-        demo.ssh("e2label $(findmnt -n -o SOURCE /home) changed; sync")
+        demo.ssh("e2label $(findmnt -n -o SOURCE /home) changed && sync")
         demo.phase("kexec", 0)
         error = demo.phase("watch", 1)
     (demo.seen / "failing").write_bytes(b"\n".join(processes))

@@ -3,7 +3,9 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from anemos import log
 from anemos.log import die
+from anemos.system import layout
 from anemos.system.bootloader import LOADERS
 from anemos.system.bootloader.places import Target
 from anemos.system.imgbuild import Imgbuild
@@ -23,7 +25,15 @@ def missing(imgbuild: Imgbuild) -> list[tuple[str, ...]]:
 
 
 def rehearse(imgbuild: Imgbuild, present: Collection[str]) -> None:
-    """Die when what the boot loader is made of is not among PRESENT, paths in the image."""
+    """Die when what the boot loader is made of is not among PRESENT, paths in the image.
+
+    Tell of file systems that the image could not check: Debian 13 has e2fsprogs on demand only.
+    """
+    tools = {path.rpartition("/")[2] for path in present}
+    for fs in sorted({each.fs for each in imgbuild.layout.filesystems()} & set(layout.FSCK)):
+        if f"fsck.{fs}" not in tools:
+            package = {"ext4": "e2fsprogs", "vfat": "dosfstools"}[fs]
+            log.info(f"Nothing checks {fs} at the boot: {package} is not among the packages")
     loader = LOADERS.get(imgbuild.bootloader)
     for needed in loader.files(imgbuild.layout) if loader else ():
         if not set(needed) & set(present):
