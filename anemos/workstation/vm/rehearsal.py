@@ -167,7 +167,7 @@ def unchanged(trial: Trial) -> bool:
 
 
 def install(trial: Trial) -> dict[str, Any]:
-    """Install on the VM's disks, whatever is on them; the report."""
+    """Install on the VM's disks, blank or used; the report."""
     vm.stop(trial.machine)
     with trial.step("secrets"):
         reveal(trial)
