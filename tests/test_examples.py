@@ -15,7 +15,7 @@ from anemos.system.bootloader import kernels
 from anemos.workstation import access
 from anemos.workstation.deploy import facts, plan
 from anemos.workstation.deploy.facts import Facts
-from anemos.workstation.deploy.plan import MIB, Sizes
+from anemos.workstation.deploy.sizes import MIB, Sizes
 from anemos.workstation.hosts import Host
 from tests import tiny, tree
 from tests.packages import Package, apk_key, apk_repository, pacman_repository, signer

@@ -26,9 +26,10 @@ from anemos.workstation.deploy import (
     phases,
     reach,
     staged,
+    ways,
 )
 from anemos.workstation.deploy.facts import Identity
-from anemos.workstation.deploy.plan import Sizes
+from anemos.workstation.deploy.sizes import Sizes, size
 from anemos.workstation.deploy.state import (
     WORD,
     State,
@@ -201,7 +202,7 @@ def test_base_hash(base: str, expected: str) -> None:
 def test_sizes_of_what_is_not_made_yet(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(5))
 
-    assert [phases.size(each) for each in ("", tmp_path / "none", tmp_path / "file")] == [0, 0, 5]
+    assert [size(each) for each in ("", tmp_path / "none", tmp_path / "file")] == [0, 0, 5]
 
 
 def test_values_for_templates(tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, lost: bool = False) -> None:
         self.done: list[str] = []
         self.lost = lost
-        for module in (phases, reach, staged):
+        for module in (phases, reach, staged, ways):
             monkeypatch.setattr(module, "connect", self.connect)
         monkeypatch.setattr(reach, "script", self.script)
         monkeypatch.setattr(reach, "await_end", lambda *_: self.done.append("await end"))
@@ -444,8 +445,8 @@ def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     server = Server(monkeypatch)
     (places.memory("mx") / "payload").write_text("payload")
     entry = ["grub", "/boot/grub", "vda2"]
-    state = State("mx", "d-1", remote_base="/base", entry=entry, once_key="ssh-ed25519 B")
-    state.agreed = AGREED
+    state = State("mx", "d-1", remote_base="/base", way="once", entry=entry)
+    state.once_key, state.agreed = "ssh-ed25519 B", AGREED
     state.save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
     keys: list[str] = []
@@ -567,14 +568,15 @@ def test_no_digest_of_a_secret_can_be_seen(
     (tmp_path / "IMGBUILD").write_text("target=debian\n")
     spec = imgbuild.interpret(tmp_path, {"target": "debian"})
     payload.write(payload_file(HOST), spec, "d-1", {}, tmp_path / "secrets")
-    State("mx", "d-1", remote_base="/base", entry=entry).save()
+    way = "once" if entry else "kexec"
+    State("mx", "d-1", remote_base="/base", way=way, entry=entry).save()
     seen: list[str] = []
     given: list[Any] = []
 
     def sh(argv: list[str], *, data: bytes, shown: list[str], **_options: object) -> str:
         seen.extend([*argv, *shown])
         given.extend(json.loads(data))
-        return '{"kept": [], "network": {"left": []}, "logins": {}}'
+        return '{"kept": [], "network": {"left": []}, "logins": {}, "once_key": "K"}'
 
     @contextmanager
     def connected(_endpoint: Endpoint) -> Iterator[Any]:

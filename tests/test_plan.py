@@ -11,14 +11,15 @@ from anemos.disks import Device
 from anemos.server import network
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation.deploy import facts, plan
+from anemos.workstation.deploy import facts, plan, ways
 from anemos.workstation.deploy.facts import Entry, Facts, Network
-from anemos.workstation.deploy.plan import MIB, Sizes
+from anemos.workstation.deploy.sizes import MIB, Sizes
 from anemos.workstation.hosts import Host
 
 DATA = Path(__file__).parent / "data"
 FACTS = facts.parse((DATA / "facts-virtio").read_text())
-HOST = Host("demo", Path("hosts/demo"))
+HOST = Host("demo", Path("hosts/demo"), start="kexec")
+AUTO = replace(HOST, start="auto")
 SIZES = Sizes(base=60 * MIB, layer=20 * MIB, payload=MIB, base_is_there=False)
 LAYOUT = "disk system serial=demo-system table=msdos\npart root fs=ext4 mount=/\n"
 KEEP = "disk data serial=demo-data part=1 mount=/home options=nofail\n"
@@ -30,8 +31,10 @@ def spec(**changed: str) -> Imgbuild:
     return imgbuild.interpret(Path("hosts/demo"), words)
 
 
-def problems(given: Facts = FACTS, sizes: Sizes = SIZES, **texts: str) -> list[str]:
-    return plan.problems(HOST, spec(**texts), given, sizes)
+def problems(
+    given: Facts = FACTS, sizes: Sizes = SIZES, host: Host = HOST, **texts: str
+) -> list[str]:
+    return plan.problems(host, spec(**texts), given, sizes)
 
 
 def test_no_problem() -> None:
@@ -159,31 +162,31 @@ NO_KEXEC = replace(
     entries=(GRUB,),
     parts=tuple(facts.Partition("vda", f"vda{n}", n, n * MIB, MIB) for n in (1, 2)),
 )
-ONCE = replace(SIZES, once=True)
+ONCE = replace(SIZES, copies=ways.Once.COPIES)
 
 
 def test_way_into_the_initramfs() -> None:
     locked = replace(FACTS, lockdown="none [integrity] confidentiality")
-    ways = {
-        (start, given.kexec): plan.once(replace(HOST, start=start), given)
+    found = {
+        (start, given.kexec): ways.chosen(replace(HOST, start=start), given).NAME
         for start in ("auto", "kexec", "once")
         for given in (FACTS, NO_KEXEC)
     }
 
-    assert [way for way, once in ways.items() if once] == [
+    assert [given for given, way in found.items() if way == "once"] == [
         ("auto", False),
         ("once", True),
         ("once", False),
     ]
-    assert plan.once(HOST, locked)
-    assert not plan.once(HOST, replace(locked, efi=True))
+    assert ways.chosen(AUTO, locked).NAME == "once"
+    assert ways.chosen(AUTO, replace(locked, efi=True)).NAME == "kexec"
 
 
 def test_once() -> None:
     """What lies on the disk needs no memory there."""
-    assert problems(NO_KEXEC, ONCE) == []
-    assert problems(replace(NO_KEXEC, memory_available=125 * MIB), ONCE) == []
-    lines = dict(plan.describe(HOST, spec(), NO_KEXEC, ONCE))
+    assert problems(NO_KEXEC, ONCE, AUTO) == []
+    assert problems(replace(NO_KEXEC, memory_available=125 * MIB), ONCE, AUTO) == []
+    lines = dict(plan.describe(AUTO, spec(), NO_KEXEC, ONCE))
     assert lines["boot"].startswith("once, by grub (/boot/grub): the kernel has no kexec")
     wanted = plan.describe(replace(HOST, start="once"), spec(), NO_KEXEC, ONCE)
     assert dict(wanted)["boot"] == "once, by grub (/boot/grub): as host.toml says"
@@ -194,9 +197,9 @@ def test_another_entry() -> None:
     """The firmware starts what GRUB cannot."""
     both = replace(NO_KEXEC, entries=(GRUB._replace(device="md0"), ESP))
 
-    assert problems(both, ONCE) == []
-    assert plan.entry(both, ONCE) == ESP
-    assert plan.entry(NO_KEXEC, ONCE) == GRUB
+    assert problems(both, ONCE, AUTO) == []
+    assert ways.entry(both, ONCE) == ESP
+    assert ways.entry(NO_KEXEC, ONCE) == GRUB
 
 
 def lies(**changed: Any) -> dict[str, Any]:
@@ -219,7 +222,7 @@ NO_ENTRY: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changed", "why"), NO_ENTRY)
 def test_no_way_at_all(changed: dict[str, Any], why: str) -> None:
     """An entry that GRUB could not use up would start for ever."""
-    kexec, entry = problems(replace(NO_KEXEC, **changed), ONCE)
+    kexec, entry = problems(replace(NO_KEXEC, **changed), ONCE, AUTO)
 
     assert kexec.startswith("the kernel has no kexec")
     assert entry.startswith(f"no boot entry for once: {why}")
@@ -253,7 +256,7 @@ UEFI = {
 
 
 def test_uefi() -> None:
-    assert problems(replace(FACTS, efi=True), SIZES, **UEFI) == []
+    assert problems(replace(FACTS, efi=True), SIZES, HOST, **UEFI) == []
 
 
 @pytest.mark.parametrize(
@@ -276,7 +279,7 @@ def test_uefi() -> None:
     ],
 )
 def test_system_that_would_not_start(changed: dict[str, str], efi: bool, expected: str) -> None:
-    (found,) = problems(replace(FACTS, efi=efi), SIZES, **changed)
+    (found,) = problems(replace(FACTS, efi=efi), SIZES, HOST, **changed)
 
     assert found.startswith(expected)
 

@@ -4,12 +4,10 @@ What one leaves for the next is a State (state.py).
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -29,11 +27,14 @@ from anemos.workstation.deploy import (
     payload,
     plan,
     reach,
+    sending,
     staged,
+    ways,
 )
 from anemos.workstation.deploy.facts import Facts, Identity
-from anemos.workstation.deploy.plan import Sizes
+from anemos.workstation.deploy.sizes import Sizes, size
 from anemos.workstation.deploy.state import State, expected_downtime, load_state, payload_file
+from anemos.workstation.deploy.ways import Keys
 from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import throwaway, trove
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
@@ -99,11 +100,7 @@ def cached_layer(host: Host, spec: Imgbuild) -> str:
 def measure(host: Host, state: State, seen: Facts) -> Sizes:
     """What is to be sent, as far as it is made."""
     sizes = (size(state.base), size(state.layer), size(payload_file(host)))
-    return Sizes(*sizes, bool(seen.base), plan.once(host, seen))
-
-
-def size(file: str | Path) -> int:
-    return Path(file).stat().st_size if file and Path(file).exists() else 0
+    return Sizes(*sizes, bool(seen.base), ways.chosen(host, seen).COPIES)
 
 
 # --- reveal, pack
@@ -195,7 +192,7 @@ def new_deployment() -> str:
 
 def upload(host: Host) -> dict[str, Any]:
     """Send what the server lacks, into its memory."""
-    state = packed(host, "deployment", "pack")
+    state = sending.packed(host, "deployment", "pack")
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
         sizes = measure(host, state, seen)
@@ -205,15 +202,6 @@ def upload(host: Host) -> dict[str, Any]:
             stage(state, remote, sizes)
             send_all(host, state, remote, seen, sizes)
     return {"host": host.name, "bytes_sent": state.sent}
-
-
-def packed(host: Host, needs: str = "", hint: str = "") -> State:
-    """As load_state; what was packed must still be there: it may have been removed, or pruned."""
-    state = load_state(host, needs, hint)
-    for file in filter(None, (os.fspath(payload_file(host)), state.base, state.layer)):
-        if not Path(file).exists():
-            die(f"{file} is not there any more", hint=f"./inv pack --host {host.name}")
-    return state
 
 
 def stage(state: State, remote: Remote, sizes: Sizes) -> None:
@@ -228,21 +216,13 @@ def stage(state: State, remote: Remote, sizes: Sizes) -> None:
 def send_all(host: Host, state: State, remote: Remote, seen: Facts, sizes: Sizes) -> None:
     state.server_layer = ""  # it went with what was staged before
     state.sent = {"base": 0, "layer": 0, "payload": 0}
-    where = plan.entry(seen, sizes) if sizes.once else None
-    state.entry = [where.loader, where.directory, where.device] if where else []
-    if not where:
-        send_deployment(host, state, remote)
+    way = ways.chosen(host, seen)
+    state.way = way.NAME
+    way.send(host, state, remote, seen, sizes)
     state.remote_base = seen.base or f"{reach.STAGE}/{Path(state.base).name}"
     if not seen.base:
-        state.sent["base"] = send(remote, Path(state.base), Path(state.base).name)
+        state.sent["base"] = sending.send(remote, Path(state.base), Path(state.base).name)
     state.save()
-
-
-def send_deployment(host: Host, state: State, remote: Remote) -> None:
-    """Payload and package layer: to the old system, or after a one-shot boot to the initramfs."""
-    state.sent["payload"] = send(remote, payload_file(host), "payload")
-    if state.layer:
-        state.sent["layer"] = send(remote, Path(state.layer), "layer")
 
 
 @contextmanager
@@ -254,25 +234,15 @@ def bad_input() -> Iterator[None]:
         die(failure.message, hint=failure.hint)
 
 
-def send(remote: Remote, file: Path, name: str) -> int:
-    with log.step(f"Sending {name} ({size(file) / 2**20:.1f} MiB)"):
-        return remote.put(file, f"{reach.STAGE}/{name}", mode=0o600, timeout=300)
-
-
 def build_initramfs(host: Host) -> dict[str, Any]:
     """Have the server put its initramfs together."""
-    state = packed(host, "remote_base", "upload")
+    state = sending.packed(host, "remote_base", "upload")
     with staged.undone(host), connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
         words = [sha256(payload_file(host)), layer, time.time()]
-        command: list[Any] = ["build-initramfs", state.remote_base]
-        if state.entry:
-            manifest = archive.read_manifest(payload_file(host))
-            wanted = {name: manifest[name] for name in ("deployment", "host", "keep", "agreed")}
-            command = ["build-once", state.remote_base, state.entry[1], wanted]
-        answer = reach.answer(remote, state.remote_base, *command, *words)
+        answer = ways.of(state).build(host, state, remote, words)
         check_logins(remote, answer["logins"])
-    state.kept, state.once_key = answer["kept"], answer.get("once_key", "")
+    state.kept = answer["kept"]
     for each in answer["network"]["left"]:
         log.info(f"The initramfs is without {each}")
     captured = {key: answer[key] for key in ("network", "kept")}
@@ -327,8 +297,7 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     With HOLD it gets no word, and waits for `resume` or `abort`.
     """
     state = load_state(host, "remote_base", "upload")
-    if state.once_key:  # all is sent after the jump
-        packed(host)
+    ways.of(state).check(host)
     with outcome.following(host), staged.undone(host):
         consent.check(host, state)
         seen = arrive(host, state, jump(host, state, hold))
@@ -339,40 +308,38 @@ def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
     return {"host": host.name, "boot_id": seen.boot_id, "held": hold}
 
 
-def jump(host: Host, state: State, hold: bool) -> dict[str, str]:
-    """Load and jump. Returns the host keys to `deliver`, as `load` does."""
+def jump(host: Host, state: State, hold: bool) -> Keys:
+    """Load and jump. Returns the host keys to deliver, as Way.load does."""
     with connect(reach.endpoint(host)) as remote:
         seen = facts.identify(remote)
         if seen.in_initramfs:
             die(f"{host.name} is in the initramfs already", hint="./inv status")
         state.old_boot_id, state.reached = seen.boot_id, ""
-        keys = load(host, state, remote, host.timeouts.hold if hold else 0)
+        way = ways.of(state)
+        keys = way.load(state, remote, host.timeouts.hold if hold else 0)
         state.save()
-        script = ["reboot.sh"] if state.once_key else ["jump.sh", state.remote_base]
         with suppress(ConnectionLost):  # it may be that quick
-            reach.script(remote, *script, timeout=host.timeouts.down)
+            reach.script(remote, *way.script(state), timeout=host.timeouts.down)
     state.last_answer = time.time()
     state.save()
     return keys
 
 
-def arrive(host: Host, state: State, keys: Mapping[str, str]) -> Identity:
-    """Wait for the initramfs, and see that it is ours. KEYS: see `deliver`."""
-    where = reach.endpoint(host)
+def arrive(host: Host, state: State, keys: Keys) -> Identity:
+    """Wait for the initramfs, and see that it is ours. KEYS: see Way.deliver."""
+    where, way = reach.endpoint(host), ways.of(state)
     with log.step("Waiting for the old system to end"):
         reach.await_end(host, where, state)
     state.save()
     with log.step("Waiting for the initramfs"):
         ready = reach.rebooted_from(state.old_boot_id)
-        limit, key = host.timeouts.initramfs, state.once_key
+        limit, key = host.timeouts.initramfs, way.key(state)
         seen = reach.await_boot(host, where, ready, limit, "initramfs", other_key=key)
     if not seen.in_initramfs or seen.deployment != state.deployment:
         tell_end(where)
-        hint = "its boot loader or firmware does not take the entry" if key else ""
         what = "rebooted into the old system instead of the initramfs"
-        die(f"{host.name} {what}", hint=hint, status=FAILED)
-    if state.once_key:
-        deliver(host, state, replace(where, host_key=state.once_key), keys)
+        die(f"{host.name} {what}", hint=way.SUSPECT, status=FAILED)
+    way.deliver(host, state, where, keys)
     return seen
 
 
@@ -381,34 +348,6 @@ def tell_end(where: Endpoint) -> None:
     with suppress(Failure), connect(where, status=FAILED) as remote:
         for line in reach.script(remote, "ended.sh").splitlines():
             log.info(f"Before the jump: {line}")
-
-
-def load(host: Host, state: State, remote: Remote, hold: int) -> dict[str, str]:
-    """Make the next boot the initramfs's. For a one-shot boot: the host keys to `deliver`."""
-    if state.once_key:
-        return dict(reach.answer(remote, state.remote_base, "arm", *state.entry, hold))
-    reach.enter(remote, state.remote_base, "load", hold)
-    return {}
-
-
-def deliver(host: Host, state: State, where: Endpoint, keys: Mapping[str, str]) -> None:
-    """After a one-shot boot: send the initramfs what must not lie on the old disk. KEYS: by name,
-    the old system's host keys, under which it answers afterwards."""
-    place = reach.STAGE
-    with connect(where, status=FAILED) as remote:
-        try:
-            remote.sh(["touch", f"{place}/coming"])
-            for name, key in keys.items():
-                remote.put(key.encode(), f"{place}/ssh/{name}", mode=0o600)
-            send_deployment(host, state, remote)
-            remote.sh(["touch", f"{place}/delivered"])
-            taken = f"while [ -e {place}/delivered ]; do sleep 0.2; done"
-            remote.sh(["sh", "-c", taken])
-        except BaseException:
-            with suppress(Failure):  # half an hour sooner
-                remote.put(b"not all was delivered\n", f"{place}/abort", mode=0o600)
-            raise
-    state.save()
 
 
 @contextmanager

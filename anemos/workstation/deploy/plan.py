@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from anemos import disks
@@ -13,18 +13,12 @@ from anemos.system import booting, layout, partitions
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Entry, Kept, Table
 from anemos.workstation import places
-from anemos.workstation.deploy import stack
-from anemos.workstation.deploy.facts import Entry as BootEntry
+from anemos.workstation.deploy import stack, ways
 from anemos.workstation.deploy.facts import Facts
+from anemos.workstation.deploy.sizes import MIB, STAGING_MEMORY, WORKING_MEMORY, Sizes
 from anemos.workstation.deploy.stack import Place
 from anemos.workstation.hosts import Host
 
-MIB = 2**20
-# What the installing system itself takes: its kernel, Python, sshd, file systems' buffers.
-WORKING_MEMORY = 200 * MIB
-# What Python and kexec take on the old system, the kernel image twice, and what the kernel wants to
-# keep free: with 26 MiB it ran out of memory, with 80 it did not (Debian 12, hosts/demo).
-STAGING_MEMORY = 64 * MIB
 # What a system needs among its packages to find its volumes again: the beginning of the name.
 TOOLS = {
     "raid": ("mdadm", "the package mdadm has to be among `packages`"),
@@ -32,10 +26,6 @@ TOOLS = {
     "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
 }
 CRYPT = "crypto_LUKS"
-# GRUB writes its environment block in place: no copy on write, no checksums over it.
-PLAIN = {"grub": ("ext2", "ext3", "ext4", "xfs", "vfat"), "firmware": ("vfat",)}
-# For the first initrd and the kernel.
-ENTRY_ROOM = 24 * MIB
 # What the names of their kernel packages begin with.
 KERNELS = {
     "debian": ("linux-image-", "proxmox-default-kernel", "proxmox-kernel-", "pve-kernel-"),
@@ -46,54 +36,12 @@ NO_KERNEL = re.compile(r"^linux-(firmware|api-headers|pam|tools)|-(headers|docs|
 UNLOCKS = "cryptsetup-initramfs"
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes to send; None for the base image when the server has it."""
-
-    base: int
-    layer: int
-    payload: int
-    base_is_there: bool
-    once: bool = False  # a one-shot boot entry instead of kexec
-
-    @property
-    def sent(self) -> int:
-        return self.layer + self.payload + (0 if self.base_is_there else self.base)
-
-    @property
-    def initramfs(self) -> int:
-        return self.base + self.layer + self.payload
-
-    @property
-    def before_jump(self) -> int:
-        """Memory on the old system: the parts, joined; and what kexec_file_load(2) reads and keeps.
-
-        The layer's part is gone when the kernel gets its copies. For a one-shot boot, only the base
-        image is staged.
-        """
-        staged = 0 if self.base_is_there else self.base
-        return (0 if self.once else 3 * self.initramfs) + staged + STAGING_MEMORY
-
-    @property
-    def after_jump(self) -> int:
-        """Memory in the initramfs at its worst: the archive and what is unpacked from it.
-
-        Its file system is a tmpfs of half the memory (kernel: ramfs-rootfs-initramfs.rst): in it
-        lie the payload, unpacked too, and the one that `resume --repack` sends.
-        """
-        return max(2 * self.initramfs + WORKING_MEMORY, 2 * self.files)
-
-    @property
-    def files(self) -> int:
-        return self.base + self.layer + 3 * self.payload
-
-
 def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
     """All preconditions that do not hold, one line each."""
     return [
         *_system(facts),
         *_staged(host, facts),
-        *(_once(host, facts, sizes) if sizes.once else _kexec(facts)),
+        *ways.chosen(host, facts).problems(host, facts, sizes),
         *_memory(facts, sizes),
         *_network(facts),
         *_disks(spec, facts),
@@ -126,64 +74,6 @@ def foreign(note: str) -> str:
     """NOTE: as server/stage.sh writes it."""
     deployment, who, since, *_ = [*note.split(), "?", "?", "?"]
     return f"deployment {deployment} of {who} is staged there since {since}"
-
-
-def once(host: Host, facts: Facts) -> bool:
-    """Whether the way into the initramfs is a one-shot boot entry, not kexec."""
-    return host.start == "once" or (host.start == "auto" and any(_kexec(facts)))
-
-
-def _kexec(facts: Facts) -> Iterator[str]:
-    """Why there is no kexec."""
-    if not facts.kexec:
-        yield "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled"
-    if re.search(r"\[(integrity|confidentiality)\]", facts.lockdown) and not facts.efi:
-        yield f"the kernel is locked down: {facts.lockdown}"
-
-
-def entry(facts: Facts, sizes: Sizes) -> BootEntry | None:
-    """Where the boot entry is going to be put, None where it would not work."""
-    return next((each for each in facts.entries if not any(_writes(each, facts, sizes))), None)
-
-
-def _once(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
-    """Why there is no one-shot boot entry, and no kexec, unless that is not wanted."""
-    if wrong := list(_entry(host, facts, sizes)):
-        yield from _kexec(facts)
-        yield from (f"no boot entry for once: {each}" for each in wrong)
-
-
-def _entry(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
-    if host.build_on == "server":
-        yield 'build_on = "server": the package layer would be gone with the old system'
-    if facts.secure_boot:
-        yield "Secure Boot: the base image's kernel would have to be trusted"
-    if facts.boot_current != facts.boot_first:
-        yield (
-            f"the firmware starts entry {facts.boot_first} first, but {facts.boot_current} started"
-            " this system: efibootmgr -o"
-        )
-    if not facts.entries:
-        yield (
-            "no GRUB has started this system whose grub.cfg reads custom.cfg, and no EFI system"
-            " partition is mounted"
-        )
-    elif not entry(facts, sizes):
-        for each in facts.entries:
-            yield from _writes(each, facts, sizes)
-
-
-def _writes(where: BootEntry, facts: Facts, sizes: Sizes) -> Iterator[str]:
-    """What keeps GRUB or the firmware from reading it, or GRUB from writing that it was taken."""
-    disks = {disk.name for disk in facts.disks}
-    plain = disks | {part.name for part in facts.parts if part.disk in disks}
-    if where.device not in plain or where.fs not in PLAIN[where.loader]:
-        yield (
-            f"{where.directory} lies on {where.device or 'no block device'} ({where.fs}), not on a"
-            f" partition with {' or '.join(PLAIN[where.loader])}"
-        )
-    if (room := sizes.base + ENTRY_ROOM) > where.free:
-        yield f"{where.directory}: {room // MIB} MiB needed, {where.free // MIB} MiB free"
 
 
 def _memory(facts: Facts, sizes: Sizes) -> Iterator[str]:
@@ -398,7 +288,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("warning", each) for each in _warnings(spec, facts)),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
         *(("network", f"left behind: {each}") for each in captured(facts).get("left", ())),
-        ("boot", _way(host, facts, sizes)),
+        ("boot", ways.chosen(host, facts).describe(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),
     ]
@@ -465,20 +355,6 @@ def _way_back(facts: Facts) -> Iterator[str]:
         )
 
 
-def _way(host: Host, facts: Facts, sizes: Sizes) -> str:
-    if sizes.once:
-        why = "; ".join(_kexec(facts)) if host.start == "auto" else "as host.toml says"
-        where = entry(facts, sizes)
-        assert where
-        return f"once, by {where.loader} ({where.directory}): {why}"
-    if facts.boot_current == facts.boot_first:
-        return "kexec"
-    return (
-        f"kexec; this system was started by the firmware's entry {facts.boot_current}, but"
-        f" {facts.boot_first} comes first: the way back is sure only if that one leads here, too"
-    )
-
-
 def _arithmetic(host: Host, sizes: Sizes, facts: Facts) -> list[str]:
     """How Sizes.before_jump and after_jump come about, in MiB."""
     unknown = []
@@ -489,7 +365,7 @@ def _arithmetic(host: Host, sizes: Sizes, facts: Facts) -> list[str]:
     )
     parts = f"(base {base} + layer {layer} + payload {payload})"
     staged = [] if sizes.base_is_there else [f"base {base}"]
-    copies = [] if sizes.once else [f"3 x {parts}"]
+    copies = [f"{sizes.copies} x {parts}"] if sizes.copies else []
     before = " + ".join([*copies, *staged, f"{STAGING_MEMORY // MIB} to work with"])
     after = f"2 x {parts} + {WORKING_MEMORY // MIB} to work with"
     if sizes.after_jump == 2 * sizes.files:

@@ -10,7 +10,16 @@ from anemos import log
 from anemos.files import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, die
 from anemos.workstation import places
-from anemos.workstation.deploy import outcome, phases, reach, staged, status, verify, watch
+from anemos.workstation.deploy import (
+    outcome,
+    phases,
+    reach,
+    sending,
+    staged,
+    status,
+    verify,
+    watch,
+)
 from anemos.workstation.deploy.outcome import Witnessed
 from anemos.workstation.deploy.state import PASSED, State, payload_file
 from anemos.workstation.deploy.status import Status
@@ -78,12 +87,12 @@ def correct(host: Host, state: State, seen: Status, remote: Remote) -> dict[str,
     """Send a new payload, and another package layer where it needs one."""
     phases.reveal(host)
     digests = {"payload": phases.make_payload(host, state)}
-    phases.send(remote, payload_file(host), "payload")
+    sending.send(remote, payload_file(host), "payload")
     if state.layer:
         digests["layer"] = sha256(Path(state.layer))
         if digests["layer"] != seen.stamp["layer"]:
             remote.sh(["rm", "-f", f"{reach.STAGE}/layer"])  # memory is dear
-            phases.send(remote, Path(state.layer), "layer")
+            sending.send(remote, Path(state.layer), "layer")
     state.save()
     return digests
 

@@ -31,8 +31,9 @@ class State:
     layer: str = ""  # the same; "" when server or initramfs bootstrap
     server_layer: str = ""  # SHA-256 of the one that the server made
     remote_base: str = ""  # file on the server
-    entry: list[str] = field(default_factory=list)  # loader, directory, device; [] for kexec
-    once_key: str = ""  # the initramfs's host key until it has the old system's; "" for kexec
+    way: str = "kexec"  # into the initramfs: one of ways.WAYS
+    entry: list[str] = field(default_factory=list)  # way "once": loader, directory, device
+    once_key: str = ""  # way "once": the initramfs's host key until it has the old system's
     old_boot_id: str = ""
     last_answer: float = 0.0  # of the old system: seconds since the epoch
     first_answer: float = 0.0  # of the new system

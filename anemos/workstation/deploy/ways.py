@@ -1,0 +1,222 @@
+"""The ways from the old system into the initramfs: one class each, with the same interface.
+
+What a way has to remember between the phases is in the State.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Protocol
+
+from anemos import archive
+from anemos.log import FAILED, Failure
+from anemos.workstation.deploy import reach, sending
+from anemos.workstation.deploy.facts import Entry, Facts
+from anemos.workstation.deploy.sizes import MIB, Sizes
+from anemos.workstation.deploy.state import State, load_state, payload_file
+from anemos.workstation.hosts import Host
+from anemos.workstation.ssh import Endpoint, Remote, connect
+
+Keys = Mapping[str, str]  # private SSH host keys and their public halves, by the names of files
+# GRUB writes its environment block in place: no copy on write, no checksums over it.
+PLAIN = {"grub": ("ext2", "ext3", "ext4", "xfs", "vfat"), "firmware": ("vfat",)}
+# For the first initrd and the kernel.
+ENTRY_ROOM = 24 * MIB
+
+
+class Way(Protocol):
+    NAME: str  # in the State
+    COPIES: int  # of the initramfs, that the old system's memory holds
+    SUSPECT: str  # what may be the reason when the jump has led back into the old system
+
+    def problems(self, host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+        """Why it leads nowhere."""
+
+    def describe(self, host: Host, facts: Facts, sizes: Sizes) -> str:
+        """It, for the plan. Only for facts without problems."""
+
+    def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
+        """Send what the old system needs beside the base image."""
+
+    def build(self, host: Host, state: State, remote: Remote, words: list[Any]) -> Any:
+        """Have the server put the initramfs together; its answer."""
+
+    def check(self, host: Host) -> None:
+        """Raise Failure when the jump could not be brought to its end from here."""
+
+    def load(self, state: State, remote: Remote, hold: int) -> Keys:
+        """Make the next boot the initramfs's; the host keys to `deliver`."""
+
+    def script(self, state: State) -> list[str]:
+        """The script of anemos/server that jumps, and its words."""
+
+    def key(self, state: State) -> str:
+        """The initramfs's host key until all is delivered, "" for the pinned one."""
+
+    def deliver(self, host: Host, state: State, where: Endpoint, keys: Keys) -> None:
+        """Send the initramfs, which answers, what the old system could not hold for it."""
+
+
+class Kexec:
+    """The old system's memory holds the initramfs, and its kernel starts it: kexec(8)."""
+
+    NAME, COPIES, SUSPECT = "kexec", 3, ""
+
+    def problems(self, host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+        return no_kexec(facts)
+
+    def describe(self, host: Host, facts: Facts, sizes: Sizes) -> str:
+        if facts.boot_current == facts.boot_first:
+            return "kexec"
+        return (
+            f"kexec; this system was started by the firmware's entry {facts.boot_current}, but"
+            f" {facts.boot_first} comes first: the way back is sure only if that one leads here,"
+            " too"
+        )
+
+    def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
+        sending.deployment(host, state, remote)
+
+    def build(self, host: Host, state: State, remote: Remote, words: list[Any]) -> Any:
+        command = ["build-initramfs", state.remote_base]
+        return reach.answer(remote, state.remote_base, *command, *words)
+
+    def check(self, host: Host) -> None:
+        pass
+
+    def load(self, state: State, remote: Remote, hold: int) -> Keys:
+        reach.enter(remote, state.remote_base, "load", hold)
+        return {}
+
+    def script(self, state: State) -> list[str]:
+        return ["jump.sh", state.remote_base]
+
+    def key(self, state: State) -> str:
+        return ""
+
+    def deliver(self, host: Host, state: State, where: Endpoint, keys: Keys) -> None:
+        pass
+
+
+class Once:
+    """GRUB or the firmware takes a boot entry, once (server/once.py). What must not lie on the old
+    disk is sent when the initramfs answers, under a host key of its own."""
+
+    NAME, COPIES = "once", 0
+    SUSPECT = "its boot loader or firmware does not take the entry"
+
+    def problems(self, host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+        if wrong := list(no_entry(host, facts, sizes)):
+            yield from no_kexec(facts)
+            yield from (f"no boot entry for once: {each}" for each in wrong)
+
+    def describe(self, host: Host, facts: Facts, sizes: Sizes) -> str:
+        why = "; ".join(no_kexec(facts)) if host.start == "auto" else "as host.toml says"
+        where = entry(facts, sizes)
+        assert where
+        return f"once, by {where.loader} ({where.directory}): {why}"
+
+    def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
+        where = entry(facts, sizes)
+        assert where
+        state.entry, state.once_key = [where.loader, where.directory, where.device], ""
+
+    def build(self, host: Host, state: State, remote: Remote, words: list[Any]) -> Any:
+        manifest = archive.read_manifest(payload_file(host))
+        wanted = {name: manifest[name] for name in ("deployment", "host", "keep", "agreed")}
+        command: list[Any] = ["build-once", state.remote_base, state.entry[1], wanted]
+        answer = reach.answer(remote, state.remote_base, *command, *words)
+        state.once_key = answer["once_key"]
+        return answer
+
+    def check(self, host: Host) -> None:
+        load_state(host, "once_key", "build-initramfs")
+        sending.packed(host)
+
+    def load(self, state: State, remote: Remote, hold: int) -> Keys:
+        return dict(reach.answer(remote, state.remote_base, "arm", *state.entry, hold))
+
+    def script(self, state: State) -> list[str]:
+        return ["reboot.sh"]
+
+    def key(self, state: State) -> str:
+        return state.once_key
+
+    def deliver(self, host: Host, state: State, where: Endpoint, keys: Keys) -> None:
+        place = reach.STAGE
+        with connect(replace(where, host_key=state.once_key), status=FAILED) as remote:
+            try:
+                remote.sh(["touch", f"{place}/coming"])
+                for name, key in keys.items():
+                    remote.put(key.encode(), f"{place}/ssh/{name}", mode=0o600)
+                sending.deployment(host, state, remote)
+                remote.sh(["touch", f"{place}/delivered"])
+                taken = f"while [ -e {place}/delivered ]; do sleep 0.2; done"
+                remote.sh(["sh", "-c", taken])
+            except BaseException:
+                with suppress(Failure):  # half an hour sooner
+                    remote.put(b"not all was delivered\n", f"{place}/abort", mode=0o600)
+                raise
+        state.save()
+
+
+WAYS: dict[str, Way] = {each.NAME: each for each in (Kexec(), Once())}
+
+
+def chosen(host: Host, facts: Facts) -> Way:
+    """The one that host.toml names, or else the one that the old system leaves."""
+    auto = "once" if any(no_kexec(facts)) else "kexec"
+    return WAYS[auto if host.start == "auto" else host.start]
+
+
+def of(state: State) -> Way:
+    """The one that `upload` has chosen."""
+    return WAYS[state.way]
+
+
+def no_kexec(facts: Facts) -> Iterator[str]:
+    """Why there is no kexec."""
+    if not facts.kexec:
+        yield "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled"
+    if re.search(r"\[(integrity|confidentiality)\]", facts.lockdown) and not facts.efi:
+        yield f"the kernel is locked down: {facts.lockdown}"
+
+
+def entry(facts: Facts, sizes: Sizes) -> Entry | None:
+    """Where the boot entry is going to be put, None where it would not work."""
+    return next((each for each in facts.entries if not any(unfit(each, facts, sizes))), None)
+
+
+def no_entry(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    """Why there is no one-shot boot entry."""
+    if host.build_on == "server":
+        yield 'build_on = "server": the package layer would be gone with the old system'
+    if facts.secure_boot:
+        yield "Secure Boot: the base image's kernel would have to be trusted"
+    if facts.boot_current != facts.boot_first:
+        yield (
+            f"the firmware starts entry {facts.boot_first} first, but {facts.boot_current} started"
+            " this system: efibootmgr -o"
+        )
+    if not facts.entries:
+        yield (
+            "no GRUB has started this system whose grub.cfg reads custom.cfg, and no EFI system"
+            " partition is mounted"
+        )
+    elif not entry(facts, sizes):
+        for each in facts.entries:
+            yield from unfit(each, facts, sizes)
+
+
+def unfit(where: Entry, facts: Facts, sizes: Sizes) -> Iterator[str]:
+    """What keeps GRUB or the firmware from reading it, or GRUB from writing that it was taken."""
+    disks = {disk.name for disk in facts.disks}
+    plain = disks | {part.name for part in facts.parts if part.disk in disks}
+    if where.device not in plain or where.fs not in PLAIN[where.loader]:
+        yield (
+            f"{where.directory} lies on {where.device or 'no block device'} ({where.fs}), not on a"
+            f" partition with {' or '.join(PLAIN[where.loader])}"
+        )
+    if (room := sizes.base + ENTRY_ROOM) > where.free:
+        yield f"{where.directory}: {room // MIB} MiB needed, {where.free // MIB} MiB free"
