@@ -107,7 +107,7 @@ def known(host: Host, seen: Status) -> State:
         log.info(f"Deployment {seen.deployment} was not started from here, or long ago")
         base = f"base-{seen.stamp['base']}.squashfs"
         kept = seen.stamp["kept"] or []
-        state = State(host.name, seen.deployment, base, old_boot_id=seen.boot_id, kept=kept)
+        state = State(host.name, seen.deployment, base=base, old_boot_id=seen.boot_id, kept=kept)
         state.stays = seen.stays
         state.save()
     return state
