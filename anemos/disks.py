@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,15 @@ def spelled(name: str, found: Sequence[Device], hits: Sequence[Device]) -> str:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A disk that is kept, or ONLY that partition of it, by what finds it."""
+
+    name: str
+    match: Mapping[str, str]
+    only: int = 0
+
+
+@dataclass(frozen=True)
 class Fingerprint:
     """What identifies a kept disk or partition and its content, equal on every kernel.
 
@@ -213,6 +222,13 @@ def is_pool(kind: str) -> bool:
 def mountable(kind: str) -> bool:
     """Whether KIND, as blkid(8) calls it, is a file system."""
     return not NO_FILE_SYSTEM.fullmatch(kind)
+
+
+def fingerprints(wanted: Iterable[Wanted]) -> list[Fingerprint]:
+    """As this kernel reads them. Raises Failure for what is missing or ambiguous."""
+    found = devices()
+    named = [(each, resolve(each.name, each.match, found)) for each in wanted]
+    return [fingerprint(each.name, device, each.only) for each, device in named]
 
 
 def fingerprint(name: str, found: Device, only: int = 0) -> Fingerprint:

@@ -1,11 +1,12 @@
 """Disks for the VM of a test."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from anemos import disks
+from anemos.border import records
+from anemos.disks import Fingerprint
 from anemos.run import run
 from anemos.system.layout import MIB, Disk, Kept
 from anemos.workstation.vm import blank
@@ -31,9 +32,9 @@ def test_kept_disk(tmp_path: Path, part: int) -> None:
     kept = Kept("data", {"serial": "S", "size": f"{MIB * 40}"}, part)
     drive, (found,) = blank.kept_disk(kept, tmp_path)
 
-    assert (found["name"], found["serial"], found["size"]) == ("data", "S", 40 * MIB)
-    assert json.loads(json.dumps(found)) == found
-    assert [(number, kind) for number, _, kind in found["filesystems"] if kind] == [(part, "ext4")]
+    assert (found.name, found.serial, found.size) == ("data", "S", 40 * MIB)
+    assert records.parse(Fingerprint, records.text(found)) == found
+    assert [(number, kind) for number, _, kind in found.filesystems if kind] == [(part, "ext4")]
     image = Image("data", "S", "", 40 * MIB, drive.file)
     table = disks.partition_table(image)
     assert [each["number"] for each in table] == ([part] if part else [])
@@ -53,8 +54,8 @@ def test_kept_partitions_of_a_system_disk(tmp_path: Path, table: str) -> None:
 
     drive, prints = blank.disk(wanted, [*keep, other], tmp_path)
 
-    assert [each["name"] for each in prints] == ["mail", "www"]
-    assert len({each["digest"] for each in prints}) == 2
+    assert [each.name for each in prints] == ["mail", "www"]
+    assert len({each.digest for each in prints}) == 2
     image = Image("system", "S", "", 400 * MIB, drive.file)
     ends = [part["start"] + part["size"] for part in disks.partition_table(image)]
     assert sorted(ends) == [(400 - 33) * 2048, (400 - 1) * 2048]

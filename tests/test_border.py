@@ -19,15 +19,16 @@ FILES = sorted(ROOT.glob("anemos/**/*.py"))
 ROOMS = {
     "": "",
     "system": "",
+    "border": "",
     "image": "system",
-    "server": "system",
-    "initramfs": "system",
-    "workstation": "system image server",
+    "server": "system border",
+    "initramfs": "system border",
+    "workstation": "system border image server",
     "workstation.secrets": "workstation system",
     "workstation.build": "workstation workstation.secrets system",
-    "workstation.deploy": "workstation workstation.secrets system server",
+    "workstation.deploy": "workstation workstation.secrets system border server",
     "workstation.vm": "workstation workstation.secrets workstation.build workstation.deploy"
-    " system image",
+    " system border image",
     "workstation.cli": "workstation workstation.deploy",
 }
 
@@ -128,6 +129,8 @@ PLANTED = [
     ("anemos/log.py", "from . import server"),
     ("anemos/system/tree.py", "from ..server.facts import facts"),
     ("anemos/system/tree.py", "import sh"),
+    ("anemos/border/boot.py", "from anemos.system.layout import Kept"),
+    ("anemos/system/layout.py", "from anemos.border import boot"),
     ("anemos/server/facts.py", "def f():\n    import subprocess"),
     ("anemos/server/facts.py", "import anemos.initramfs.disks"),
     ("anemos/server/facts.py", "from anemos import initramfs"),

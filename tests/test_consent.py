@@ -1,25 +1,27 @@
 """What was agreed to is what is erased: from the plan through the payload to the last moment."""
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anemos import disks
+from anemos.border.boot import Boot
+from anemos.border.deployment import Agreed
 from anemos.disks import Device
 from anemos.initramfs import __main__ as brain
-from anemos.initramfs import boot, events, install, kept, progress
+from anemos.initramfs import events, install, kept, progress
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places
-from anemos.workstation.deploy import consent, facts, phases
+from anemos.workstation.deploy import consent, facts, payload, phases
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.state import State
 from anemos.workstation.hosts import Host
+from tests.test_network import NETWORK
 
 FACTS = facts.parse((Path(__file__).parent / "data/facts-virtio").read_text())
 HOST = Host("mx", Path("hosts/mx"))
@@ -43,9 +45,9 @@ def test_what_was_planned_is_packed() -> None:
 
     agreed = consent.to_pack(HOST, spec())
 
-    assert agreed == consent.recall(HOST) == json.loads(json.dumps(agreed))
-    assert agreed["erase"] == {"system": asdict(SYSTEM)}
-    assert consent.to_pack(replace(HOST, name="other"), spec()) == {}
+    assert agreed == consent.recall(HOST)
+    assert agreed.erase == {"system": SYSTEM}
+    assert consent.to_pack(replace(HOST, name="other"), spec()) == Agreed()
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,8 @@ class Machine:
         del self.disks[1]
         return []
 
-    def begin(self, **agreed: Any) -> None:
-        brain.begin(boot.Boot("d", "mx", "b", "p", "l", 22, {}, [], agreed=agreed))
+    def begin(self, agreed: Agreed = payload.NOTHING) -> None:
+        brain.begin(Boot("d", "mx", "b", "p", "l", 22, NETWORK, [], agreed=agreed))
 
 
 @pytest.fixture
@@ -137,15 +139,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch, spec())
 
 
-def shown(**changed: Any) -> dict[str, Any]:
+def shown(**changed: Any) -> Agreed:
     consent.remember(HOST, spec(), FACTS)
-    return consent.recall(HOST) | changed
+    return replace(consent.recall(HOST), **changed)
 
 
 @pytest.mark.parametrize("agreed", [True, False])
 def test_nothing_changed(machine: Machine, agreed: bool) -> None:
     """A machine that was started by hand has no plan."""
-    machine.begin(**(shown() if agreed else {}))
+    machine.begin(shown() if agreed else Agreed())
 
     assert machine.erased == [{"system": SYSTEM}]
 
@@ -155,15 +157,15 @@ def test_nothing_changed(machine: Machine, agreed: bool) -> None:
     [
         ({"layout": "x"}, "layout or keep is not what the plan has shown"),
         (
-            {"erase": {"system": asdict(replace(SYSTEM, serial="old"))}},
+            {"erase": {"system": replace(SYSTEM, serial="old")}},
             r"disk 'system' is vda .*, the plan has shown vda ",
         ),
-        ({"erase": {"system": asdict(replace(SYSTEM, size=1))}}, "disk 'system' is vda"),
+        ({"erase": {"system": replace(SYSTEM, size=1)}}, "disk 'system' is vda"),
     ],
 )
 def test_not_what_was_shown(machine: Machine, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(Failure, match=message) as caught:
-        machine.begin(**shown(**changed))
+        machine.begin(shown(**changed))
     assert (caught.value.status, machine.erased) == (FAILED, [])
 
 

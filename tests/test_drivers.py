@@ -1,17 +1,19 @@
 """What the initramfs's kernel would not drive, asked before the jump."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anemos import disks
-from anemos.disks import Device
+from anemos.border.deployment import Agreed, Deployment
+from anemos.border.network import Network
+from anemos.disks import Device, Wanted
 from anemos.log import Failure
 from anemos.run import CommandFailed
 from anemos.server import drivers
+from tests.test_network import NETWORK
 
 DISK = Device("sda", "S", "", 512)
 MODULES = {"pci:nic": "e1000e", "pci:old": "bnx2", "virtio:nic": "virtio_net", "scsi:t-0x00": "sd"}
@@ -52,8 +54,12 @@ def attach(sys: Path, kind: str, name: str, *aliases: str) -> None:
     link.symlink_to(place)
 
 
-def ether(name: str, **more: Any) -> dict[str, Any]:
+def ether(name: str, **more: Any) -> Any:
     return {"name": name, "kind": "ether", "needed": False, **more}
+
+
+def network(*interfaces: Any, left: Sequence[str] = ()) -> Network:
+    return {**NETWORK, "interfaces": [*interfaces], "left": [*left]}
 
 
 def test_what_lies_between(sys: Path) -> None:
@@ -71,40 +77,37 @@ def test_what_lies_between(sys: Path) -> None:
 def test_card_that_the_operator_needs(sys: Path) -> None:
     attach(sys, "net", "eth0", "pci:nic")
     attach(sys, "net", "usb0", "usb:r8152")
-    found: dict[str, Any] = {
-        "interfaces": [ether("eth0", needed=True), ether("usb0")],
-        "left": ["wg0"],
-    }
+    found = network(ether("eth0", needed=True), ether("usb0"), left=["wg0"])
 
     drivers.check_network(found)
 
     assert [each["name"] for each in found["interfaces"]] == ["eth0"]
     assert found["left"] == ["wg0", "usb0: it has no driver for it (usb:r8152)"]
     with pytest.raises(Failure, match="you came in by usb0; the initramfs has no driver for it"):
-        drivers.check_network({"interfaces": [ether("usb0", needed=True)], "left": []})
+        drivers.check_network(network(ether("usb0", needed=True)))
 
 
 def test_bond_needs_one_of_its_members(sys: Path) -> None:
     attach(sys, "net", "eth0", "pci:nic")
     attach(sys, "net", "usb0", "usb:r8152")
     bond = ether("bond0", kind="bond", needed=True, members=["usb0", "eth0"])
-    found: dict[str, Any] = {"interfaces": [ether("usb0"), ether("eth0"), bond], "left": []}
+    found = network(ether("usb0"), ether("eth0"), bond)
 
     drivers.check_network(found)
 
     assert [each["name"] for each in found["interfaces"]] == ["eth0", "bond0"]
     with pytest.raises(Failure, match="you came in by bond0"):
-        drivers.check_network({"interfaces": [ether("usb0"), bond | {"members": ["usb0"]}]})
+        drivers.check_network(network(ether("usb0"), bond | {"members": ["usb0"]}))
 
 
 @pytest.mark.parametrize("role", ["erase", "keep"])
 def test_disks(sys: Path, role: str) -> None:
     attach(sys, "block", "sda", "pci:fibre", "scsi:t-0x00")
-    manifest: dict[str, Any] = {"keep": [], "agreed": {"erase": {"system": asdict(DISK)}}}
+    given = Deployment("d", "mx", [], Agreed("x", {"system": DISK}))
     if role == "keep":
-        manifest = {"keep": [{"name": "data", "match": {"serial": "S"}}]}
+        given = Deployment("d", "mx", [Wanted("data", {"serial": "S"})], Agreed())
 
     with pytest.raises(Failure, match=r"sda \(.*: the initramfs has no driver for it"):
-        drivers.check_disks(manifest)
+        drivers.check_disks(given)
     (sys / "devices/pci0000:00/sda-0/modalias").write_text("pci:nic\n")
-    drivers.check_disks(manifest)
+    drivers.check_disks(given)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from anemos.border.boot import Seen
 from anemos.disks import Device
 from anemos.log import FAILED, Failure
 from anemos.run import run
@@ -60,7 +61,7 @@ def test_virtio() -> None:
         listening=(22,),
         base="",
         place="system",
-        stamp={},
+        stamp=Seen(),
     )
 
 
@@ -87,7 +88,7 @@ def test_ipv6_only() -> None:
 
     assert found.addresses == ("eth0    inet6 2001:db8:a:b::10/64 scope global",)
     assert found.disks[0].wwn == "0QEMU    QEMU HARDDISK   drive-scsi0"
-    assert (found.stamp, found.deployment, found.lockdown) == ({}, "", "")
+    assert (found.stamp, found.deployment, found.lockdown) == (Seen(), "", "")
 
 
 def test_initramfs() -> None:
@@ -190,7 +191,7 @@ def test_this_machine(name: str) -> None:
     assert (found.name, found.machine) == (os.uname().nodename, os.uname().machine)
     assert found.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert 0 < found.memory_available <= found.memory_total
-    assert (found.place, found.base, found.stamp) == ("system", "", {})
+    assert (found.place, found.base, found.stamp) == ("system", "", Seen())
     assert {each.size % 512 for each in found.disks} <= {0}
     assert all(len(line.split()) == 3 for line in found.mounts)
 
@@ -276,7 +277,7 @@ def test_stamp_and_place(tmp_path: Path) -> None:
     paths = {"stamp": str(stamp), "boot": str(boot)}
     stamp.write_text(json.dumps({"deployment": "new", "host": "mx = 1"}, indent=1) + "\n")
 
-    assert facts.parse(here(**paths)).stamp == {"deployment": "new", "host": "mx = 1"}
+    assert facts.parse(here(**paths)).stamp == Seen("new", "mx = 1")
     boot.write_text(json.dumps({"deployment": "now"}))
     found = facts.parse(here(**paths))
     assert (found.place, found.deployment) == ("initramfs", "now")

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from anemos import archive
+from anemos.border import archive
+from anemos.disks import Fingerprint
 from anemos.files import sha256
 from anemos.log import IN_INITRAMFS, Failure
 from anemos.run import run
@@ -186,7 +187,7 @@ class Fault:
     cmdline: str = ""
 
 
-KEPT = {"name": "data", "digest": "0" * 64}
+KEPT = Fingerprint("data", "", 0, "0" * 64, ())
 ELSEWHERE = qemu.describe("52:54:00:00:00:01", "10.0.2.15/24", "10.0.2.2", [])
 BEFORE = {
     "payload-corrupted": Fault("payload: damaged", damage=lambda data: data[:-9] + b"corrupted"),

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -166,8 +164,8 @@ def keep(name: str, serial: str, part: int = 0, mount: str = "") -> Kept:
     return Kept(name, {"serial": serial}, part, mount)
 
 
-def before(*names: str, digest: str = "same") -> list[dict[str, Any]]:
-    return [asdict(print_of(name, Device("", "", "", 1), digest=digest)) for name in names]
+def before(*names: str, digest: str = "same") -> list[Fingerprint]:
+    return [print_of(name, Device("", "", "", 1), digest=digest) for name in names]
 
 
 def test_taken_from_the_kernel(sysfs: Sysfs, done: list[str]) -> None:
@@ -208,7 +206,7 @@ def test_read_only_where_the_bus_cannot(
 @pytest.mark.parametrize(
     "fingerprints", [before("data", digest="other"), before("another name"), []]
 )
-def test_changed(sysfs: Sysfs, done: list[str], fingerprints: list[dict[str, Any]]) -> None:
+def test_changed(sysfs: Sysfs, done: list[str], fingerprints: list[Fingerprint]) -> None:
     sysfs.virtio("vda", 1)
 
     with pytest.raises(Failure, match="kept 'data' is not what it was") as caught:
@@ -297,8 +295,8 @@ def test_what_is_there(sysfs: Sysfs, done: list[str]) -> None:
     """Where no old system has told it, this is what the kept disks are compared with."""
     sysfs.virtio("vda", 1)
 
-    found = kept.fingerprints((keep("data", "VDA"),))
+    found = disks.fingerprints([keep("data", "VDA").wanted])
 
-    assert [(each["name"], each["digest"]) for each in found] == [("data", "same")]
+    assert [(each.name, each.digest) for each in found] == [("data", "same")]
     kept.secure((keep("data", "VDA"),), found)
     assert done == ["taken vda"]

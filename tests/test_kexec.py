@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from anemos import kexec, memory
-from anemos.initramfs import boot
+from anemos.border import stage
+from anemos.initramfs import events
 from anemos.log import FAILED, Failure
 from anemos.run import CommandFailed, run
 from anemos.server import kexec as server
-from anemos.server import staging
 
 SAFE = "panic=10 oops=panic"
 
@@ -40,11 +40,11 @@ def test_hold() -> None:
     line = server.cmdline("console=ttyS1", 3600)
 
     assert line == f"console=tty0 console=ttyS1 {SAFE} anemos.hold=3600 anemos.deadline=4500"
-    assert f"DEADLINE={server.DEADLINE} " in (Path(boot.__file__).parent / "init").read_text()
+    assert f"DEADLINE={server.DEADLINE} " in (Path(events.__file__).parent / "init").read_text()
 
 
 def test_load_argv() -> None:
-    argv = kexec.load_argv("--kexec-file-syscall", server.KERNEL, staging.INITRAMFS, "a b=c")
+    argv = kexec.load_argv("--kexec-file-syscall", server.KERNEL, stage.INITRAMFS, "a b=c")
     assert [str(word) for word in argv] == [
         "kexec",
         "--kexec-file-syscall",
@@ -121,7 +121,7 @@ def test_the_kernel_has_the_last_word(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.real("run")
 def test_no_console() -> None:
     """PID 1 lives on where the console cannot be opened, and whatever it says harms nobody."""
-    init = (Path(boot.__file__).parent / "init").read_text()
+    init = (Path(events.__file__).parent / "init").read_text()
     (line,) = [line for line in init.splitlines() if "exec </dev/console" in line]
     script = line.replace("/dev/console", "/dev/none/such") + "; echo word; exit 7"
 
@@ -139,7 +139,7 @@ def test_memory_is_asked_again(
     """The old system goes on serving, and may have taken what was there when the plan was made."""
     loaded: list[Path] = []
     (tmp_path / "initramfs").write_bytes(bytes(100))
-    monkeypatch.setattr(server, "INITRAMFS", tmp_path / "initramfs")
+    monkeypatch.setattr(stage, "INITRAMFS", tmp_path / "initramfs")
     monkeypatch.setattr(kexec, "load", lambda *words: loaded.append(words[1]))
     need = 200 + server.LOADING
     monkeypatch.setattr(memory, "available", lambda: need - lacking)
@@ -169,7 +169,7 @@ def test_environment_of_the_login(tmp_path: Path) -> None:
     given = {"PYTHONHOME": "/x", "LD_LIBRARY_PATH": "/x", "SSH_CONNECTION": "a 1 b 22"}
 
     with pytest.raises(CommandFailed) as caught:
-        run(["sh", "anemos/server/enter.sh", "base", "load"], env=given | {"PATH": path})
+        run(["sh", "anemos/server/enter.sh", "base"], env=given | {"PATH": path})
 
     words = dict(line.partition("=")[::2] for line in caught.value.output.splitlines())
     assert words.pop("PATH").startswith(path)

@@ -27,7 +27,7 @@ mount -t tmpfs tmpfs /run
 mkdir /run/anemos
 cp "$1" /run/anemos/payload
 layer=$2 digest=$3; shift 3
-printf '["%s"]' "$digest" | sh "$@"
+printf '{"command": "Bootstrap", "payload": "%s"}' "$digest" | sh "$@"
 cp /run/anemos/layer "$layer"
 """
 
@@ -59,7 +59,7 @@ def sent(tmp_path: Path, key: Signer) -> Path:
 def enter(sent: Path, digest: str) -> str:
     argv: list[str | Path] = ["unshare", "--mount", "--propagation=private", "sh"]
     argv += ["-c", OLD_SYSTEM, "sh", sent]
-    argv += [sent.parent / "layer", digest, SERVER / "enter.sh", images.base(), "bootstrap"]
+    argv += [sent.parent / "layer", digest, SERVER / "enter.sh", images.base()]
     return run(argv, timeout=120)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from anemos.border import records
+from anemos.border.network import Network
 from anemos.initramfs import network as initramfs
 from anemos.log import Failure
 from anemos.run import run
@@ -26,8 +28,9 @@ ROUTES = [
     for family in ("-4", "-6")
     for route in CAPTURED[f"{family} route show"]
 ]
-OWN = {"address": "", "bus": "pci", "needed": False, "ipv6": True}
-ETH0 = {
+NETWORK: Network = {"interfaces": [], "left": [], "dns": [], "operator": "inet"}
+OWN: dict[str, Any] = {"address": "", "bus": "pci", "needed": False, "ipv6": True}
+ETH0: Any = {
     **OWN,
     "name": "eth0",
     "bears": ["eth0"],
@@ -49,7 +52,7 @@ ETH0 = {
     ],
     "dhcp": False,
 }
-BRIDGE = {
+BRIDGE: Any = {
     **OWN,
     "name": "eth1",
     "bears": ["eth1", "vmbr0"],
@@ -63,7 +66,7 @@ BRIDGE = {
     "routes": [],
     "dhcp": False,
 }
-VLAN = {
+VLAN: Any = {
     "needed": False,
     "ipv6": False,
     "mac": "",
@@ -110,7 +113,8 @@ STACK = [
 
 def test_stack() -> None:
     """A bridge with a VLAN on a bond of two: the VLAN gets the address, on what it stands on."""
-    found = server.select([link | {"address": link.get("address", "a1")} for link in STACK], [])
+    links = [link | {"address": link.get("address", "a1")} for link in STACK]
+    found: Any = server.select(links, [])
 
     assert [each["name"] for each in found] == ["eth0", "eth1", "bond0", "bond0.7"]
     eth0, eth1, bond, vlan = found
@@ -128,7 +132,7 @@ def test_bond_in_another_mode() -> None:
     bond = virtual("bond0", "bond", data, address="a1", addr_info=[ADDRESS])
     members = [ether(name, address="a1", master="bond0") for name in ("eth0", "eth1")]
 
-    found = server.select([bond, *members], [])[-1]
+    found: Any = server.select([bond, *members], [])[-1]
 
     assert found["options"] == {"mode": "active-backup", "miimon": 250, "primary": "eth1"}
 
@@ -164,7 +168,7 @@ def test_capture(captured: dict[str, Any], tmp_path: Path) -> None:
         "dns": [],
         "operator": "inet",
     }
-    assert json.loads(json.dumps(found)) == found
+    assert records.parse(Network, json.dumps(found)) == found
 
 
 @pytest.mark.parametrize("address", ["198.51.100.5", "192.168.100.2", "2001:db8::7"])
@@ -212,7 +216,7 @@ def chosen(
     four: Sequence[dict[str, Any]] = (),
     rules: Sequence[dict[str, Any]] = (),
     needed: str = "192.0.2.7",
-) -> dict[str, Any]:
+) -> Any:
     links = [{"address": f"a-{link['ifname']}", **link} for link in links]
     return server.chosen(links, server.routes_of(four, []), list(rules), needed)
 
@@ -560,7 +564,7 @@ def add_card(place: Path, mac: str, bus: str = "pci") -> None:
     (place / "device/subsystem").symlink_to(f"/bus/{bus}")
 
 
-def card(mac: str, **more: str) -> dict[str, str]:
+def card(mac: str, **more: str) -> Any:
     return {"mac": mac, "address": "", "bus": "", **more}
 
 
@@ -621,7 +625,9 @@ def test_missing_interface(net: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(initramfs, "wait_for", wait_for)
 
     with pytest.raises(Failure, match="no network interface with MAC address 52:54:00:00:00:02"):
-        initramfs.up({"interfaces": [BRIDGE | {"needed": True}]}, tmp_path / "resolv.conf")
+        initramfs.up(
+            NETWORK | {"interfaces": [BRIDGE | {"needed": True}]}, tmp_path / "resolv.conf"
+        )
 
 
 def test_what_the_operator_does_not_need_may_fail(
@@ -869,6 +875,8 @@ SCENE = """
 import json, sys
 from pathlib import Path
 from anemos.run import run
+from anemos.border import records
+from anemos.border.network import Network
 from anemos.initramfs import network as initramfs
 from anemos.server import network as server
 

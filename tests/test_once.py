@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from anemos.border import boot, requests
+from anemos.border import stage as names
+from anemos.border.boot import Boot
+from anemos.border.deployment import Agreed, Deployment
+from anemos.border.requests import Arm, BuildEntry
 from anemos.files import sha256
-from anemos.initramfs import boot, delivery, events, sshd
+from anemos.initramfs import delivery, sshd
 from anemos.log import Failure
 from anemos.run import run
 from anemos.server import __main__ as server
 from anemos.server import kexec, once, staging
 from anemos.workstation.deploy import reach
+from tests.test_network import NETWORK
 from tests.test_staging import BASE, stage, unpack  # noqa: F401 (a fixture)
 
+BOOT = Boot("d", "mx", BASE, "p", "", 22, NETWORK, [])
 OLD = "BOOT_IMAGE=/boot/vmlinuz root=/dev/vda2 console=ttyS1,115200n8 quiet"
 MINE = "menuentry mine {\n}\n"
 
@@ -41,15 +48,16 @@ def test_nothing_secret_on_the_disk(
     """Neither the payload, which need not be on the server at all, nor the old host keys."""
     base = f"/base-{BASE}.squashfs"
     (stage.parent / "host" / base[1:]).write_bytes(b"hsqs")
-    manifest = {"deployment": "d-1", "host": "mx", "keep": [], "agreed": {"layout": "x"}}
+    given = Deployment("d-1", "mx", [], Agreed("x"))
     digest = sha256(stage / "payload")
     (stage / "payload").unlink()
 
-    server.main("build-once", [base, "/boot/grub", manifest, digest, "l", 1.5])
+    server.main(requests.text(BuildEntry(base, digest, "l", 1.5, "/boot/grub", given)))
 
     said = json.loads(capsys.readouterr().out)
-    assert (said["payload"], said["layer"], said["once"]) == (digest, "l", True)
-    assert said["agreed"] == {"layout": "x"}
+    told = said["boot"]
+    assert (told["payload"], told["layer"], told["once"]) == (digest, "l", True)
+    assert told["agreed"] == {"layout": "x", "erase": {}}
     entries = unpack(grub / "anemos/initrd")
     assert list(entries) == [
         "anemos/base.squashfs",
@@ -80,7 +88,7 @@ def test_file_system_without_modes(
     base = stage.parent / f"base-{BASE}.squashfs"
 
     with pytest.raises(Failure, match="/boot/grub: all users can read there") as caught:
-        once.build(base, {}, grub)
+        once.write(base, BOOT, grub / once.PLACE)
 
     assert "umask=0077 in its line of fstab" in caught.value.hint
     assert not list((grub / "anemos").iterdir())
@@ -95,9 +103,10 @@ def test_armed_and_disarmed(stage: Path, grub: Path, there: str) -> None:  # noq
         custom.write_text(there)
     (grub / "anemos").mkdir()
     (grub / "anemos/initrd").touch()
-    once.arm("grub", grub, "vda2", OLD, 0)
+    asked = Arm("grub", "/boot/grub", "vda2", 0)
+    once.arm(asked, OLD)
     first = custom.read_text()
-    keys = once.arm("grub", grub, "vda2", OLD, 0)
+    keys = once.arm(asked, OLD)
 
     assert custom.read_text() == first
     assert first.startswith(there + once.BEGIN)
@@ -152,9 +161,9 @@ def test_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key.touch()
     monkeypatch.setattr(sshd, "KEYS", tmp_path)
     monkeypatch.setattr(sshd, "restart", lambda port: done.append(f"{port} {key.exists()}"))
-    monkeypatch.setattr(events, "ABORT", tmp_path / "abort")
+    monkeypatch.setattr(names, "ABORT", tmp_path / "abort")
     for name in ("COMING", "DELIVERED"):
-        monkeypatch.setattr(delivery, name, tmp_path / name)
+        monkeypatch.setattr(names, name, tmp_path / name)
         monkeypatch.setattr(delivery, f"{name}_S", 0)
 
     with pytest.raises(Failure, match="no word from the operator"):

@@ -205,7 +205,7 @@ def test_in_a_local_vm(tmp_path: Path, table: str) -> None:
     (disk,) = whole.disks
     keep = parse_keep("part a disk=d number=3 mount=/a\npart b disk=d number=2", whole)
     _, prints = blank.disk(disk, keep, tmp_path)
-    assert [each["filesystems"][0][2] for each in prints] == ["ext4", "ext4"]
+    assert [each.filesystems[0][2] for each in prints] == ["ext4", "ext4"]
     assert [path.name for path in tmp_path.iterdir()] == ["d.img"]
     dump = run(["sfdisk", "--dump", tmp_path / "d.img"])
     (around,) = partitions.placed(whole, keep, {"d": dump}).disks

@@ -5,7 +5,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pytest
 from anemos.log import BAD_INPUT, Failure
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
-from anemos.system.layout import Kept
 from anemos.workstation.deploy import payload
 
 IMGBUILD = "target=debian\n"
@@ -107,11 +106,11 @@ def test_manifest(host: Path, secrets: Path) -> None:
         "deployment": "d-1",
         "host": "mx",
         "keep": [
-            asdict(Kept("data", {"serial": "S"}, 1, "/home")),
-            asdict(Kept("more", {"wwn": "naa.1"})),
+            {"name": "data", "match": {"serial": "S"}, "only": 0},
+            {"name": "more", "match": {"wwn": "naa.1"}, "only": 0},
         ],
         "finish": "reboot",
-        "agreed": {},
+        "agreed": {"layout": "", "erase": {}},
         "files": {
             "host/IMGBUILD": sha256(IMGBUILD.encode()).hexdigest(),
             "files/etc/motd": sha256(b"hello\n").hexdigest(),

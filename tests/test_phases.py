@@ -11,7 +11,13 @@ from typing import Any, cast
 
 import pytest
 
-from anemos import archive, log
+from anemos import log
+from anemos.border import payload as border
+from anemos.border import records
+from anemos.border.boot import Boot
+from anemos.border.deployment import Agreed
+from anemos.border.requests import Bootstrap, Built, Keys, Load, Logins
+from anemos.disks import Fingerprint
 from anemos.files import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.run import CommandFailed
@@ -51,6 +57,7 @@ from anemos.workstation.ssh import (
 from anemos.workstation.values import values
 from anemos.workstation.vm import vm
 from tests.sshd import make_key
+from tests.test_network import NETWORK
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
 AWAY = Unreachable("no answer", status=FAILED)
@@ -73,7 +80,7 @@ def test_state_is_read_back() -> None:
         deployment="d-1",
         base="/cache/base-d2b1.squashfs",
         last_answer=1.25,
-        kept=[{"name": "data", "filesystems": [[0, "", ""]]}],
+        kept=[Fingerprint("data", "S", 512, "d1g35t", ((0, "", ""),))],
         sent={"base": 0},
     )
 
@@ -384,29 +391,33 @@ class Server:
     def script(
         self, remote: "Server", name: str, *words: str, data: bytes = b"", **_options: object
     ) -> str:
-        self.done.append(" ".join([name, *words, *map(str, json.loads(data or "[]"))]))
+        asked = json.loads(data or "{}").values()
+        self.done.append(" ".join([name, *words, *map(str, asked)]))
         saved = json.loads((places.state("mx") / "state.json").read_text())
         assert name != "jump.sh" or saved["old_boot_id"] == "old"
         if name == "jump.sh" and self.lost:
             raise LOST
         if name == "ended.sh":
             return "systemd-shutdown[1]: Failed to switch root\n"
-        return '{"ssh_host_rsa_key": "private"}' if "arm" in words else ""
+        keys = '{"ssh_host_rsa_key": "private"}' if b"Arm" in data else "{}"
+        return keys if data else ""
 
 
-AGREED = {"layout": "digest", "erase": {}}
+GRUB = facts.Entry("grub", "/boot/grub", "vda2", "ext4", 2**30)
+AGREED = Agreed("digest")
 
 
 @pytest.fixture
 def agreed() -> None:
     """What the last plan has shown."""
-    (places.state("mx") / consent.FILE).write_text(json.dumps(AGREED))
+    (places.state("mx") / consent.FILE).write_text(records.text(AGREED))
 
 
 @pytest.mark.parametrize(
-    ("packed", "hint"), [({}, "./inv plan, then ./inv pack"), ({"layout": "x"}, "./inv pack again")]
+    ("packed", "hint"),
+    [(Agreed(), "./inv plan, then ./inv pack"), (Agreed("x"), "./inv pack again")],
 )
-def test_jump_without_consent(agreed: None, packed: dict[str, str], hint: str) -> None:
+def test_jump_without_consent(agreed: None, packed: Agreed, hint: str) -> None:
     """Before a word is said to the server."""
     State("mx", deployment="d-1", remote_base="/base", agreed=packed).save()
 
@@ -430,7 +441,7 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, agreed: None, lost: bool) -> None
     assert jump(monkeypatch, Identity("new", True, "d-1", 2.0))["boot_id"] == "new"
 
     assert server.done == [
-        "enter.sh /base load 0",
+        "enter.sh /base Load 0",
         "jump.sh /base",
         "await end",
         "touch /run/anemos/go",
@@ -444,8 +455,7 @@ def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     """Secrets and host keys go to the initramfs alone, which is met under the key of this boot."""
     server = Server(monkeypatch)
     (places.memory("mx") / "payload").write_text("payload")
-    entry = ["grub", "/boot/grub", "vda2"]
-    state = State("mx", "d-1", remote_base="/base", way="once", entry=entry)
+    state = State("mx", "d-1", remote_base="/base", way="once", place=GRUB)
     state.once_key, state.agreed = "ssh-ed25519 B", AGREED
     state.save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
@@ -459,7 +469,7 @@ def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     phases.kexec(HOST)
 
     assert server.done == [
-        "enter.sh /base arm grub /boot/grub vda2 0",
+        "enter.sh /base Arm grub /boot/grub vda2 0",
         "reboot.sh",
         "await end",
         "as ssh-ed25519 B",
@@ -472,6 +482,15 @@ def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     ]
     assert keys == ["ssh-ed25519 B"]
     assert load_state(HOST).sent == {"payload": 7}
+
+
+def test_one_shot_boot_that_was_not_built() -> None:
+    """The firmware would find no kernel behind its entry."""
+    State("mx", "d-1", remote_base="/base", way="once", place=GRUB).save()
+
+    with pytest.raises(Failure, match="mx: not ready for this phase") as caught:
+        phases.kexec(HOST)
+    assert caught.value.hint == "./inv build-initramfs --host mx"
 
 
 @pytest.mark.parametrize("answer", [LOST, TimedOut("no end after 60 s", status=FAILED)])
@@ -521,7 +540,7 @@ def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch, agreed: None) -> Non
     server = Server(monkeypatch)
 
     assert jump(monkeypatch, Identity("new", True, "d-1", 2.0), hold=True)["held"]
-    assert server.done == ["enter.sh /base load 3600", "jump.sh /base", "await end"]
+    assert server.done == ["enter.sh /base Load 3600", "jump.sh /base", "await end"]
 
 
 @pytest.mark.parametrize(
@@ -558,9 +577,9 @@ def test_secrets_that_vanish_while_they_are_packed(tmp_path: Path) -> None:
     phases.check_secrets(HOST, ["etc/key"])
 
 
-@pytest.mark.parametrize("entry", [[], ["grub", "/boot/grub", "vda2"]], ids=["kexec", "once"])
+@pytest.mark.parametrize("entry", [None, GRUB], ids=["kexec", "once"])
 def test_no_digest_of_a_secret_can_be_seen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: list[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: facts.Entry | None
 ) -> None:
     """All users of the server see arguments, and a PIN's digest is as good as the PIN."""
     (tmp_path / "secrets").mkdir()
@@ -569,14 +588,15 @@ def test_no_digest_of_a_secret_can_be_seen(
     spec = imgbuild.interpret(tmp_path, {"target": "debian"})
     payload.write(payload_file(HOST), spec, "d-1", {}, tmp_path / "secrets")
     way = "once" if entry else "kexec"
-    State("mx", "d-1", remote_base="/base", way=way, entry=entry).save()
+    State("mx", "d-1", remote_base="/base", way=way, place=entry).save()
     seen: list[str] = []
     given: list[Any] = []
 
     def sh(argv: list[str], *, data: bytes, shown: list[str], **_options: object) -> str:
         seen.extend([*argv, *shown])
-        given.extend(json.loads(data))
-        return '{"kept": [], "network": {"left": []}, "logins": {}, "once_key": "K"}'
+        given.extend(json.loads(data).values())
+        boot = Boot("d-1", "mx", "b", "p", "", 22, NETWORK, [])
+        return records.text(Built(boot, Logins([], []), "K"))
 
     @contextmanager
     def connected(_endpoint: Endpoint) -> Iterator[Any]:
@@ -586,10 +606,10 @@ def test_no_digest_of_a_secret_can_be_seen(
     monkeypatch.setattr(phases, "check_logins", lambda remote, there: None)
     phases.build_initramfs(HOST)
 
-    manifest = archive.read_manifest(payload_file(HOST))
-    digests = [sha256(payload_file(HOST)), *manifest["files"].values()]
+    files = border.manifest(payload_file(HOST)).files
+    digests = [sha256(payload_file(HOST)), *files.values()]
     assert not [each for each in digests if each in " ".join(seen)]
-    assert manifest["files"]["secrets/pin"] not in json.dumps(given)
+    assert files["secrets/pin"] not in json.dumps(given)
     assert digests[0] in given
 
 
@@ -607,8 +627,8 @@ def test_layer(monkeypatch: pytest.MonkeyPatch, host: Host, state: State, digest
     asked: list[object] = []
     required: list[Sizes] = []
 
-    def enter(_remote: object, _base: str, *words: str, **_options: object) -> str:
-        asked.append(words)
+    def enter(_remote: object, _base: str, request: object, *_options: object) -> str:
+        asked.append(request)
         return 'Bootstrapping ...\n{"layer": "made", "size": 5}\n'
 
     monkeypatch.setattr(phases, "sha256", lambda file: f"of {file.name}")
@@ -620,7 +640,7 @@ def test_layer(monkeypatch: pytest.MonkeyPatch, host: Host, state: State, digest
     for _ in range(2):
         assert phases.layer_digest(host, state, cast(Remote, None)) == digest
 
-    assert asked == ([("bootstrap", "of payload")] if digest == "made" else [])
+    assert asked == ([Bootstrap("of payload")] if digest == "made" else [])
     assert [sizes.layer for sizes in required] == [5] * len(asked)
 
 
@@ -663,8 +683,8 @@ def test_answer_that_is_none(monkeypatch: pytest.MonkeyPatch, said: str) -> None
     """What was said instead may be a secret."""
     monkeypatch.setattr(reach, "enter", lambda *_, **__: said)
 
-    with pytest.raises(Failure, match="arm: the server's answer is no JSON") as caught:
-        reach.answer(cast(Remote, None), "/base", "arm")
+    with pytest.raises(Failure, match="Load: the server's answer: no JSON") as caught:
+        reach.answer(cast(Remote, None), "/base", Load(0), Keys)
 
     assert caught.value.status == FAILED
     assert "PRIVATE" not in caught.value.message
@@ -674,10 +694,10 @@ def test_who_may_log_in_to_the_initramfs() -> None:
     """Nobody finds out after the jump that the pinned key, or one's own, is not there."""
     where = Endpoint("192.0.2.1", 22, "ssh-ed25519 PINNED comment", None)
     remote: Any = SimpleNamespace(endpoint=where, login_key="ssh-ed25519 AAAA")
-    there = {"host_keys": ["ssh-rsa A", "ssh-ed25519 PINNED"], "authorized": ["ssh-ed25519 AAAA"]}
+    there = Logins(["ssh-rsa A", "ssh-ed25519 PINNED"], ["ssh-ed25519 AAAA"])
 
     phases.check_logins(remote, there)
     with pytest.raises(Failure, match="the initramfs would not have the pinned host key"):
-        phases.check_logins(remote, there | {"host_keys": ["ssh-rsa PINNED"]})
+        phases.check_logins(remote, replace(there, host_keys=["ssh-rsa PINNED"]))
     with pytest.raises(Failure, match="the initramfs would not let you in by the key SHA256:"):
-        phases.check_logins(remote, there | {"authorized": ["ssh-ed25519 BBBB"]})
+        phases.check_logins(remote, replace(there, authorized=["ssh-ed25519 BBBB"]))

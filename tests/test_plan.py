@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from anemos.border.boot import Seen
 from anemos.disks import Device
 from anemos.server import network
 from anemos.system import imgbuild
@@ -63,7 +64,7 @@ ALONE: list[tuple[dict[str, Any], str]] = [
     ({"modules": ("loop",)}, "the kernel has no squashfs"),
     ({"modules": ("squashfs",)}, "the kernel has no loop"),
     (
-        {"place": "initramfs", "stamp": {"deployment": "d-1", "host": "demo"}},
+        {"place": "initramfs", "stamp": Seen("d-1", "demo")},
         "this is the initramfs of deployment d-1, not a running system",
     ),
     (
@@ -75,7 +76,7 @@ ALONE: list[tuple[dict[str, Any], str]] = [
         "memory: 362 MiB needed in the initramfs, 361 MiB in the machine",
     ),
     (
-        {"stamp": {"host": "mx"}},
+        {"stamp": Seen("d", "mx")},
         "this machine was deployed as 'mx', not as 'demo'; with --adopt it becomes 'demo'",
     ),
     (
@@ -129,7 +130,7 @@ def test_all_problems_at_once() -> None:
         lockdown="none [integrity] confidentiality",
         modules=(),
         place="initramfs",
-        stamp={"host": "mx", "deployment": "d"},
+        stamp=Seen("d", "mx"),
         memory_available=MIB,
         memory_total=MIB,
         disks=(),
@@ -297,7 +298,7 @@ def test_two_names_for_one_system_disk() -> None:
 
 
 def test_same_host_deployed_again() -> None:
-    assert problems(replace(FACTS, stamp={"host": "demo", "deployment": "d"})) == []
+    assert problems(replace(FACTS, stamp=Seen("d", "demo"))) == []
 
 
 # Sizes
@@ -407,7 +408,7 @@ def test_what_is_mounted_from_a_disk(disk: str, node: str, mounted: bool) -> Non
 
 
 def test_machine_of_another_host() -> None:
-    other = replace(FACTS, stamp={"host": "mx"})
+    other = replace(FACTS, stamp=Seen("d", "mx"))
 
     assert problems(other) != []
     assert plan.problems(replace(HOST, adopt=True), spec(), other, SIZES) == []
@@ -681,7 +682,7 @@ def test_kept_and_not_to_be_mounted(kind: str) -> None:
 
 def test_kept_disk_that_takes_anothers_place() -> None:
     """Once deployed, users' files would be away as soon as the wrong disk is mounted there."""
-    given = replace(THREE, stamp={"host": "demo"})
+    given = replace(THREE, stamp=Seen("d", "demo"))
     other = KEEP.replace("serial=demo-data", "serial=C")
     assert problems(given) == []
     (line,) = problems(given, keep=other)

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from anemos.border import boot, resuming, stage
+from anemos.border.boot import Seen
+from anemos.border.resuming import Request
+from anemos.disks import Fingerprint
 from anemos.initramfs import __main__ as brain
-from anemos.initramfs import boot, events, hardware, install, progress
-from anemos.initramfs.progress import Request
+from anemos.initramfs import events, hardware, install, progress
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.system import bootstrap, imgbuild
 from anemos.system.layout import Mounted
@@ -24,7 +27,9 @@ from anemos.workstation.deploy.outcome import Witnessed
 from anemos.workstation.deploy.state import DONE, PASSED, WORD, State
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Endpoint, Unreachable
+from tests.test_network import NETWORK
 
+MANIFEST = {"deployment": "d", "host": "mx", "keep": [], "agreed": {}, "finish": "reboot"}
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "key", 2222)
 BOOT = json.dumps({"deployment": "d-1", "host": "mx", "ssh_port": 22})
 STAMP = json.dumps({"deployment": "d-0", "host": "mx"})
@@ -125,12 +130,12 @@ def test_unreachable_since_this_deployment(reached: str, shown: str) -> None:
     status.remember(HOST, status.parse(said(stamp=STAMP)))
     before = status.last_known(HOST)
     State("mx", deployment="d-1", old_boot_id="b", reached=reached).save()
-    later = before["time"] + 10
+    later = float(before["time"]) + 10
     os.utime(places.state("mx") / "state.json", (later, later))
 
     seen = status.last_known(HOST)
     assert before["deployment"] == "d-0"
-    assert (seen["deployment"], seen["state"][: len(shown)]) == ("d-1", shown)
+    assert (seen["deployment"], str(seen["state"])[: len(shown)]) == ("d-1", shown)
 
 
 def test_machine_that_does_not_wait() -> None:
@@ -160,13 +165,14 @@ def test_resuming_in_vain(monkeypatch: pytest.MonkeyPatch, reached: str) -> None
 
 def test_another_workstation(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever did not start the deployment learns from the machine what `verify` needs."""
-    stamp = {"deployment": "d-1", "base": "abc", "kept": [{"name": "data"}]}
+    kept = [Fingerprint("data", "S", 512, "d1g35t", ())]
+    stamp = Seen("d-1", base="abc", kept=kept)
     seen = replace(status.parse(said(**IN_RAM)), stamp=stamp)
 
     state = status.known(HOST, seen)
 
     assert (state.deployment, state.base_hash, state.old_boot_id) == ("d-1", "abc", "b-1")
-    assert state.kept == [{"name": "data"}]
+    assert state.kept == kept
     assert status.known(HOST, seen) == state
 
 
@@ -182,8 +188,7 @@ def test_unknown_step() -> None:
     with pytest.raises(Failure, match="--step bootloader: unknown") as caught:
         recovery.resume(HOST, step="bootloader")
 
-    assert caught.value.hint == f"one of: {', '.join(progress.STEPS)}"
-    assert recovery.STEPS == progress.STEPS
+    assert caught.value.hint == f"one of: {', '.join(resuming.STEPS)}"
 
 
 def test_ssh(tmp_path: Path) -> None:
@@ -214,21 +219,21 @@ def test_ssh_has_the_policy_of_our_own_client(tmp_path: Path) -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("EVENTS", "LOG", "PASSED", "ABORT", "GO"):
-        monkeypatch.setattr(events, name, tmp_path / name)
+        monkeypatch.setattr(stage, name, tmp_path / name)
     monkeypatch.setattr(events, "PANICS", [tmp_path / "panic"])
-    monkeypatch.setattr(progress, "FILE", tmp_path / "progress.json")
+    monkeypatch.setattr(stage, "PROGRESS", tmp_path / "progress.json")
     return tmp_path
 
 
 def test_abort_wins(here: Path) -> None:
     """init's guard writes why; whoever has passed by then takes it back."""
-    events.ABORT.write_text("no point of no return within 900 s\n")
+    stage.ABORT.write_text("no point of no return within 900 s\n")
 
     with pytest.raises(Failure, match=r"^no point of no return within 900 s$"):
         events.point_of_no_return()
     with pytest.raises(Failure, match=r"^no point of no return within 900 s$"):
         events.await_word(10)
-    assert not events.PASSED.exists()
+    assert not stage.PASSED.exists()
     assert not (here / "panic").exists()
 
 
@@ -238,17 +243,17 @@ def test_console_that_is_gone(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(events, "CONSOLE", full.fileno())
         events.tell("one")
         events.done()
-        monkeypatch.setattr(events, "LOG", Path("/dev/full"))
+        monkeypatch.setattr(stage, "LOG", Path("/dev/full"))
         events.tell("two")
 
-    told = [json.loads(line) for line in events.EVENTS.read_text().splitlines()]
+    told = [json.loads(line) for line in stage.EVENTS.read_text().splitlines()]
     assert [each["event"] for each in told] == ["log", "done", "log"]
 
 
 def test_console(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     events.tell("one")
 
-    assert capfd.readouterr().out == events.LOG.read_text() == "one\n"
+    assert capfd.readouterr().out == stage.LOG.read_text() == "one\n"
 
 
 def test_point_that_cannot_be_passed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,14 +262,14 @@ def test_point_that_cannot_be_passed(here: Path, monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(IsADirectoryError):
         events.point_of_no_return()
-    assert not events.PASSED.exists()
-    assert not events.EVENTS.exists()
+    assert not stage.PASSED.exists()
+    assert not stage.EVENTS.exists()
 
 
 def test_word(here: Path) -> None:
     with pytest.raises(Failure, match="no word from the operator after 0 s"):
         events.await_word(0)
-    events.GO.touch()
+    stage.GO.touch()
     events.await_word(0)
     events.point_of_no_return()
 
@@ -310,7 +315,7 @@ def test_request(here: Path, text: str, expected: Request) -> None:
 
 
 def test_boot_json_is_written_again(tmp_path: Path) -> None:
-    given = boot.Boot("d", "mx", "b", "p", "l", 22, {}, [], 1.5)
+    given = boot.Boot("d", "mx", "b", "p", "l", 22, NETWORK, [], 1.5)
     boot.save(given, tmp_path / "boot.json")
 
     assert boot.load(tmp_path / "boot.json") == given
@@ -358,9 +363,9 @@ def test_mirror_that_does_not_answer(
 @pytest.mark.real("run")
 def test_what_was_fetched_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until there is another payload."""
-    monkeypatch.setattr(brain, "HERE", here)
-    monkeypatch.setattr(brain, "PAYLOAD", here / "unpacked")
-    given = boot.Boot("d", "mx", "b", packed(here, "# one"), "", 22, {}, [])
+    monkeypatch.setattr(stage, "PAYLOAD", here / "payload")
+    monkeypatch.setattr(stage, "UNPACKED", here / "unpacked")
+    given = boot.Boot("d", "mx", "b", packed(here, "# one"), "", 22, NETWORK, [])
 
     assert brain.definition(given).name == "mx"  # as on the workstation
     (here / "unpacked/secrets").mkdir()
@@ -385,17 +390,16 @@ def packed(here: Path, text: str) -> str:
 def test_resuming_with_another_layer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is used again when the run is taken up once more; what it is for is kept in mind."""
     other = spec(here, packages="other")
-    monkeypatch.setattr(boot, "FILE", here / "boot.json")
     monkeypatch.setattr(boot.load, "__defaults__", (here / "boot.json",))
     monkeypatch.setattr(boot.save, "__defaults__", (here / "boot.json",))
     monkeypatch.setattr(brain, "definition", lambda given: other)
     monkeypatch.setattr(brain, "resolve", lambda spec, agreed: {})
     monkeypatch.setattr(brain, "planned", lambda spec, keep, erase: spec)
-    monkeypatch.setattr(events, "PASSED", here)
+    monkeypatch.setattr(stage, "PASSED", here)
     layers: list[str] = []
     monkeypatch.setattr(install, "install", lambda given, *_: layers.append(given.layer))
     progress.begin(spec(here), [])
-    boot.save(boot.Boot("d", "mx", "b", "p", "first", 22, {}, []))
+    boot.save(boot.Boot("d", "mx", "b", "p", "first", 22, NETWORK, []))
 
     for asked in (Request(layer="second"), Request(), Request(payload="q")):
         monkeypatch.setattr(progress, "request", lambda asked=asked: asked)
@@ -411,7 +415,7 @@ def test_incomplete_payload(tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/key").write_text("secret")
     files = {"secrets/key": hashlib.sha256(b"secret").hexdigest()}
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | {"files": files}))
     brain.check_complete(tmp_path)
     (tmp_path / "secrets/key").write_text("secre")
 

@@ -10,20 +10,24 @@ from typing import Any
 
 import pytest
 
-from anemos import archive, disks, log
-from anemos.disks import Device, Fingerprint
+from anemos import disks, log
+from anemos.border import boot, requests
+from anemos.border import payload as border
+from anemos.border import stage as names
+from anemos.border.network import Network
+from anemos.border.requests import Build, Built, Fingerprints
+from anemos.disks import Device, Fingerprint, Wanted
 from anemos.files import sha256
-from anemos.initramfs import boot, daemons, events, sshd
+from anemos.initramfs import daemons, events, sshd
 from anemos.log import FAILED, Failure
 from anemos.run import run
 from anemos.server import __main__ as server
 from anemos.server import drivers, logins, network, staging
 from anemos.system import imgbuild
-from anemos.system.layout import Kept
 from anemos.workstation.deploy import payload
 from tests.sshd import make_key
 
-NETWORK = {"interfaces": [], "left": [], "dns": ["10.0.2.3"]}
+NETWORK: Network = {"interfaces": [], "left": [], "dns": ["10.0.2.3"], "operator": "inet"}
 DEVICE = Device("vdb", "S", "", 512)
 PRINT = Fingerprint("data", "S", 512, "d1g35t", ((0, "U", "ext4"),))
 KEPT = json.loads(json.dumps(asdict(PRINT)))
@@ -33,13 +37,10 @@ KEPT = json.loads(json.dumps(asdict(PRINT)))
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A staged deployment: payload, layer, base image; an old system to take keys from."""
     stage, host = tmp_path / "stage", tmp_path / "host"
-    for name, place in (
-        ("STAGE", stage),
-        ("HOST", host),
-        ("BASE_INITRD", tmp_path / "initrd"),
-        ("INITRAMFS", stage / "initramfs"),
-    ):
-        monkeypatch.setattr(staging, name, place)
+    for name in ("PAYLOAD", "LAYER", "FOUNDATION", "INITRAMFS"):
+        monkeypatch.setattr(names, name, stage / name.lower())
+    monkeypatch.setattr(staging, "HOST", host)
+    monkeypatch.setattr(staging, "BASE_INITRD", tmp_path / "initrd")
     monkeypatch.setattr(network, "capture", lambda host, needed, client: NETWORK)
     monkeypatch.setattr(disks, "devices", lambda: [DEVICE])
     monkeypatch.setattr(drivers, "BLOCK", tmp_path)
@@ -49,9 +50,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stage.mkdir()
     (tmp_path / "initrd").write_bytes(b"first" * 3)  # no multiple of 4
     (stage / "layer").write_bytes(b"layer")
-    (tmp_path / f"base-{BASE}.squashfs").write_bytes(b"hsqs" + bytes(5))
     make_payload(tmp_path)
     log_in(host)
+    (host / f"base-{BASE}.squashfs").write_bytes(b"hsqs" + bytes(5))
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.2.2 40000 10.0.2.15 2222")
     return stage
 
 
@@ -76,11 +78,10 @@ def log_in(host: Path) -> None:
     (host / "root/.ssh/authorized_keys").write_text("ssh-ed25519 AAAA operator\n")
 
 
-def build(stage: Path, **changed: str) -> dict[str, Any]:
+def build(stage: Path, **changed: str) -> Built:
     digests = {name: sha256(stage / name) for name in {"payload", "layer"} - changed.keys()}
     digests |= changed
-    base = stage.parent / f"base-{BASE}.squashfs"
-    return staging.build(base, digests["payload"], digests["layer"], 1.5, "10.0.2.15", 2222)
+    return staging.build(Build(f"/base-{BASE}.squashfs", **digests, now=1.5))
 
 
 def unpack(initramfs: Path) -> dict[str, tuple[int, bytes]]:
@@ -105,16 +106,14 @@ def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
 
     mode, data = unpack(stage / "initramfs")["anemos/boot.json"]
 
-    assert given.pop("logins") == {
-        "host_keys": ["ssh-ed25519 AAAA", "ssh-rsa AAAA"],
-        "authorized": ["ssh-ed25519 AAAA"],
-    }
-    assert json.loads(data) == json.loads(json.dumps(given))
+    assert given.logins.host_keys == ["ssh-ed25519 AAAA", "ssh-rsa AAAA"]
+    assert given.logins.authorized == ["ssh-ed25519 AAAA"]
     assert stat.S_IMODE(mode) == 0o600
     (tmp_path / "boot.json").write_bytes(data)
     found = boot.load(tmp_path / "boot.json")
+    assert found == given.boot
     assert (found.deployment, found.host, found.base) == ("d-1", "mx", BASE)
-    assert (found.ssh_port, found.network, found.kept) == (2222, NETWORK, [KEPT])
+    assert (found.ssh_port, found.network, found.kept) == (2222, NETWORK, [PRINT])
     stamp = {"deployment": "d-1", "host": "mx", "base": BASE, "kept": [KEPT]}
     assert json.loads(found.stamp) == stamp
 
@@ -183,7 +182,7 @@ def test_another_layer_than_before(stage: Path) -> None:
 
 
 def test_without_layer(stage: Path) -> None:
-    assert build(stage, layer="")["layer"] == ""
+    assert build(stage, layer="").boot.layer == ""
     assert "anemos/layer" not in unpack(stage / "initramfs")
 
 
@@ -195,7 +194,7 @@ def test_bootstrap_without_name_server(stage: Path, monkeypatch: pytest.MonkeyPa
         build(stage, layer="")
 
     assert not (stage / "initramfs").exists()
-    assert build(stage)["network"]["dns"] == []
+    assert build(stage).boot.network["dns"] == []
 
 
 @pytest.mark.parametrize("name", ["payload", "layer"])
@@ -215,22 +214,22 @@ def test_staged_file_is_not_what_was_sent(stage: Path, name: str, damage: str) -
     digests = digest | {other: sha256(stage / other) for other in others}
 
     with pytest.raises(Failure, match=f"{name}: not there as it was sent") as caught:
-        staging.build(stage, digests["payload"], digests["layer"], 0, "10.0.2.15", 22)
+        build(stage, **digests)
 
     assert caught.value.status == FAILED
     assert not (stage / "initramfs").exists()
 
 
 def test_manifest(stage: Path) -> None:
-    manifest = archive.read_manifest(stage / "payload")
+    manifest = border.manifest(stage / "payload")
 
-    assert (manifest["deployment"], manifest["host"]) == ("d-1", "mx")
-    assert manifest["keep"] == [asdict(Kept("data", {"serial": "S"}))]
+    assert (manifest.deployment, manifest.host) == ("d-1", "mx")
+    assert manifest.keep == [Wanted("data", {"serial": "S"})]
 
 
 def test_kept_disk_that_is_not_there(stage: Path) -> None:
     with pytest.raises(Failure, match="disk 'home': no disks match serial=X"):
-        staging.fingerprints([{"name": "home", "match": {"serial": "X"}}])
+        disks.fingerprints([Wanted("home", {"serial": "X"})])
 
 
 # Who may log in
@@ -299,10 +298,9 @@ def test_what_sshd_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     names = ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
     assert list(logins.host_keys(Path("/"))) == names
-    assert logins.public(Path("/")) == {
-        "host_keys": [" ".join(own.split()[:2])],
-        "authorized": [" ".join(mine.split()[:2])],
-    }
+    found = logins.public(Path("/"))
+    assert found.host_keys == [" ".join(own.split()[:2])]
+    assert found.authorized == [" ".join(mine.split()[:2])]
 
 
 @pytest.mark.real("run")
@@ -331,7 +329,7 @@ def test_came_in_by(
 ) -> None:
     monkeypatch.setenv("SSH_CONNECTION", connection)
 
-    assert server.came_in_by() == expected
+    assert staging.came_in_by() == expected
 
 
 def test_build_command(
@@ -343,14 +341,16 @@ def test_build_command(
     base.write_bytes(b"hsqs")
     digest = sha256(stage / "payload")
 
-    server.main("build-initramfs", [f"/var/lib/anemos/base-{BASE}.squashfs", digest, "", 1.5])
+    asked = Build(f"/var/lib/anemos/base-{BASE}.squashfs", digest, "", 1.5)
 
-    said = json.loads(capsys.readouterr().out)
+    server.main(requests.text(asked))
+
+    said = json.loads(capsys.readouterr().out)["boot"]
     assert (said["base"], said["ssh_port"], said["payload"]) == (BASE, 2222, digest)
 
 
 def test_fingerprint_command(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server.main("fingerprint", [[{"name": "data", "match": {"serial": "S"}}]])
+    server.main(requests.text(Fingerprints([Wanted("data", {"serial": "S"})])))
 
     assert json.loads(capsys.readouterr().out) == [KEPT]
 
@@ -362,7 +362,7 @@ def test_fingerprint_command(stage: Path, capsys: pytest.CaptureFixture[str]) ->
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(events, "PANICS", [tmp_path / "panic"])
     for name in ("EVENTS", "LOG", "PASSED", "ABORT", "GO"):
-        monkeypatch.setattr(events, name, tmp_path / name)
+        monkeypatch.setattr(names, name, tmp_path / name)
     monkeypatch.setattr(log, "sink", log.sink)
     return tmp_path
 

@@ -45,7 +45,6 @@ SECRET = b"correct horse battery staple\n"
 # Runs in the base image, in the place of anemos.initramfs. Its last line is what the test reads.
 GUEST = """
 import json, sys, traceback
-from dataclasses import asdict
 from pathlib import Path
 from anemos import disks, log, mounts
 from anemos.system import grammar
@@ -69,8 +68,8 @@ def ready():
     plan = grammar.parse(given["layout"])
     keep = grammar.parse_keep(given["keep"], plan)
     found = devices(plan)
-    before = asdict(disks.fingerprint("old", found["first"], 7))
-    seen["kept"].append(before["digest"])
+    before = disks.fingerprint("old", found["first"], 7)
+    seen["kept"].append(before.digest)
     plan = storage.check(plan, keep, found, HERE / "secrets")
     kept.secure(keep, [before])
     return plan, found

@@ -1,12 +1,13 @@
 """The verdict on a new system: evidence for every check, status 4 when one fails."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from anemos.border import records
+from anemos.disks import Fingerprint
 from anemos.log import FAILED, UNVERIFIED, Failure
 from anemos.run import run
 from anemos.workstation import places, report
@@ -225,19 +226,23 @@ def test_own_without_an_answer(host: Host) -> None:
     assert list(verify.check_own(host, server)) == [Check("verify()", False, "no end after 3 s")]
 
 
-BEFORE = {"name": "data", "serial": "S", "digest": "a" * 64, "filesystems": [[0, "U", "ext4"]]}
+BEFORE = Fingerprint("data", "S", 512, "a" * 64, ((0, "U", "ext4"),))
 
 
 @pytest.mark.real("run")
 @pytest.mark.parametrize(
     ("after", "passed"),
-    [(BEFORE, True), (BEFORE | {"digest": "b" * 64}, False), (BEFORE | {"filesystems": []}, False)],
+    [
+        (BEFORE, True),
+        (replace(BEFORE, digest="b" * 64), False),
+        (replace(BEFORE, filesystems=()), False),
+    ],
 )
 def test_kept(
-    host: Host, monkeypatch: pytest.MonkeyPatch, after: dict[str, Any], passed: bool
+    host: Host, monkeypatch: pytest.MonkeyPatch, after: Fingerprint, passed: bool
 ) -> None:
     server: Any = object()
-    monkeypatch.setattr(reach, "enter", lambda *_, **__: f"noise\n{json.dumps([after])}\n")
+    monkeypatch.setattr(reach, "enter", lambda *_, **__: f"noise\n{records.text([after])}\n")
 
     (check,) = verify.check_kept(host, replace(STATE, kept=[BEFORE]), server, FACTS)
 
@@ -251,8 +256,8 @@ def test_kept_by_what_the_initramfs_saw(
 ) -> None:
     """Started by hand, or verified from elsewhere: this workstation knows no fingerprint."""
     server: Any = object()
-    monkeypatch.setattr(reach, "enter", lambda *_, **__: json.dumps([BEFORE]))
-    seen = replace(FACTS, stamp=FACTS.stamp | {"kept": kept})
+    monkeypatch.setattr(reach, "enter", lambda *_, **__: records.text([BEFORE]))
+    seen = replace(FACTS, stamp=replace(FACTS.stamp, kept=kept))
 
     (check,) = verify.check_kept(host, replace(STATE, kept=[]), server, seen)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from anemos.border.boot import Seen
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.run import CommandFailed
 from anemos.workstation import places
@@ -69,7 +70,7 @@ def test_line_that_is_cut_off(junk: str) -> None:
     """A lost connection cuts the last line: it is not counted, so it is asked for again."""
     watching = heard(LOG, junk)
 
-    assert (watching.seen, watching.last["event"]) == (1, "log")
+    assert (watching.seen, watching.last.event) == (1, "log")
     assert heard(LOG, junk, POINT, ENDED).seen == 3
 
 
@@ -95,7 +96,7 @@ class Machine:
     def ask(self, remote: object) -> Status:
         if isinstance(self.now, ConnectionLost):
             raise self.now
-        stamp = {"base": "abc", "kept": None}
+        stamp = Seen(base="abc")
         if isinstance(self.now, str):
             return Status(status.DEPLOYED if self.now else status.SYSTEM, self.now, stamp=stamp)
         return Status(status.GOING, "d-1", "boot", passed=self.passed, stamp=stamp)

@@ -143,7 +143,7 @@ def missing(imgbuild: Imgbuild, cache: Path) -> str:
     return f"the first one of {imgbuild.name}"
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def difference(old: dict[str, object], new: dict[str, object]) -> str:
     """What differs: "packages: + nginx, - apache2; mirror: a -> b"."""
     return "; ".join(
         f"{name}: {changed(old.get(name, ''), new.get(name, ''))}"
@@ -152,7 +152,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     )
 
 
-def changed(old: Any, new: Any) -> str:
+def changed(old: object, new: object) -> str:
     match old, new:
         case list(), list():
             gone, come = ([e for e in a if e not in b] for a, b in ((old, new), (new, old)))

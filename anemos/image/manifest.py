@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from anemos.files import sha256
 from anemos.run import CommandFailed, run
@@ -129,7 +128,7 @@ def read(root: Path, path: str) -> str:
     return file.read_text(errors="replace") if file.is_file() and not file.is_symlink() else ""
 
 
-def files(root: Path, sources: Sources) -> Iterator[dict[str, Any]]:
+def files(root: Path, sources: Sources) -> Iterator[dict[str, object]]:
     for path, status in tree.walk(root):
         yield {
             "path": path,
@@ -142,7 +141,7 @@ def files(root: Path, sources: Sources) -> Iterator[dict[str, Any]]:
         }
 
 
-def content(root: Path, path: str, status: os.stat_result, sources: Sources) -> dict[str, Any]:
+def content(root: Path, path: str, status: os.stat_result, sources: Sources) -> dict[str, object]:
     match stat.S_IFMT(status.st_mode):
         case stat.S_IFLNK:
             return {"target": os.fspath((root / path).readlink())}

@@ -90,7 +90,7 @@ def kept(layer: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def identity(layer: Path) -> list[Any]:
+def identity(layer: Path) -> list[object]:
     status = layer.stat()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return [status.st_size, status.st_mtime_ns, status.st_ino, boot]

@@ -5,12 +5,10 @@ before the point of no return. After it, and where there is no old one, the mach
 reachable over SSH, until init is asked to run this again.
 """
 
-import json
 import math
 import os
 import shutil
 import sys
-import tarfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,13 +16,17 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from anemos import disks, log
+from anemos.border import boot, stage
+from anemos.border.boot import Boot
+from anemos.border.deployment import Agreed
+from anemos.border.events import HELD, PASSED, RELEASED
+from anemos.border.payload import opened, unpacked
+from anemos.border.resuming import Request
 from anemos.disks import Device
 from anemos.files import sha256
 from anemos.initramfs import (
-    boot,
     delivery,
     events,
     fetch,
@@ -36,8 +38,6 @@ from anemos.initramfs import (
     sshd,
     storage,
 )
-from anemos.initramfs.boot import HERE, Boot
-from anemos.initramfs.progress import Request
 from anemos.log import FAILED, Failure, die
 from anemos.run import no_core_dumps
 from anemos.system import bootstrap, imgbuild, layout
@@ -45,7 +45,6 @@ from anemos.system.bootstrap import TARGETS, fetching
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Kept
 
-PAYLOAD = HERE / "unpacked"
 OPERATOR_S = 300.0
 GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
 TOLD = 3  # exit status; see init
@@ -80,14 +79,14 @@ def begin(given: Boot) -> None:
         if not given.layer:
             check_mirror(spec)
         if given.kept is None:  # started by hand: `verify` compares with what is there now
-            given = replace(given, kept=kept.fingerprints(spec.keep))
+            given = replace(given, kept=disks.fingerprints(each.wanted for each in spec.keep))
             boot.save(given)
         mounts = kept.secure(spec.keep, given.kept)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     before = disks.named_by(matches(spec))
     # A lost operator is a reason to go back (init does that when this fails), if there is a way.
-    events.await_word(math.inf if events.STAY.exists() else OPERATOR_S)
+    events.await_word(math.inf if stage.STAY.exists() else OPERATOR_S)
     changed = disks.named_by(matches(spec)) != before
     if changed or resolve(spec, given.agreed) != erase:
         die("a disk came or went while the word was awaited", hint="look again", status=FAILED)
@@ -97,13 +96,13 @@ def begin(given: Boot) -> None:
 
 
 def resume() -> None:
-    """Go on after a failure, as progress.Request says."""
+    """Go on after a failure, as resuming.Request says."""
     no_core_dumps()
     asked = progress.request()
     given = boot.load()
     given = replace(given, payload=asked.payload or given.payload, layer=asked.layer or given.layer)
     boot.save(given)  # what lies there now, whether it is of use or not
-    if events.PASSED.exists():
+    if stage.PASSED.exists():
         go_on(given, asked)
     else:
         begin(given)
@@ -111,7 +110,7 @@ def resume() -> None:
 
 def go_on(given: Boot, asked: Request) -> None:
     """Past the point of no return."""
-    events.emit("point-of-no-return")
+    events.emit(PASSED)
     spec = definition(given)
     reached = progress.load(spec)
     if asked.layer:
@@ -132,9 +131,9 @@ def go_on(given: Boot, asked: Request) -> None:
 def hold(seconds: float) -> None:
     """Touch nothing until the operator, who looks around, says so."""
     log.info(f"Held: nothing is touched. Back to the old system in {seconds:.0f} s")
-    events.emit("held", seconds=seconds)
+    events.emit(HELD, seconds=seconds)
     events.await_word(seconds)
-    events.emit("released")
+    events.emit(RELEASED)
 
 
 def set_clock(real: float) -> None:
@@ -149,35 +148,33 @@ def definition(given: Boot) -> Imgbuild:
 
     Once only: beside what was packed lies what was fetched, perhaps by a token that is void now.
     """
-    check("payload", given.payload)
+    check(stage.PAYLOAD, given.payload)
     if given.layer:
-        check("layer", given.layer)
-    mark = PAYLOAD / "digest"
+        check(stage.LAYER, given.layer)
+    mark = stage.UNPACKED / "digest"
     if not mark.is_file() or mark.read_text() != given.payload:
-        shutil.rmtree(PAYLOAD, ignore_errors=True)
-        with tarfile.open(HERE / "payload") as archive:
-            archive.extractall(PAYLOAD)
+        shutil.rmtree(stage.UNPACKED, ignore_errors=True)
+        with opened(stage.PAYLOAD) as archive:
+            archive.extractall(stage.UNPACKED)
         mark.write_text(given.payload)
-    check_complete(PAYLOAD)
-    spec = imgbuild.load(PAYLOAD / "host", name=given.host)
+    check_complete(stage.UNPACKED)
+    spec = imgbuild.load(stage.UNPACKED / "host", name=given.host)
     if not given.layer:
         bootstrap.check(spec)
     return spec
 
 
-def check(name: str, digest: str) -> None:
-    file = HERE / name
+def check(file: Path, digest: str) -> None:
     if not file.is_file():
-        die(f"{name}: not there", status=FAILED)
+        die(f"{file.name}: not there", status=FAILED)
     if sha256(file) != digest:
-        die(f"{name}: damaged on the way ({file.stat().st_size} bytes)", status=FAILED)
+        die(f"{file.name}: damaged on the way ({file.stat().st_size} bytes)", status=FAILED)
 
 
-def check_complete(unpacked: Path) -> None:
+def check_complete(directory: Path) -> None:
     """Every file that the manifest names, secrets too, is there as it was packed."""
-    files = json.loads((unpacked / "manifest.json").read_text())["files"]
-    for path, digest in files.items():
-        file = unpacked / path
+    for path, digest in unpacked(directory).files.items():
+        file = directory / path
         if not file.is_symlink() and not (file.is_file() and sha256(file) == digest):
             die(f"payload: {path} is not what was packed", status=FAILED)
 
@@ -197,19 +194,19 @@ def matches(spec: Imgbuild) -> list[Mapping[str, str]]:
     return [disk.match for disk in spec.layout.disks] + [kept.match for kept in spec.keep]
 
 
-def check_layout(spec: Imgbuild, agreed: Mapping[str, Any]) -> None:
+def check_layout(spec: Imgbuild, agreed: Agreed) -> None:
     """An IMGBUILD is a script: what it says here must be what it said when the plan was shown."""
-    if agreed and agreed["layout"] != layout.digest(spec.layout, spec.keep):
+    if agreed.layout and agreed.layout != layout.digest(spec.layout, spec.keep):
         die("layout or keep is not what the plan has shown", status=FAILED)
 
 
-def resolve(spec: Imgbuild, agreed: Mapping[str, Any]) -> dict[str, Device]:
-    """The disks to erase, which must be those that the plan has shown (AGREED: see Boot)."""
+def resolve(spec: Imgbuild, agreed: Agreed) -> dict[str, Device]:
+    """The disks to erase, which must be those that the plan has shown."""
     found = disks.devices()
     erase = {disk.name: disks.resolve(disk.name, disk.match, found) for disk in spec.layout.disks}
-    for name, shown in agreed.get("erase", {}).items():
-        if not Device(**shown).same(erase[name]):
-            told = f"{erase[name].describe()}, the plan has shown {Device(**shown).describe()}"
+    for name, shown in agreed.erase.items():
+        if not shown.same(erase[name]):
+            told = f"{erase[name].describe()}, the plan has shown {shown.describe()}"
             die(f"disk {name!r} is {told}", status=FAILED)
     return erase
 
@@ -219,8 +216,8 @@ def planned(spec: Imgbuild, keep: Sequence[Kept], erase: Mapping[str, Device]) -
     for name, device in erase.items():
         if disks.read_only(device):
             die(f"disk {name!r}: the kernel says that it is read-only", status=FAILED)
-    fetch.fetch(spec, PAYLOAD / "secrets")
-    spec = replace(spec, layout=storage.check(spec.layout, keep, erase, PAYLOAD / "secrets"))
+    fetch.fetch(spec, stage.UNPACKED / "secrets")
+    spec = replace(spec, layout=storage.check(spec.layout, keep, erase, stage.UNPACKED / "secrets"))
     if spec.bootloader:
         imgbuild.check_loader(os.fspath(spec.file), spec.bootloader, spec.layout, spec.cmdline)
     return spec
@@ -246,7 +243,7 @@ def report() -> int:
     """Run, and tell how it ended; the exit status."""
     events.start()
     try:
-        resume() if progress.RESUMING.exists() else main()
+        resume() if stage.RESUMING.exists() else main()
     except Failure as failure:
         events.failed(str(failure))
     except Exception:

@@ -1,11 +1,9 @@
 """After a one-shot boot: what must not lie on a disk comes from the workstation, over SSH."""
 
-from anemos import archive, log
+from anemos import log
+from anemos.border import archive, stage
 from anemos.initramfs import events, sshd
-from anemos.initramfs.boot import HERE
 
-COMING = HERE / "coming"  # from the workstation, when it begins
-DELIVERED = HERE / "delivered"  # and when payload, package layer and host keys are there
 COMING_S = 300.0
 DELIVERED_S = 1800.0  # server/kexec.py makes init's deadline so much longer
 
@@ -13,8 +11,8 @@ DELIVERED_S = 1800.0  # server/kexec.py makes init's deadline so much longer
 def receive(port: int) -> None:
     """Wait for it; then answer at PORT under the old system's host keys. Raises Failure."""
     log.info("Waiting for the payload")
-    events.await_word(COMING_S, COMING)
-    events.await_word(DELIVERED_S, DELIVERED)
+    events.await_word(COMING_S, stage.COMING)
+    events.await_word(DELIVERED_S, stage.DELIVERED)
     (sshd.KEYS / archive.ONCE_KEY).unlink()
     sshd.restart(port)
-    DELIVERED.unlink()  # the workstation waits for that
+    stage.DELIVERED.unlink()  # the workstation waits for that

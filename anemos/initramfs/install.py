@@ -1,17 +1,18 @@
 """After the point of no return: disks are erased and the new system is written."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import kexec, log, mounts
+from anemos.border import stage
+from anemos.border.boot import Boot
+from anemos.border.payload import unpacked
+from anemos.border.resuming import DEFINITION, PACKAGES, PARTITIONS, STEPS
 from anemos.disks import Device
 from anemos.initramfs import firmware, kept, leftovers, storage
-from anemos.initramfs.boot import HERE, Boot
-from anemos.initramfs.events import LOG
-from anemos.initramfs.progress import DEFINITION, PACKAGES, PARTITIONS, STEPS, Progress
+from anemos.initramfs.progress import Progress
 from anemos.log import Failure
 from anemos.run import run
 from anemos.system import booting, bootstrap, definition, fstab, initrd, layout, tree
@@ -53,7 +54,7 @@ def install(
         with log.step("Boot loader"):
             if spec.bootloader:
                 boot_loader(spec, devices, seed)
-        if finish(spec) == "kexec":
+        if unpacked(spec.directory.parent).finish == "kexec":
             load_new_kernel(spec, seed)
         keep_log()
 
@@ -72,7 +73,7 @@ def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> 
 
 def package_layer(boot: Boot, spec: Imgbuild) -> None:
     if boot.layer:  # its file stays: it is needed again after a failure
-        bootstrap.unpack(HERE / "layer", TARGET)
+        bootstrap.unpack(stage.LAYER, TARGET)
     else:
         bootstrap.bootstrap(spec, TARGET)
 
@@ -92,7 +93,7 @@ def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> bool:
     tree.write(TARGET, "etc/anemos/deployment.json", boot.stamp)
     carry_host_keys()
     # The next deployment need not send the base image.
-    tree.copy(HERE / "base.squashfs", TARGET, f"var/lib/anemos/base-{boot.base}.squashfs", 0o600)
+    tree.copy(stage.BASE, TARGET, f"var/lib/anemos/base-{boot.base}.squashfs", 0o600)
     return outdated
 
 
@@ -117,11 +118,6 @@ def rebuild_initramfs(whole: Layout, outdated: bool = False) -> None:
     run([*namespace, TARGET, *initrd.ARGV], log=log.info)
 
 
-def finish(spec: Imgbuild) -> str:
-    """How the new system is to be started, as host.toml says."""
-    return str(json.loads((spec.directory.parent / "manifest.json").read_text())["finish"])
-
-
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:
     """Have init start the new system's kernel itself. A kernel that does not load is no failure:
     the firmware is going to start it."""
@@ -137,7 +133,7 @@ def carry_host_keys() -> None:
     """The old system's SSH host keys, unless the definition brings keys of its own."""
     place = TARGET / "etc/ssh"
     if place.is_dir() and not list(place.glob("ssh_host_*_key")):
-        for key in sorted((HERE / "ssh").glob("ssh_host_*_key*")):
+        for key in sorted(stage.SSH.glob("ssh_host_*_key*")):
             mode = 0o644 if key.suffix == ".pub" else 0o600
             tree.copy(key, TARGET, f"etc/ssh/{key.name}", mode)
 
@@ -154,5 +150,5 @@ def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> Non
 
 
 def keep_log() -> None:
-    tree.write(TARGET, "var/log/anemos.log", LOG.read_bytes(), 0o400)
+    tree.write(TARGET, "var/log/anemos.log", stage.LOG.read_bytes(), 0o400)
     log.info(f"{shutil.disk_usage(TARGET).used // 2**20} MiB are used on the new file system")

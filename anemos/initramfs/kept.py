@@ -9,9 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from anemos import disks, log
 from anemos.disks import Device, Fingerprint
@@ -21,20 +19,14 @@ from anemos.run import run
 from anemos.system.layout import Kept, Mounted
 
 
-def fingerprints(keep: Sequence[Kept]) -> list[dict[str, Any]]:
-    """What the disks are that KEEP names. Raises Failure for one that is missing or ambiguous."""
-    found = [(each, disks.resolve(each.name, each.match, disks.devices())) for each in keep]
-    return [asdict(disks.fingerprint(each.name, disk, each.only)) for each, disk in found]
-
-
-def secure(keep: tuple[Kept, ...], before: list[dict[str, Any]] | None) -> list[Mounted]:
+def secure(keep: tuple[Kept, ...], before: Sequence[Fingerprint] | None) -> list[Mounted]:
     """Put kept disks out of reach, set kept partitions read-only; return their file systems.
 
     BEFORE: the fingerprints taken in the old system; None when there was none. Raises Failure for
     one that is missing, ambiguous or changed.
     """
     mounts: list[Mounted] = []
-    expected = {each["name"]: each["digest"] for each in before or []}
+    expected = {each.name: each.digest for each in before or []}
     for each in keep:
         device = disks.resolve(each.name, each.match, disks.devices())
         found = disks.fingerprint(each.name, device, each.only)

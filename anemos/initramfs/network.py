@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from anemos import log
+from anemos.border.network import Address, Ether, Family, Interface, Network, Route
 from anemos.initramfs import daemons
 from anemos.initramfs.hardware import wait_for
 from anemos.log import FAILED, Failure, die
@@ -22,15 +22,14 @@ NETWORK = Path("/sys/class/net")
 # Parameters: interface; whether IPv6 is off there (kernel: networking/ip-sysctl.rst).
 SETTLE = 'cd "/proc/sys/net/ipv6/conf/$0" && echo 0 >accept_ra && echo "$1" >disable_ipv6'
 APPEAR_S = 30.0  # for all cards together
-FAMILIES = {"inet": "-4", "inet6": "-6"}  # names in addresses -> ip(8)'s option
+FAMILIES: dict[Family, str] = {"inet": "-4", "inet6": "-6"}  # names in addresses -> ip(8)'s option
 GATEWAY_S = 10.0  # for a gateway to be found: a switch may take some seconds to forward
 DISCARD = 9  # any port: what counts is that the neighbour has to be found first
 FOUND = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT", "NOARP"}  # ip-neighbour(8)
-Interface = dict[str, Any]
 Commands = list[list[str]]
 
 
-def up(network: dict[str, Any], resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
+def up(network: Network, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
     """NETWORK as server/network.py captured it. Raises Failure when what the operator needs is
     missing or cannot be made."""
     run(["ip", "link", "set", "lo", "up"])
@@ -53,7 +52,7 @@ def up(network: dict[str, Any], resolv_conf: Path = Path("/etc/resolv.conf")) ->
 def make(interface: Interface, names: dict[str, str], patience_s: float) -> None:
     """Bring INTERFACE up, once those below it are in NAMES, and add it there. Raises Failure."""
     name = present(interface, patience_s)
-    lower = interface.get("members", [interface["parent"]] if "parent" in interface else [])
+    lower = below(interface)
     if lower and not names.keys() & set(lower):
         die(f"{name}: nothing below it works: {', '.join(lower)}", status=FAILED)
     names[interface["name"]] = name
@@ -64,16 +63,25 @@ def make(interface: Interface, names: dict[str, str], patience_s: float) -> None
         keep_lease(name, interface)
 
 
+def below(interface: Interface) -> list[str]:
+    match interface["kind"]:
+        case "bond":
+            return interface["members"]
+        case "vlan":
+            return [interface["parent"]]
+    return []
+
+
 def present(interface: Interface, patience_s: float) -> str:
     """The name of INTERFACE here. One of hardware is waited for."""
     if interface["kind"] != "ether":
-        return str(interface["name"])
+        return interface["name"]
     what = f"network interface with MAC address {interface['mac']}"
     wait_for(what, lambda: bool(name_of(interface)), patience_s)
     return name_of(interface)
 
 
-def name_of(interface: Interface) -> str:
+def name_of(interface: Ether) -> str:
     """The card's name under this kernel, or "". In a bond, its own address is hidden.
 
     A cloud's synthetic card has the address of the physical one that it commands: its bus tells
@@ -124,7 +132,7 @@ def link_commands(name: str, interface: Interface, names: Mapping[str, str]) -> 
         case "bond":
             options = {key: str(value) for key, value in interface["options"].items()}
             # It names a member, which has to be one by then, and which may be missing.
-            first = names.get(options.pop("primary", ""))
+            first = names.get(options.pop("primary", ""), "")
             primary = [["ip", "link", "set", name, "type", "bond", "primary", first]]
             words = [word for pair in options.items() for word in pair]
             members = [names[each] for each in interface["members"] if each in names]
@@ -146,20 +154,20 @@ def link_commands(name: str, interface: Interface, names: Mapping[str, str]) -> 
     return []
 
 
-def address_words(address: dict[str, Any]) -> list[str]:
+def address_words(address: Address) -> list[str]:
     """`LOCAL/LENGTH`, or where the other end has an address: `LOCAL peer ADDRESS/LENGTH`."""
     local, far = address["local"], address.get("address")
     own = [local, "peer", far] if far else [local]
     words = [*own[:-1], f"{own[-1]}/{address['prefixlen']}"]
-    for key in ("scope", "metric"):
-        words += [key, str(address[key])] if key in address else []
+    words += ["scope", address["scope"]] if "scope" in address else []
+    words += ["metric", str(address["metric"])] if "metric" in address else []
     words += ["noprefixroute"] if address.get("noprefixroute") else []
     words += ["valid_lft", "forever", "preferred_lft", "0"] if address.get("deprecated") else []
     # Without duplicate address detection (RFC 4862) an address works at once; it did before.
     return words + (["nodad"] if address["family"] == "inet6" else [])
 
 
-def route_words(route: dict[str, Any]) -> list[str]:
+def route_words(route: Route) -> list[str]:
     gateway = gateway_of(route)
     words = [route["dst"]]
     words += ["tos", route["tos"]] if "tos" in route else []
@@ -174,9 +182,9 @@ def route_words(route: dict[str, Any]) -> list[str]:
     return words + (["onlink"] if "onlink" in route.get("flags", []) else [])
 
 
-def gateway_of(route: dict[str, Any]) -> str:
+def gateway_of(route: Route) -> str:
     """The next hop, "" without one. That of an IPv4 route may have an IPv6 address."""
-    return str(route.get("gateway", route.get("via", {}).get("host", "")))
+    return route.get("gateway", "") or route.get("via", {}).get("host", "")
 
 
 def keep_lease(name: str, interface: Interface) -> None:
@@ -190,16 +198,15 @@ def keep_lease(name: str, interface: Interface) -> None:
         daemons.start(argv, timeout=30)
 
 
-def lives(family: str) -> bool:
+def lives(family: Family) -> bool:
     """Whether a gateway of FAMILY is there, or none is needed."""
     argv = ["ip", "-json", FAMILIES[family], "route", "show", "default"]
     routes = [route for route in json.loads(run(argv) or "[]") if gateway_of(route)]
-    return not routes or any(map(answers, routes))
+    return not routes or any(answers(gateway_of(route), route["dev"]) for route in routes)
 
 
-def answers(route: dict[str, Any]) -> bool:
-    """Whether the gateway of ROUTE is found on its link (ip-neighbour(8)) within GATEWAY_S."""
-    gateway, name = gateway_of(route), route["dev"]
+def answers(gateway: str, name: str) -> bool:
+    """Whether GATEWAY is found on the link NAME (ip-neighbour(8)) within GATEWAY_S."""
     end = time.monotonic() + GATEWAY_S
     while time.monotonic() < end:
         provoke(gateway, name)
@@ -219,7 +226,7 @@ def provoke(gateway: str, name: str) -> None:
         sender.sendto(b"", (gateway, DISCARD, 0, scope) if ":" in gateway else (gateway, DISCARD))
 
 
-def drop(family: str) -> None:
+def drop(family: Family) -> None:
     """Take FAMILY's addresses away: programs would wait for it before they try the other one.
 
     IPv6 itself stays: the gateway of an IPv4 route may have such an address.
@@ -229,7 +236,7 @@ def drop(family: str) -> None:
     run(["ip", FAMILIES[family], "route", "flush", "default"])
 
 
-def family_of(address: str) -> str:
+def family_of(address: str) -> Family:
     return "inet6" if ":" in address else "inet"
 
 

@@ -1,38 +1,35 @@
 """How far an installation has come: what a second run of the brain, after a failure, must know."""
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from anemos import files
-from anemos.initramfs.boot import HERE
+from anemos.border import records, stage
+from anemos.border.resuming import BOOT_LOADER, PARTITIONS, Request
 from anemos.log import FAILED, die
 from anemos.system import bootstrap
 from anemos.system.imgbuild import Imgbuild
-from anemos.system.layout import Mounted
+from anemos.system.layout import Kept, Mounted
 
-FILE = HERE / "progress.json"
-RESUMING = HERE / "resuming"  # the operator's request, see Request; init puts it there
-PARTITIONS, PACKAGES, DEFINITION, BOOT_LOADER = STEPS = (
-    "partitions",
-    "package-layer",
-    "definition",
-    "boot-loader",
-)
+
+@dataclass(frozen=True)
+class Disks:
+    erased: Mapping[str, Mapping[str, str]]  # what finds them, by the names in the layout
+    kept: list[Kept]
 
 
 @dataclass
 class Progress:
     """Kept disks are out of reach after the first run: what was learnt from them stays here."""
 
-    disks: dict[str, Any]  # which ones are erased and kept: no corrected payload changes that
+    disks: Disks  # which ones are erased and kept: no corrected payload changes that
     mounts: list[Mounted]  # kept file systems
     packages: str  # what the package layer was made from, see bootstrap.key
     applied: str = ""  # the payload (SHA-256) whose definition is complete on the disks
 
     def save(self) -> None:
-        files.replace(FILE, json.dumps(asdict(self)))
+        files.replace(stage.PROGRESS, records.text(self))
 
     def first_step(self, payload: str, asked: str = "") -> str:
         """Where to go on, if not where the operator ASKED for.
@@ -43,19 +40,9 @@ class Progress:
         return asked or (BOOT_LOADER if self.applied == payload else PARTITIONS)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the operator asks for; "" for what is as it was."""
-
-    payload: str = ""  # SHA-256 of a corrected one
-    layer: str = ""  # SHA-256 of another package layer
-    step: str = ""  # of STEPS, to begin with
-
-
-def disks_of(spec: Imgbuild) -> dict[str, Any]:
-    """What SPEC says about whole disks, as JSON has it."""
-    erased = {disk.name: dict(disk.match) for disk in spec.layout.disks}
-    return dict(json.loads(json.dumps({"erased": erased, "kept": [*map(asdict, spec.keep)]})))
+def disks_of(spec: Imgbuild) -> Disks:
+    """What SPEC says about whole disks."""
+    return Disks({disk.name: disk.match for disk in spec.layout.disks}, list(spec.keep))
 
 
 def begin(spec: Imgbuild, mounts: list[Mounted]) -> Progress:
@@ -66,8 +53,7 @@ def begin(spec: Imgbuild, mounts: list[Mounted]) -> Progress:
 
 def load(spec: Imgbuild) -> Progress:
     """Raises Failure when SPEC wants other disks than the first run erased and kept."""
-    progress = Progress(**json.loads(FILE.read_text()))
-    progress.mounts = [Mounted(*each) for each in progress.mounts]
+    progress = records.load(Progress, stage.PROGRESS.read_bytes(), f"{stage.PROGRESS}")
     if progress.disks != disks_of(spec):
         die(
             "the corrected IMGBUILD names other disks, or keeps other ones",
@@ -77,5 +63,5 @@ def load(spec: Imgbuild) -> Progress:
     return progress
 
 
-def request(file: Path = RESUMING) -> Request:
-    return Request(**json.loads(file.read_text() or "{}"))
+def request(file: Path = stage.RESUMING) -> Request:
+    return records.load(Request, file.read_bytes() or b"{}", f"{file}")

@@ -4,10 +4,10 @@ import os
 import signal
 from pathlib import Path
 
+from anemos.border import stage
 from anemos.initramfs import daemons, hardware
-from anemos.initramfs.boot import HERE
 
-KEYS = HERE / "ssh"
+KEYS = stage.SSH
 PID = Path("/run/sshd.pid")
 
 

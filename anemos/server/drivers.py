@@ -4,12 +4,11 @@ The base image's modules are asked on the machine itself, before the jump.
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from anemos import disks
-from anemos.disks import Device
+from anemos.border.deployment import Deployment
+from anemos.border.network import Network
 from anemos.log import die
 from anemos.run import CommandFailed, run
 
@@ -19,7 +18,7 @@ NEED_FIRMWARE = {"bnx2", "bnx2x"}  # of which the base image has none
 BRIDGE = re.compile("pci:.*bc06")  # every kernel has that driver, and it names no device
 
 
-def check_network(found: dict[str, Any]) -> None:
+def check_network(found: Network) -> None:
     """Move what has no driver from FOUND["interfaces"] to FOUND["left"] (see network.capture).
 
     Raises Failure when the operator came by it.
@@ -30,19 +29,18 @@ def check_network(found: dict[str, Any]) -> None:
         if each["kind"] == "ether" and (why := problem(NETWORK / each["name"] / "device"))
     }
     for each in found["interfaces"]:
-        cards = each.get("members", [each["name"]])
+        cards = each["members"] if each["kind"] == "bond" else [each["name"]]
         if each["needed"] and all(name in lame for name in cards):
             die(f"you came in by {each['name']}; the initramfs has {lame[cards[0]]}")
     found["left"] += [f"{name}: it has {why}" for name, why in lame.items()]
     found["interfaces"] = [each for each in found["interfaces"] if each["name"] not in lame]
 
 
-def check_disks(manifest: Mapping[str, Any]) -> None:
+def check_disks(given: Deployment) -> None:
     """Raises Failure for a disk to be erased or kept that would not appear."""
     there = disks.devices()
-    shown = manifest.get("agreed", {}).get("erase", {})
-    named = [each for disk in shown.values() for each in there if Device(**disk).same(each)]
-    named += [disks.resolve(each["name"], each["match"], there) for each in manifest["keep"]]
+    named = [each for disk in given.agreed.erase.values() for each in there if disk.same(each)]
+    named += [disks.resolve(each.name, each.match, there) for each in given.keep]
     for each in named:
         if why := problem(BLOCK / each.name):
             die(f"{each.describe()}: the initramfs has {why}")

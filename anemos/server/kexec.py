@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from anemos import kexec, memory
+from anemos.border import stage
+from anemos.border.requests import Keys
 from anemos.log import FAILED, die
-from anemos.server.staging import INITRAMFS
 
 KERNEL = Path("/boot/vmlinuz")
 CONSOLES = ("console=tty0", "console=ttyS0")
@@ -19,7 +20,7 @@ DELIVERY = 1800  # what the one of a one-shot boot gets more, as in initramfs/de
 def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
     """The initramfs's kernel command line: the consoles of the OLD one's, and the way back.
 
-    HOLD: seconds that the operator has to look around (initramfs/boot.py, initramfs/init). MORE:
+    HOLD: seconds that the operator has to look around (border/boot.py, initramfs/init). MORE:
     seconds that are added to the deadline.
     """
     consoles = [word for word in old.split() if word.startswith("console=")]
@@ -30,9 +31,11 @@ def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
     return " ".join([*(consoles or CONSOLES), *SAFETY, *held, *late])
 
 
-def load(hold: int) -> None:
-    """HOLD: see `cmdline`. Raises Failure, also when there is not enough memory any more."""
-    need, there = 2 * INITRAMFS.stat().st_size + LOADING, memory.available()
+def load(hold: int) -> Keys:
+    """HOLD: see `cmdline`. Returns no keys: the initramfs has them. Raises Failure, also when there
+    is not enough memory any more."""
+    need, there = 2 * stage.INITRAMFS.stat().st_size + LOADING, memory.available()
     if need > there:
         die(f"memory: {need >> 20} MiB needed to load it, {there >> 20} available", status=FAILED)
-    kexec.load(KERNEL, INITRAMFS, cmdline(Path("/proc/cmdline").read_text(), hold))
+    kexec.load(KERNEL, stage.INITRAMFS, cmdline(Path("/proc/cmdline").read_text(), hold))
+    return {}

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-import tarfile
 from pathlib import Path
-from typing import Any
 
 from anemos import memory
+from anemos.border import stage
+from anemos.border.payload import opened
+from anemos.border.requests import Layer
 from anemos.files import sha256
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed, run
@@ -18,17 +19,17 @@ ETC = Path("/etc")
 ROOM = Path("/tmp/anemos")  # noqa: S108 (on a tmpfs of our own)
 
 
-def make(payload: str) -> dict[str, Any]:
-    """Bootstrap the packages of the staged payload, whose SHA-256 is PAYLOAD, into STAGE/layer.
+def make(payload: str) -> Layer:
+    """Bootstrap the packages of the staged payload, whose SHA-256 is PAYLOAD, into stage.LAYER.
 
     In memory, half of what is available and not more: the services go on. Raises Failure.
     """
-    staging.check(staging.STAGE / "payload", payload)
+    staging.check(stage.PAYLOAD, payload)
     ROOM.mkdir(exist_ok=True)
     size = memory.available() // 2
     run(["mount", "-t", "tmpfs", "-o", f"mode=755,size={size}", "tmpfs", ROOM])
     try:
-        take_definition(staging.STAGE / "payload", ROOM)
+        take_definition(stage.PAYLOAD, ROOM)
         resolve_names()
         os.environ["ZSTD_CLEVEL"] = "1"  # zstd(1): it is unpacked once, and from memory
         output = ROOM / "layer.tar.zst"
@@ -48,7 +49,7 @@ def make(payload: str) -> dict[str, Any]:
 
 def take_definition(payload: Path, directory: Path) -> None:
     """Unpack what a bootstrap needs from PAYLOAD: no secret, as this memory may be swapped."""
-    with tarfile.open(payload) as archive:
+    with opened(payload) as archive:
         members = [each for each in archive if each.name.startswith("host/")]
         archive.extractall(directory, members)
 
@@ -63,8 +64,7 @@ def resolve_names() -> None:
     run(["mount", "--bind", copy, ETC])
 
 
-def hand_over(output: Path) -> dict[str, Any]:
-    layer = staging.STAGE / "layer"
-    shutil.copyfile(output, layer)
-    layer.chmod(0o600)
-    return {"layer": sha256(layer), "size": layer.stat().st_size}
+def hand_over(output: Path) -> Layer:
+    shutil.copyfile(output, stage.LAYER)
+    stage.LAYER.chmod(0o600)
+    return Layer(sha256(stage.LAYER), stage.LAYER.stat().st_size)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from anemos import keys
+from anemos.border.requests import Logins
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, run
 from anemos.system import tree
@@ -94,10 +95,10 @@ def home(host: Path) -> str:
     return next((line.split(":")[5] for line in lines if line.startswith("root:")), "/root")
 
 
-def public(host: Path) -> dict[str, list[str]]:
-    """The same as anybody may see it: {"host_keys", "authorized"}, lists of "TYPE BASE64"."""
+def public(host: Path) -> Logins:
+    """The same as anybody may see it."""
     found = host_keys(host)
     own = [key.decode().strip() for name, key in found.items() if name.endswith(".pub")]
     lines = authorized(host).decode(errors="replace").splitlines()
     listed = [KEY.search(line) for line in lines if not re.match(r"\s*(#|cert-authority)", line)]
-    return {"host_keys": own, "authorized": [" ".join(each.groups()) for each in listed if each]}
+    return Logins(own, [" ".join(each.groups()) for each in listed if each])

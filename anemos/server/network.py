@@ -7,17 +7,28 @@ behind, unless the operator comes by it, or the default route leaves by it.
 
 import ipaddress
 import json
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from anemos.border.network import (
+    Address,
+    Bond,
+    Common,
+    Ether,
+    Family,
+    Interface,
+    Network,
+    Route,
+    Vlan,
+)
 from anemos.log import die
 from anemos.run import CommandFailed, run
 from anemos.system import tree
 
-Link = dict[str, Any]  # as ip-link(8) prints it
-Record = Mapping[str, Any]
+Link = dict[str, Any]  # as ip-link(8) prints it: JSON
+Record = Mapping[str, Any]  # the same, of addresses, routes, rules
 NETWORK = Path("/sys/class/net")
 
 # What is carried, in ip(8)'s words; then what need not be: who made it, and how long it lasts.
@@ -83,23 +94,16 @@ HINT = "change that in the old system for the deployment, or come in by another 
 RESOLVED = "run/systemd/resolve/resolv.conf"
 
 
-def capture(host: Path, needed: str, client: str = "") -> dict[str, Any]:
-    """{"interfaces": [...], "left": [...], "dns": [addresses], "operator": "inet" or "inet6"}.
-
-    An interface is {"name", "kind", "mtu", "needed" (by the operator), "ipv6" (whether it has any),
-    "addresses", "routes", "dhcp" (whether a lease wants to be kept alive)} and, by its kind: ether:
-    "mac" (the card's own), "address" (another one, set by hand), "bus"; bond: "mac", "members",
-    "options"; vlan: "mac" (if it has one of its own), "parent", "id", "protocol", "options". Those
-    that others need come before them, the operator's first. HOST: the system's root.
-    Addresses and routes are ip-address(8)'s and ip-route(8)'s JSON, cut down to what is carried.
-    Raises Failure when something would not be carried over, like the address NEEDED, by which the
-    operator came, or the way to CLIENT, where he came from.
+def capture(host: Path, needed: str, client: str = "") -> Network:
+    """HOST: the system's root. Raises Failure when something would not be carried over, like the
+    address NEEDED, by which the operator came, or the way to CLIENT, where he came from.
     """
     links, routes, rules = ask()
     found = chosen(links, routes, rules, needed)
     check_way_back(needed, client, found["interfaces"])
     ipv6 = any(interface["ipv6"] for interface in found["interfaces"])
-    return found | {"dns": [each for each in nameservers(host) if ipv6 or ":" not in each]}
+    found["dns"] = [each for each in nameservers(host) if ipv6 or ":" not in each]
+    return found
 
 
 def ask() -> tuple[list[Link], list[Record], list[Record]]:
@@ -137,14 +141,12 @@ def hardware(link: Link) -> dict[str, str]:
     return found
 
 
-def chosen(
-    links: list[Link], routes: list[Record], rules: list[Record], needed: str
-) -> dict[str, Any]:
-    """What `capture` returns, except "dns". Pure. Raises Failure."""
+def chosen(links: list[Link], routes: list[Record], rules: list[Record], needed: str) -> Network:
+    """What `capture` returns, without name servers. Pure. Raises Failure."""
     interfaces = select(links, routes, needed)
     check_operator(links, interfaces, needed)
     names = {name for interface in interfaces for name in interface["bears"]}
-    family = "inet6" if ":" in needed else "inet"
+    family: Family = "inet6" if ":" in needed else "inet"
     check_default("-6" if family == "inet6" else "-4", routes, names)
     check_rules(rules, routes, names)
     left = [
@@ -152,10 +154,10 @@ def chosen(
         for link in links
         if link["ifname"] not in names and is_up(link) and any(map(outward, addresses(link)))
     ]
-    return {"interfaces": interfaces, "left": left, "operator": family}
+    return {"interfaces": interfaces, "left": left, "dns": [], "operator": family}
 
 
-def check_operator(links: list[Link], interfaces: list[dict[str, Any]], needed: str) -> None:
+def check_operator(links: list[Link], interfaces: Sequence[Interface], needed: str) -> None:
     """The address NEEDED is carried, and something can leave by its interface."""
     for link in interfaces:
         if needed in [each["local"] for each in link["addresses"]]:
@@ -171,7 +173,7 @@ def check_operator(links: list[Link], interfaces: list[dict[str, Any]], needed: 
     die(f"you came in by {needed or '?'}, which the initramfs could not bring up", hint=hint)
 
 
-def select(links: list[Link], routes: list[Record], needed: str = "") -> list[dict[str, Any]]:
+def select(links: list[Link], routes: list[Record], needed: str = "") -> list[Interface]:
     """What carries an address, and the interfaces below it. Pure. Raises Failure.
 
     Addresses of a bridge go to the one interface that connects it with the outside. Without one,
@@ -187,12 +189,7 @@ def select(links: list[Link], routes: list[Record], needed: str = "") -> list[di
     order = dict.fromkeys(name for top in [*mine, *carried] for name in below(named[top], named))
     names = {*order, *(each["ifname"] for bears in carried.values() for each in bears)}
     ways = list(one_each(routes, names))
-    return [
-        # A bond works with one of its members.
-        interface(named[name], carried.get(name, []), ways, named)
-        | {"needed": name in own and kind(master(named[name], named)) != "bond"}
-        for name in order
-    ]
+    return [interface(named[name], carried.get(name, []), ways, named, own) for name in order]
 
 
 def counts(link: Link, needed: str) -> bool:
@@ -255,45 +252,52 @@ def below(link: Link, named: Mapping[str, Link]) -> Iterator[str]:
 
 
 def interface(
-    link: Link, bears: list[Link], routes: list[Record], named: Mapping[str, Link]
-) -> dict[str, Any]:
-    """LINK as the initramfs wants it, with addresses and routes of the links that it BEARS."""
+    link: Link, bears: list[Link], routes: list[Record], named: Mapping[str, Link], needed: Set[str]
+) -> Interface:
+    """LINK as the initramfs wants it, with addresses and routes of the links that it BEARS. NEEDED:
+    the names of what the operator came by."""
     if "NOARP" in link.get("flags", []):
         die(f"{link['ifname']} has NOARP, which is not carried over", hint=HINT)
     names = {link["ifname"], *(each["ifname"] for each in bears)}
     own = [address for each in bears for address in addresses(each)]
-    return {
+    common: Common = {
         "name": link["ifname"],
         "bears": sorted(names),
-        "kind": kind(link) or "ether",
-        **particulars(link, named),
         "mtu": link["mtu"],
+        # A bond works with one of its members.
+        "needed": link["ifname"] in needed and kind(master(link, named)) != "bond",
         "ipv6": any(a["family"] == "inet6" for each in bears or [link] for a in each["addr_info"]),
         "addresses": [carried_address(each, link) for each in own],
         "routes": [carried_route(each, own) for each in routes if wanted(each, names, own)],
         "dhcp": any(leased(each) for link in bears for each in link["addr_info"]),
+        "mac": "",
+    }
+    makers: dict[str, Callable[[Link, Mapping[str, Link], Common], Interface]]
+    makers = {"bond": bond, "vlan": vlan}
+    return makers.get(kind(link), card)(link, named, common)
+
+
+def bond(link: Link, named: Mapping[str, Link], common: Common) -> Bond:
+    members = [each["ifname"] for each in slaves(link, named)]
+    own: Common = {**common, "mac": link["address"]}
+    return {**own, "kind": "bond", "members": members, "options": bond_options(link)}
+
+
+def vlan(link: Link, named: Mapping[str, Link], common: Common) -> Vlan:
+    inherited = named[link["link"]]["address"] == link["address"]
+    data = link["linkinfo"]["info_data"]
+    own: Common = {**common, "mac": "" if inherited else link["address"]}
+    return {
+        **own,
+        "kind": "vlan",
+        "parent": link["link"],
+        "id": data["id"],
+        "protocol": data["protocol"],
+        "options": vlan_options(link),
     }
 
 
-def particulars(link: Link, named: Mapping[str, Link]) -> dict[str, Any]:
-    match kind(link):
-        case "bond":
-            members = [each["ifname"] for each in slaves(link, named)]
-            return {"mac": link["address"], "members": members, "options": bond_options(link)}
-        case "vlan":
-            inherited = named[link["link"]]["address"] == link["address"]
-            data = link["linkinfo"]["info_data"]
-            return {
-                "mac": "" if inherited else link["address"],
-                "parent": link["link"],
-                "id": data["id"],
-                "protocol": data["protocol"],
-                "options": vlan_options(link),
-            }
-    return card(link, named)
-
-
-def card(link: Link, named: Mapping[str, Link]) -> dict[str, str]:
+def card(link: Link, named: Mapping[str, Link], common: Common) -> Ether:
     """How to find the card LINK again, and the address that it has instead of its own."""
     name, mac = link["ifname"], link.get("permaddr", link["address"])
     if not mac:
@@ -304,11 +308,12 @@ def card(link: Link, named: Mapping[str, Link]) -> dict[str, str]:
             die(f"{name} and {other['ifname']} have one MAC address: {mac}", hint=HINT)
     # In a bond all have one address: the bond sees to that.
     own = link["address"] == mac or kind(master(link, named)) == "bond"
-    address = "" if own else link["address"]
-    return {"mac": mac, "address": address, "bus": link.get("parentbus", "")}
+    address, bus = "" if own else link["address"], link.get("parentbus", "")
+    known: Common = {**common, "mac": mac}
+    return {**known, "kind": "ether", "address": address, "bus": bus}
 
 
-def bond_options(link: Link) -> dict[str, Any]:
+def bond_options(link: Link) -> dict[str, str | int]:
     """What differs from the kernel's defaults: the kernel takes not all options in all modes."""
     data = link["linkinfo"]["info_data"]
     known = {key for key, _ in BOND_OPTIONS.values()} | BOND_NEEDLESS
@@ -351,7 +356,7 @@ def understood(what: str, record: Record, known: Set[str]) -> None:
         die(f"{what} has {said}, which is not carried over", hint=HINT)
 
 
-def addresses(link: Link) -> list[dict[str, Any]]:
+def addresses(link: Link) -> list[Link]:
     """Those that are carried, as ip-address(8) has them."""
     return [each for each in link["addr_info"] if each and lasting(each)]
 
@@ -362,11 +367,13 @@ def lasting(address: Record) -> bool:
     return not (inside or address.get("temporary") or address.get("dadfailed"))
 
 
-def carried_address(address: Record, link: Link) -> dict[str, Any]:
+def carried_address(address: Record, link: Link) -> Address:
     what = f"{link['ifname']}: address {address['local']}"
     understood(what, address, {*ADDRESS_KEYS, *ADDRESS_NEEDLESS})
-    found = cut(address, ADDRESS_KEYS)
-    return {key: value for key, value in found.items() if (key, value) != ("scope", "global")}
+    found = {key: address[key] for key in ADDRESS_KEYS if key in address}
+    if found.get("scope") == "global":
+        del found["scope"]
+    return cast(Address, found)
 
 
 def leased(address: Record) -> bool:
@@ -379,7 +386,7 @@ def one_each(routes: Iterable[Record], names: Set[str]) -> Iterator[Record]:
 
     One that works, by an interface in NAMES if there is any.
     """
-    best: dict[tuple[Any, ...], Record] = {}
+    best: dict[tuple[object, ...], Record] = {}
     for route in routes:
         hops = route.get("nexthops", [route])
         hops = [hop for hop in hops if not {"dead", "linkdown"} & {*hop.get("flags", [])}] or hops
@@ -397,7 +404,7 @@ def rank(route: Record, names: Set[str]) -> tuple[bool, int]:
     return route.get("dev") in names, order.index(route.get("pref", "medium"))
 
 
-def wanted(route: Record, names: Set[str], own: list[dict[str, Any]]) -> bool:
+def wanted(route: Record, names: Set[str], own: list[Link]) -> bool:
     """Routes of the main table by NAMES that the kernel does not make by itself from OWN."""
     if route.get("dev") not in names or route.get("table", "main") != "main":
         return False
@@ -416,7 +423,7 @@ def network_of(route: Record) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return ipaddress.ip_network(route["dst"].replace("default", everything))
 
 
-def carried_route(route: Record, own: list[dict[str, Any]]) -> dict[str, Any]:
+def carried_route(route: Record, own: list[Link]) -> Route:
     what = f"route {route['dst']} by {route['dev']}"
     understood(what, route, {*ROUTE_KEYS, *ROUTE_NEEDLESS})
     if (kind := route.get("type", "unicast")) != "unicast":
@@ -425,7 +432,7 @@ def carried_route(route: Record, own: list[dict[str, Any]]) -> dict[str, Any]:
         understood(what, metrics, ROUTE_METRICS)
     if (source := route.get("prefsrc")) and source not in [each["local"] for each in own]:
         understood(what, {"src": source}, set())
-    return cut(route, ROUTE_KEYS)
+    return cast(Route, {key: route[key] for key in ROUTE_KEYS if key in route})
 
 
 def check_default(family: str, routes: Iterable[Record], names: Set[str]) -> None:
@@ -457,7 +464,7 @@ def check_rules(rules: Iterable[Record], routes: Iterable[Record], names: Set[st
             die(f"a rule ({source}, table {table}), which is not carried over: ip rule", hint=HINT)
 
 
-def check_way_back(needed: str, client: str, interfaces: Iterable[Record]) -> None:
+def check_way_back(needed: str, client: str, interfaces: Iterable[Interface]) -> None:
     """What goes to CLIENT has to leave by one of INTERFACES, if not by the machine itself."""
     names = {"lo", *(name for interface in interfaces for name in interface["bears"])}
     with suppress(CommandFailed):  # ip(8) does not know it: then it says nothing against it
@@ -466,10 +473,6 @@ def check_way_back(needed: str, client: str, interfaces: Iterable[Record]) -> No
             if route["dev"] not in names:
                 what = f"the way back to you, {client}, leaves by {route['dev']}"
                 die(f"{what}, which the initramfs could not make", hint=HINT)
-
-
-def cut(record: Record, keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: record[key] for key in keys if key in record}
 
 
 def nameservers(host: Path) -> list[str]:

@@ -7,11 +7,12 @@ The rest is sent when the initramfs answers (initramfs/delivery.py).
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from anemos import archive, files, keys
+from anemos import files, keys
+from anemos.border import archive
+from anemos.border.boot import Boot
+from anemos.border.requests import Arm, BuildEntry, Built, Keys
 from anemos.log import die
 from anemos.run import run
 from anemos.server import kexec, logins, staging
@@ -43,19 +44,15 @@ fi
 """
 
 
-def build(base: Path, described: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """Write kernel and initramfs into PLACE in DIRECTORY. DESCRIBED: see staging.describe.
-
-    Returns what boot.json says, "logins" (see logins.public), and as "once_key" the public half of
-    the host key that the initramfs has until it is sent another one. Raises Failure.
-    """
-    boot = {**described, "once": True}
-    key = write(base, boot, directory / PLACE)
-    return boot | {"once_key": key, "logins": logins.public(staging.HOST)}
+def build(asked: BuildEntry) -> Built:
+    """Write kernel and initramfs into PLACE. Raises Failure."""
+    boot = staging.describe(asked, asked.deployment, once=True)
+    key = write(staging.old(asked.base), boot, staging.old(asked.directory) / PLACE)
+    return Built(boot, logins.public(staging.HOST), key)
 
 
-def write(base: Path, boot: Mapping[str, Any], place: Path) -> str:
-    """The files; returns the key."""
+def write(base: Path, boot: Boot, place: Path) -> str:
+    """The files; returns the public half of the key of this boot."""
     allowed = logins.authorized(staging.HOST)
     private = ROOM / archive.ONCE_KEY
     public = keys.make(private, "once")
@@ -78,17 +75,16 @@ def require_private(place: Path) -> None:
         die(f"{where}: all users can read there, also the key of the next boot", hint=hint)
 
 
-def arm(loader: str, directory: Path, device: str, old: str, hold: int) -> dict[str, str]:
-    """Have LOADER ("grub", "firmware") take the entry at the next boot. DIRECTORY: on DEVICE. OLD:
-    the running kernel's command line; HOLD: see kexec.cmdline.
+def arm(asked: Arm, old: str) -> Keys:
+    """Have the loader take the entry at the next boot. OLD: the running kernel's command line.
 
-    Returns the host keys that the initramfs gets then: texts by their names in anemos/ssh.
+    Returns the host keys that the initramfs gets then.
     """
-    words = kexec.cmdline(old, hold, kexec.DELIVERY)
-    if loader == "grub":
-        arm_grub(directory, words)
+    words = kexec.cmdline(old, asked.hold, kexec.DELIVERY)
+    if asked.loader == "grub":
+        arm_grub(staging.old(asked.directory), words)
     else:
-        arm_firmware(device, words)
+        arm_firmware(asked.device, words)
     os.sync()
     return {name: key.decode() for name, key in logins.host_keys(staging.HOST).items()}
 

@@ -15,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from anemos.disks import Wanted
+
 MIB = 1024**2
 UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
 IMAGE = 8 * UNITS["G"]
@@ -164,6 +166,10 @@ class Kept:
     def only(self) -> int:
         """The partition that is kept, 0 where it is the whole disk."""
         return self.part if self.disk else 0
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.name, self.match, self.only)
 
 
 class Mounted(NamedTuple):

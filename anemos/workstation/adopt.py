@@ -1,11 +1,10 @@
 """Pins the key of a machine that is new to us: the one place where an unpinned server is met."""
 
 from pathlib import Path
-from typing import Any
 
 from anemos import files, log
 from anemos.log import die
-from anemos.workstation import hosts, report, ssh
+from anemos.workstation import Result, hosts, report, ssh
 
 COMPARE = (
     "It has to be the same at the server's console:"
@@ -13,7 +12,7 @@ COMPARE = (
 )
 
 
-def adopt(name: str, fingerprint: str) -> dict[str, Any]:
+def adopt(name: str, fingerprint: str) -> Result:
     """Write the key that the host NAME presents into its host.toml, once a person agrees.
 
     FINGERPRINT ("SHA256:...") agrees in a script, if it is the one presented. Raises Failure.

@@ -3,19 +3,18 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from anemos import log
 from anemos.log import die
 from anemos.system import imgbuild
-from anemos.workstation import access, hosts, images, places, scratch
+from anemos.workstation import Result, access, hosts, images, places, scratch
 from anemos.workstation.secrets import sources, throwaway, trove
 from anemos.workstation.values import values
 
 IMAGES = places.ROOT / "images"
 
 
-def build(name: str, format: str = "", output: str = "", check: bool = False) -> dict[str, Any]:
+def build(name: str, format: str = "", output: str = "", check: bool = False) -> Result:
     """Build the image of hosts/NAME into the directory OUTPUT; a host.toml is not needed.
 
     An image lies on a disk, where no secret may be in clear: in its place are throw-away ones, the

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from anemos.border import network
 from anemos.disks import plain
 
 MAC = "52:54:00:a2:e0:05"
@@ -108,21 +108,22 @@ class Network:
             f"virtio-net-pci,netdev=net,mac={MAC}",
         ]
 
-    def capture(self) -> dict[str, Any]:
+    def capture(self) -> network.Network:
         """What server/network.py would capture in the guest."""
         return describe(MAC, self.address, self.gateway, [self.dns])
 
 
-def describe(mac: str, address: str, gateway: str, dns: Sequence[str]) -> dict[str, Any]:
+def describe(mac: str, address: str, gateway: str, dns: Sequence[str]) -> network.Network:
     """A network of one interface, in the format of server/network.py. Raises ValueError."""
     if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", mac.lower()):
         raise ValueError(f"{mac} is no MAC address")
     own = ipaddress.ip_interface(address)
-    family = "inet" if own.version == 4 else "inet6"
-    default = {"family": f"-{own.version}", "dst": "default", "gateway": gateway}
+    family: network.Family = "inet" if own.version == 4 else "inet6"
     # A gateway outside of the interface's own network is reached directly.
     flags = [] if not gateway or ipaddress.ip_address(gateway) in own.network else ["onlink"]
-    interface = {
+    default: network.Route = {"family": "-4" if own.version == 4 else "-6", "dst": "default"}
+    default |= {"gateway": gateway, "flags": flags}
+    interface: network.Ether = {
         "name": "eth0",
         "kind": "ether",
         "mac": mac.lower(),
@@ -133,6 +134,6 @@ def describe(mac: str, address: str, gateway: str, dns: Sequence[str]) -> dict[s
         "dhcp": False,
         "mtu": 1500,
         "addresses": [{"local": str(own.ip), "prefixlen": own.network.prefixlen, "family": family}],
-        "routes": [default | {"flags": flags}] if gateway else [],
+        "routes": [default] if gateway else [],
     }
     return {"interfaces": [interface], "dns": list(dns), "operator": family}

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from anemos import log
 from anemos.log import die
+from anemos.workstation import Result
 
 MIB = 2**20
 
@@ -24,7 +24,7 @@ def typed(name: str, what: str, hint: str) -> None:
         die("not confirmed; nothing was done")
 
 
-def show(report: dict[str, Any], title: str) -> None:
+def show(report: Result, title: str) -> None:
     """Print REPORT (see verify.conclude, with `phases`) on standard error.
 
     A local VM has neither downtime nor bytes that were sent.
@@ -51,7 +51,7 @@ def table(columns: Mapping[str, bool], rows: Iterable[Sequence[str]], title: str
     log.to_stderr(drawn.get().rstrip("\n"))
 
 
-def summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def summary(report: Result) -> Iterator[tuple[str, str]]:
     yield "kernel", report["kernel"]
     if report.get("downtime_s") is not None:
         yield "downtime", f"{report['downtime_s']} s"

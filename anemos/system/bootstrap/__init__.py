@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 from shutil import which
-from typing import Any, Protocol
+from typing import Protocol
 
 from anemos import log
 from anemos.run import run
@@ -38,7 +38,7 @@ class Target(Protocol):
 TARGETS: dict[str, Target] = {"debian": debian, "arch": arch, "alpine": alpine}
 
 
-def inputs(imgbuild: Imgbuild) -> dict[str, Any]:
+def inputs(imgbuild: Imgbuild) -> dict[str, object]:
     """All that the layer depends on, except the state of the mirror."""
     target = TARGETS[imgbuild.target]
     recipes = [Path(__file__).with_name(f"{name}.py") for name in (imgbuild.target, "identity")]

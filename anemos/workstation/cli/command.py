@@ -13,7 +13,7 @@ from invoke.tasks import task
 
 from anemos import log
 from anemos.run import no_core_dumps
-from anemos.workstation import scratch
+from anemos.workstation import Result, scratch
 from anemos.workstation.deploy import outcome
 
 HELP = {
@@ -92,7 +92,7 @@ def command(body: Body) -> Any:
     return task(run, name=body.__name__.rstrip("_"), auto_shortflags=False, help=words)
 
 
-def show(result: dict[str, Any], as_json: bool) -> None:
+def show(result: Result, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
 

@@ -1,19 +1,22 @@
 """An initramfs that is put together here, for a machine that is started by hand, or a local VM."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from anemos import archive, files
-from anemos.archive import Keys
+from anemos import files
+from anemos.border import archive
+from anemos.border.archive import Keys
+from anemos.border.boot import Boot, base_hash
+from anemos.border.network import Network
+from anemos.border.payload import manifest
+from anemos.disks import Fingerprint
 from anemos.files import sha256
 from anemos.run import run
 from anemos.server import kexec
 from anemos.workstation import images
 from anemos.workstation.deploy.state import State
 
-Kept = Sequence[Mapping[str, Any]] | None  # fingerprints; None: there are none to compare
+Kept = list[Fingerprint] | None  # None: there are none to compare
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,13 @@ class Parts:
     layer: Path | None  # None: the initramfs bootstraps
     payload: Path
     keys: Keys  # of its sshd, and who may log in
-    network: Mapping[str, Any]  # see server/network.py
+    network: Network
     kept: Kept = None
     port: int = 22
     stay: bool = True  # after a failure: there is no old system to go back to
 
 
-def of(
-    state: State, payload: Path, keys: Keys, network: Mapping[str, Any], kept: Kept, port: int
-) -> Parts:
+def of(state: State, payload: Path, keys: Keys, network: Network, kept: Kept, port: int) -> Parts:
     """Those of STATE's deployment."""
     layer = Path(state.layer) if state.layer else None
     return Parts(Path(state.base), layer, payload, keys, network, kept, port)
@@ -53,15 +54,18 @@ def host_keys(revealed: Path) -> dict[str, Path]:
     return {file.name: file for file in sorted(revealed.glob("files/etc/ssh/ssh_host_*_key"))}
 
 
-def boot(parts: Parts) -> dict[str, Any]:
-    return archive.boot(
-        archive.read_manifest(parts.payload),
-        parts.base,
+def boot(parts: Parts) -> Boot:
+    given = manifest(parts.payload)
+    return Boot(
+        given.deployment,
+        given.host,
+        base_hash(parts.base),
         sha256(parts.payload),
         sha256(parts.layer) if parts.layer else "",
-        ssh_port=parts.port,
-        network=parts.network,
-        kept=parts.kept,
+        parts.port,
+        parts.network,
+        parts.kept,
+        agreed=given.agreed,
     )
 
 

@@ -3,19 +3,18 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from anemos import log
 from anemos.log import die
-from anemos.workstation import report, scratch
+from anemos.workstation import Result, report, scratch
 from anemos.workstation.deploy import outcome, phases, reach, staged, verify, watch
 from anemos.workstation.deploy.state import load_state
 from anemos.workstation.hosts import Host
 
-Phase = Callable[[Host], dict[str, Any]]
+Phase = Callable[[Host], Result]
 
 
-def follow(host: Host) -> dict[str, Any]:
+def follow(host: Host) -> Result:
     """Where it leads back into the old system, the boot entry is still there, if there was one."""
     with staged.undone(host):
         return watch.watch(host)
@@ -33,15 +32,15 @@ PHASES: dict[str, Phase] = {
 }
 
 
-def deploy(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
+def deploy(host: Host, yes: str = "", hold: bool = False) -> Result:
     """Run all phases; the report. YES: the host's name, as confirmation.
 
     HOLD: end with the initramfs up and nothing touched, for `recovery` to go on.
 
     Raises Failure with the exit statuses of log.py.
     """
-    seconds: list[dict[str, Any]] = []
-    result: dict[str, Any] = {}
+    seconds: list[Result] = []
+    result: Result = {}
     with phases.forgotten(host):
         for name, phase in plan_of(hold).items():
             start = time.monotonic()
@@ -64,7 +63,7 @@ def plan_of(hold: bool) -> dict[str, Phase]:
     return held | {"kexec": partial(phases.kexec, hold=True)}
 
 
-def kexec(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
+def kexec(host: Host, yes: str = "", hold: bool = False) -> Result:
     """The phase after which there is no way back, run alone."""
     phases.require_access(host)
     confirm(host, yes)
@@ -72,7 +71,7 @@ def kexec(host: Host, yes: str = "", hold: bool = False) -> dict[str, Any]:
         return phases.kexec(host, hold)
 
 
-def phase(host: Host, name: str) -> dict[str, Any]:
+def phase(host: Host, name: str) -> Result:
     """Run the phase NAME by itself: a signal, too, has it take back what it has done."""
     with scratch.ending():
         return PHASES[name](host)
@@ -87,7 +86,7 @@ def confirm(host: Host, yes: str) -> None:
     report.typed(host.name, f"This erases the system disks of {host.name}", "--yes NAME")
 
 
-def go(host: Host, yes: str = "") -> dict[str, Any]:
+def go(host: Host, yes: str = "") -> Result:
     """The word for an initramfs that was started by hand (see export)."""
     state = load_state(host, "stays", "export")
     confirm(host, yes)

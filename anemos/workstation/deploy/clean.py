@@ -1,16 +1,15 @@
 """Removes what interrupted runs left in memory."""
 
 from pathlib import Path
-from typing import Any
 
 from anemos import log
 from anemos.log import die
-from anemos.workstation import lock, places, scratch
+from anemos.workstation import Result, lock, places, scratch
 from anemos.workstation.deploy import plan, staged
 from anemos.workstation.hosts import Host
 
 
-def clean(host: Host | None = None, yes: str = "") -> dict[str, Any]:
+def clean(host: Host | None = None, yes: str = "") -> Result:
     """Remove it here, for all hosts that no task works for; with HOST also from that server.
 
     YES: the host's name, when what another workstation has staged there is to go, too.

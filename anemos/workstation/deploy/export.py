@@ -1,18 +1,25 @@
 """`./inv export`: a deployment as files, for a machine that is started by hand."""
 
 import ipaddress
-import json
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from anemos import log
-from anemos.log import Failure, die
-from anemos.workstation import places, qemu
+from anemos.border import records
+from anemos.border.network import Network
+from anemos.disks import Fingerprint
+from anemos.log import BAD_INPUT, Failure, die
+from anemos.workstation import Result, places, qemu
 from anemos.workstation.deploy import byhand, consent, payload, phases, plan
-from anemos.workstation.deploy.state import State, load_state, payload_file
+from anemos.workstation.deploy.state import (
+    Captured,
+    State,
+    captured_file,
+    load_state,
+    payload_file,
+)
 from anemos.workstation.hosts import Host
 from anemos.workstation.scratch import require_memory
 
@@ -61,7 +68,7 @@ class Options:
     dns: str = ""
 
 
-def export(host: Host, options: Options) -> dict[str, Any]:
+def export(host: Host, options: Options) -> Result:
     """Write kernel, initrd, cmdline and README of a new deployment. Raises Failure."""
     directory = Path(options.output)
     check_output(options, directory)
@@ -111,7 +118,7 @@ def require_private(directory: Path) -> None:
         die(f"{directory} belongs to somebody else, or others may read it", hint=hint)
 
 
-def described(options: Options) -> tuple[dict[str, Any], None]:
+def described(options: Options) -> tuple[Network, None]:
     """The network of the options. Nothing is known of kept disks: they are taken as they are."""
     if not (options.mac and options.address):
         die("a network needs --mac and --address", hint="without both: the one captured last")
@@ -124,18 +131,18 @@ def described(options: Options) -> tuple[dict[str, Any], None]:
         die(f"network: {error}", hint="--address 192.0.2.5/24 --gateway 192.0.2.1")
 
 
-def captured(host: Host) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def captured(host: Host) -> tuple[Network, list[Fingerprint]]:
     """What the old system said in the last deployment that came so far."""
-    file = places.state(host.name) / phases.CAPTURED
+    file = captured_file(host)
+    hint = "say it: --mac 52:54:00:12:34:56 --address 192.0.2.5/24 --gateway 192.0.2.1"
     if not file.exists():
-        hint = "say it: --mac 52:54:00:12:34:56 --address 192.0.2.5/24 --gateway 192.0.2.1"
         die(f"{host.name}: no network is known, as no deployment was begun from here", hint=hint)
-    found = json.loads(file.read_text())
-    return found["network"], found["kept"]
+    found = records.load(Captured, file.read_bytes(), f"{file}", hint, BAD_INPUT)
+    return found.network, found.kept
 
 
 def host_keys(host: Host) -> dict[str, bytes | Path]:
-    """The pinned host key (see phases.check_host_keys). Raises Failure without one."""
+    """The pinned host key (see hostkeys.problem). Raises Failure without one."""
     keys = byhand.host_keys(places.memory(host.name) / "secrets")
     if not keys:
         hint = f"./inv secrets.generate --host {host.name} --kind ssh-host-key; pin what it prints"

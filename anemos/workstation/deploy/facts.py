@@ -4,8 +4,10 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from anemos.border import records, stage
+from anemos.border.boot import Seen
 from anemos.disks import SECTOR, Device
 from anemos.log import FAILED, die
 from anemos.server import network as capture
@@ -15,7 +17,6 @@ from anemos.workstation.ssh import Remote
 ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
 GATHER_S = 180.0  # dozens of programs: an emulated machine that was busy took a minute
 SCRIPT = places.ROOT / "anemos/server/facts.sh"
-BOOT = "/run/anemos/boot.json"  # in the initramfs
 ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
 STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
 
@@ -41,9 +42,9 @@ class Entry(NamedTuple):
 class Network(NamedTuple):
     """ip(8)'s answers, as server/network.py wants them."""
 
-    links: list[dict[str, Any]]
-    routes: list[Mapping[str, Any]]
-    rules: list[Mapping[str, Any]]
+    links: list[capture.Link]
+    routes: list[capture.Record]
+    rules: list[capture.Record]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Facts:
     listening: tuple[int, ...]
     base: str  # path of the wanted base image on the server, or ""
     place: str  # "system" or "initramfs"
-    stamp: dict[str, Any]  # deployment.json, {} on a foreign system
+    stamp: Seen
     parts: tuple[Partition, ...] = ()
     slaves: tuple[tuple[str, str], ...] = ()  # (dm-0, vda3): the first lies on the second
     secure_boot: bool = False
@@ -86,7 +87,7 @@ class Facts:
 
     @property
     def deployment(self) -> str:
-        return str(self.stamp.get("deployment", ""))
+        return self.stamp.deployment
 
 
 @dataclass(frozen=True)
@@ -102,23 +103,20 @@ class Identity:
 def identify(remote: Remote) -> Identity:
     """Quicker than all facts: what is polled with."""
     answered = time.time()
-    files = ["/proc/sys/kernel/random/boot_id", BOOT, STAMP]
+    files = ["/proc/sys/kernel/random/boot_id", f"{stage.BOOT}", STAMP]
     argv = ["sh", "-c", 'cat "$@" 2>/dev/null || :', "cat", *files]
     lines = remote.sh(argv, timeout=ANSWER_S, shown=["identify"]).splitlines()
     try:
         boot_id, *rest = lines
-        stamp = mapping("".join(rest))
+        stamp = stamp_of("".join(rest))
     except ValueError:
         die(f"{remote.endpoint}: cannot tell which system this is: {lines}", status=FAILED)
-    return Identity(boot_id, "ssh_port" in stamp, stamp.get("deployment", ""), answered)
+    return Identity(boot_id, bool(stamp.ssh_port), stamp.deployment, answered)
 
 
-def mapping(text: str) -> dict[str, Any]:
-    """The JSON object TEXT, "" for none. Raises ValueError."""
-    found = json.loads(text or "{}")
-    if not isinstance(found, dict):
-        raise ValueError(f"{text} is no object")
-    return found
+def stamp_of(text: str) -> Seen:
+    """TEXT: JSON, "" on a foreign system. Raises ValueError."""
+    return records.parse(Seen, text or "{}")
 
 
 def gather(remote: Remote, base_hash: str = "") -> Facts:
@@ -176,7 +174,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         listening=tuple(sorted(int(port, 16) for port in every("listen"))),
         base=one.get("base", ""),
         place=one["place"],
-        stamp=mapping(one["stamp"]),
+        stamp=stamp_of(one["stamp"]),
         parts=tuple(partition(*value.split("|")) for value in every("part")),
         slaves=pairs_of(every("slave")),
         secure_boot=one.get("secure_boot", "").strip() == "1",

@@ -3,22 +3,25 @@
 What one leaves for the next is a State (state.py).
 """
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
-from anemos import archive, files, log
+from anemos import files, log
+from anemos.border import records
+from anemos.border.payload import manifest
+from anemos.border.requests import Bootstrap, Build, Keys, Layer, Logins
+from anemos.border.stage import HERE
 from anemos.files import sha256
 from anemos.log import FAILED, Failure, die
 from anemos.system import bootstrap, definition
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import access, images, places, scratch, ssh
+from anemos.workstation import Result, access, images, places, scratch, ssh
 from anemos.workstation.deploy import (
     consent,
     facts,
@@ -33,20 +36,23 @@ from anemos.workstation.deploy import (
 )
 from anemos.workstation.deploy.facts import Facts, Identity
 from anemos.workstation.deploy.sizes import Sizes, size
-from anemos.workstation.deploy.state import State, expected_downtime, load_state, payload_file
-from anemos.workstation.deploy.ways import Keys
+from anemos.workstation.deploy.state import (
+    Captured,
+    State,
+    captured_file,
+    expected_downtime,
+    load_state,
+    payload_file,
+)
 from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import throwaway, trove
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
 from anemos.workstation.values import values
 
-# What the old system said last, for `export`: it may be gone by then.
-CAPTURED = "captured.json"
-
 # --- plan
 
 
-def make_plan(host: Host) -> dict[str, Any]:
+def make_plan(host: Host) -> Result:
     """Tell what a deployment would do. Raises Failure (status 2): all that stands against it."""
     spec = host.imgbuild()
     state = State(host.name, base=images.cached_base(), layer=cached_layer(host, spec))
@@ -106,7 +112,7 @@ def measure(host: Host, state: State, seen: Facts) -> Sizes:
 # --- reveal, pack
 
 
-def reveal(host: Host) -> dict[str, Any]:
+def reveal(host: Host) -> Result:
     """Decrypt the secrets of HOST into memory."""
     with scratch.ending():
         source = throwaway.secrets_of(host)
@@ -115,7 +121,7 @@ def reveal(host: Host) -> dict[str, Any]:
     return {"host": host.name, "files": found.files, "values": sorted(found.values)}
 
 
-def pack(host: Host, deployment: str = "") -> dict[str, Any]:
+def pack(host: Host, deployment: str = "") -> Result:
     """Make the payload, and all else that is to be sent."""
     agreed = consent.to_pack(host, host.imgbuild())
     state = State(host.name, deployment=deployment or new_deployment(), agreed=agreed)
@@ -148,7 +154,7 @@ def make_payload(host: Host, state: State) -> str:
 
 def check_secrets(host: Host, revealed: list[str]) -> None:
     """That the payload holds what was REVEALED; another task may have removed it meanwhile."""
-    packed = archive.read_manifest(payload_file(host))["files"]
+    packed = manifest(payload_file(host)).files
     found = sorted(path.removeprefix("secrets/") for path in packed if path.startswith("secrets/"))
     if found != sorted(revealed):
         missing = ", ".join(set(revealed).symmetric_difference(found))
@@ -190,7 +196,7 @@ def new_deployment() -> str:
 # --- upload, build-initramfs, kexec
 
 
-def upload(host: Host) -> dict[str, Any]:
+def upload(host: Host) -> Result:
     """Send what the server lacks, into its memory."""
     state = sending.packed(host, "deployment", "pack")
     with connect(reach.endpoint(host)) as remote:
@@ -219,9 +225,9 @@ def send_all(host: Host, state: State, remote: Remote, seen: Facts, sizes: Sizes
     way = ways.chosen(host, seen)
     state.way = way.NAME
     way.send(host, state, remote, seen, sizes)
-    state.remote_base = seen.base or f"{reach.STAGE}/{Path(state.base).name}"
+    state.remote_base = seen.base or f"{HERE / Path(state.base).name}"
     if not seen.base:
-        state.sent["base"] = sending.send(remote, Path(state.base), Path(state.base).name)
+        state.sent["base"] = sending.send(remote, Path(state.base), Path(state.remote_base))
     state.save()
 
 
@@ -234,35 +240,34 @@ def bad_input() -> Iterator[None]:
         die(failure.message, hint=failure.hint)
 
 
-def build_initramfs(host: Host) -> dict[str, Any]:
+def build_initramfs(host: Host) -> Result:
     """Have the server put its initramfs together."""
     state = sending.packed(host, "remote_base", "upload")
     with staged.undone(host), connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
-        words = [sha256(payload_file(host)), layer, time.time()]
-        answer = ways.of(state).build(host, state, remote, words)
-        check_logins(remote, answer["logins"])
-    state.kept = answer["kept"]
-    for each in answer["network"]["left"]:
+        asked = Build(state.remote_base, sha256(payload_file(host)), layer, time.time())
+        built = ways.of(state).build(host, state, remote, asked)
+        check_logins(remote, built.logins)
+    state.kept, network = built.boot.kept or [], built.boot.network
+    for each in network["left"]:
         log.info(f"The initramfs is without {each}")
-    captured = {key: answer[key] for key in ("network", "kept")}
-    files.replace(places.state(host.name) / CAPTURED, json.dumps(captured))
+    files.replace(captured_file(host), records.text(Captured(network, state.kept)))
     state.save()
-    return {"host": host.name, "network": answer["network"], "kept": state.kept}
+    return {"host": host.name, "network": network, "kept": [*map(asdict, state.kept)]}
 
 
-def check_logins(remote: Remote, there: Mapping[str, list[str]]) -> None:
+def check_logins(remote: Remote, there: Logins) -> None:
     """The initramfs will answer under the pinned key, and let in whoever is logged in now.
 
-    THERE: see server/logins.py. Raises Failure.
+    Raises Failure.
     """
     pinned = " ".join(remote.endpoint.host_key.split()[:2])
-    if pinned not in there["host_keys"]:
+    if pinned not in there.host_keys:
         die(
             f"{remote.endpoint}: the initramfs would not have the pinned host key",
             hint="it takes the HostKey files that sshd -T names on the server",
         )
-    if remote.login_key not in there["authorized"]:
+    if remote.login_key not in there.authorized:
         die(
             f"{remote.endpoint}: the initramfs would not let you in by the key"
             f" {ssh.fingerprint(remote.login_key)}",
@@ -281,17 +286,17 @@ def layer_digest(host: Host, state: State, remote: Remote) -> str:
 
 def bootstrap_on_server(host: Host, state: State, remote: Remote) -> str:
     """Have the server make the package layer, while it serves: its SHA-256."""
-    words = ["bootstrap", sha256(payload_file(host))]
+    asked = Bootstrap(sha256(payload_file(host)))
     limit = host.timeouts.install
     with log.step("Package layer, on the server"):
-        made = reach.answer(remote, state.remote_base, *words, timeout=limit, sink=log.info)
+        made = reach.answer(remote, state.remote_base, asked, Layer, limit, log.info)
     # Only now it is known how much memory that takes in the initramfs.
-    sizes = Sizes(size(state.base), made["size"], size(payload_file(host)), base_is_there=True)
+    sizes = Sizes(size(state.base), made.size, size(payload_file(host)), base_is_there=True)
     require(host, host.imgbuild(), facts.gather(remote, state.base_hash), sizes)
-    return str(made["layer"])
+    return made.layer
 
 
-def kexec(host: Host, hold: bool = False) -> dict[str, Any]:
+def kexec(host: Host, hold: bool = False) -> Result:
     """Load the initramfs, jump, see that it is ours that answers, and give it the word to go on.
 
     With HOLD it gets no word, and waits for `resume` or `abort`.

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from anemos import disks
 from anemos.disks import Device
@@ -92,23 +92,20 @@ def _memory(facts: Facts, sizes: Sizes) -> Iterator[str]:
 def _network(facts: Facts) -> Iterator[str]:
     """What keeps the initramfs from coming up as this system does, where the operator looks."""
     try:
-        captured(facts)
+        left_behind(facts)
     except Failure as failure:
         yield f"{failure.message}; {failure.hint}"
 
 
-def captured(facts: Facts) -> dict[str, Any]:
-    """The network as it is going to be captured, as far as facts tell; {} where they do not."""
+def left_behind(facts: Facts) -> list[str]:
+    """What of the network is not going to be captured, as far as facts tell. Raises Failure for
+    what cannot be missed."""
     if not facts.network or len(facts.connection) != 4:
-        return {}
-    try:
-        return network.chosen(*facts.network, facts.connection[2])
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-    ):  # ip(8) of another time: it is not the base image's
-        return {}
+        return []
+    # ip(8) of another time: it is not the base image's
+    with suppress(LookupError, TypeError, ValueError):
+        return network.chosen(*facts.network, facts.connection[2])["left"]
+    return []
 
 
 def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
@@ -196,7 +193,7 @@ def _mounts(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterat
                 )
             now = stack.kernel_names(nodes.get(each.mount, f"/dev/{node}"), facts)
             # Before the first deployment it may have been anywhere.
-            if facts.stamp and now != {node}:
+            if facts.deployment and now != {node}:
                 yield (
                     f"keep: {each.name!r}: {each.mount} is on {', '.join(sorted(now))} now, not on"
                     f" {node}; if that is meant, unmount it, or mount {node} there, and plan again"
@@ -266,7 +263,7 @@ def _firmware(spec: Imgbuild, facts: Facts) -> Iterator[str]:
 
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:
-    stamped = facts.stamp.get("host", host.name)
+    stamped = facts.stamp.host or host.name
     if stamped != host.name and not host.adopt:
         yield (
             f"this machine was deployed as {stamped!r}, not as {host.name!r};"
@@ -287,7 +284,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("untouched", _disk(each, facts)) for each in _others(spec, facts)),
         *(("warning", each) for each in _warnings(spec, facts)),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
-        *(("network", f"left behind: {each}") for each in captured(facts).get("left", ())),
+        *(("network", f"left behind: {each}") for each in left_behind(facts)),
         ("boot", ways.chosen(host, facts).describe(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),

@@ -1,6 +1,5 @@
 """Where a host answers, the wait until it does, and what runs there."""
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -8,9 +7,11 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 from anemos import log
+from anemos.border import records, requests, stage
+from anemos.border.records import Kind
+from anemos.border.requests import Request
 from anemos.log import FAILED, Sink, die
 from anemos.run import CommandFailed
 from anemos.workstation import places
@@ -32,7 +33,6 @@ from anemos.workstation.ssh import (
 )
 
 SERVER = places.ROOT / "anemos/server"
-STAGE = "/run/anemos"
 POLL_S = 0.5
 QUIET_S = 60.0  # a wait tells now and then what it waits for
 REFUSED_S = 60.0  # a system that comes up may not know all of its keys and users yet
@@ -128,7 +128,7 @@ def give_word(where: Endpoint, state: State) -> None:
     """The operator's. Whether one without an answer has arrived, the events tell."""
     with suppress(ConnectionLost, TimedOut), connect(where, status=FAILED) as remote:
         state.reach(WORD)
-        remote.sh(["touch", f"{STAGE}/go"])
+        remote.sh(["touch", f"{stage.GO}"])
 
 
 def login(where: Endpoint, known_hosts: Path) -> list[str]:
@@ -172,31 +172,22 @@ def script(
 
 
 def enter(
-    remote: Remote,
-    base: str,
-    command: str,
-    *given: Any,
-    timeout: float = 300,
-    sink: Sink | None = None,
+    remote: Remote, base: str, request: Request, timeout: float = 300, sink: Sink | None = None
 ) -> str:
-    """Run `python3 -m anemos.server COMMAND` on the server, in the base image. What it is GIVEN
-    goes to its standard input, as a JSON array."""
-    data = json.dumps(given).encode()
-    return script(remote, "enter.sh", base, command, data=data, timeout=timeout, sink=sink)
+    """Put REQUEST to `python3 -m anemos.server` on the server, in the base image; what it says."""
+    data = requests.text(request).encode()
+    return script(remote, "enter.sh", base, data=data, timeout=timeout, sink=sink)
 
 
 def answer(
     remote: Remote,
     base: str,
-    command: str,
-    *given: Any,
+    request: Request,
+    kind: type[Kind],
     timeout: float = 300,
     sink: Sink | None = None,
-) -> Any:
-    """The same, for the JSON document in the last line."""
-    said = enter(remote, base, command, *given, timeout=timeout, sink=sink)
-    try:
-        return json.loads(said.splitlines()[-1])
-    except (IndexError, ValueError):
-        # It may hold a key: it is not shown.
-        die(f"{command}: the server's answer is no JSON ({len(said)} characters)", status=FAILED)
+) -> Kind:
+    """The same, for the answer in the last line."""
+    said = enter(remote, base, request, timeout, sink)
+    line = said.rstrip("\n").rpartition("\n")[2]
+    return records.load(kind, line, f"{type(request).__name__}: the server's answer")

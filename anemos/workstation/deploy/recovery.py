@@ -1,15 +1,17 @@
 """What the operator does with a machine that waits in the initramfs."""
 
-import json
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from anemos import log
+from anemos.border import records, stage
+from anemos.border.resuming import STEPS, Request
 from anemos.files import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, die
-from anemos.workstation import places
+from anemos.workstation import Result, places
 from anemos.workstation.deploy import (
     outcome,
     phases,
@@ -26,11 +28,10 @@ from anemos.workstation.deploy.status import Status
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Remote, connect
 
-STEPS = ("partitions", "package-layer", "definition", "boot-loader")  # initramfs/progress.py
 WAITS = (status.HELD, status.FAILED_THERE)
 
 
-def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
+def resume(host: Host, repack: bool = False, step: str = "") -> Result:
     """Go on with an installation that is held or has failed, to its end; the verification's result.
 
     Of one that was started by hand, and has erased nothing yet, only to where it asks for the word.
@@ -43,7 +44,7 @@ def resume(host: Host, repack: bool = False, step: str = "") -> dict[str, Any]:
         return proceed(host, repack, step)
 
 
-def proceed(host: Host, repack: bool, step: str) -> dict[str, Any]:
+def proceed(host: Host, repack: bool, step: str) -> Result:
     with connect(reach.endpoint(host)) as remote:
         seen = waiting(host, remote)
         state = status.known(host, seen)
@@ -52,9 +53,9 @@ def proceed(host: Host, repack: bool, step: str) -> dict[str, Any]:
         if seen.state == status.HELD:
             go_on(host, state, repack, step)
         else:
-            request: dict[str, str] = {"step": step}
+            request = Request(step=step)
             with phases.forgotten(host):
-                request |= correct(host, state, seen, remote) if repack else {}
+                request = correct(host, state, seen, remote, request) if repack else request
             again(remote, request)
     if not seen.passed and seen.state == status.FAILED_THERE:
         log.info(f"The preflight runs again: ./inv watch; then ./inv go --host {host.name}")
@@ -83,40 +84,40 @@ def go_on(host: Host, state: State, repack: bool, step: str) -> None:
     reach.give_word(reach.endpoint(host), state)
 
 
-def correct(host: Host, state: State, seen: Status, remote: Remote) -> dict[str, str]:
+def correct(host: Host, state: State, seen: Status, remote: Remote, asked: Request) -> Request:
     """Send a new payload, and another package layer where it needs one."""
     phases.reveal(host)
-    digests = {"payload": phases.make_payload(host, state)}
-    sending.send(remote, payload_file(host), "payload")
+    asked = replace(asked, payload=phases.make_payload(host, state))
+    sending.send(remote, payload_file(host), stage.PAYLOAD)
     if state.layer:
-        digests["layer"] = sha256(Path(state.layer))
-        if digests["layer"] != seen.stamp["layer"]:
-            remote.sh(["rm", "-f", f"{reach.STAGE}/layer"])  # memory is dear
-            sending.send(remote, Path(state.layer), "layer")
+        asked = replace(asked, layer=sha256(Path(state.layer)))
+        if asked.layer != seen.stamp.layer:
+            remote.sh(["rm", "-f", f"{stage.LAYER}"])  # memory is dear
+            sending.send(remote, Path(state.layer), stage.LAYER)
     state.save()
-    return digests
+    return asked
 
 
-def again(remote: Remote, request: dict[str, str]) -> None:
+def again(remote: Remote, request: Request) -> None:
     """Have init run the brain again. The events of the failure go first: `watch` ends with them."""
-    place = reach.STAGE
-    remote.put(json.dumps(request).encode(), f"{place}/resume.new", mode=0o600)
-    remote.sh(["sh", "-c", f"rm -f {place}/events && mv {place}/resume.new {place}/resume"])
+    fresh = f"{stage.RESUME}.new"
+    remote.put(records.text(request).encode(), fresh, mode=0o600)
+    remote.sh(["sh", "-c", f"rm -f {stage.EVENTS} && mv {fresh} {stage.RESUME}"])
 
 
-def abort(host: Host) -> dict[str, Any]:
+def abort(host: Host) -> Result:
     """Send a machine that has not passed the point of no return back to the old system."""
     with outcome.following(host):
         return go_back(host)
 
 
-def go_back(host: Host) -> dict[str, Any]:
+def go_back(host: Host) -> Result:
     where = reach.endpoint(host)
     with connect(where) as remote:
         seen = status.ask(remote)
         if seen.stays or seen.state not in (status.HELD, status.GOING):
             refuse(seen, f"{host.name} cannot go back: {seen.state}")
-        remote.put(b"the operator wants the old system back\n", f"{reach.STAGE}/abort", mode=0o600)
+        remote.put(b"the operator wants the old system back\n", f"{stage.ABORT}", mode=0o600)
     with log.step("Waiting for the old system"):
         back = reach.await_boot(
             host, where, reach.rebooted_from(seen.boot_id), host.timeouts.up, "old system"
@@ -135,6 +136,6 @@ def rescue(host: Host) -> NoReturn:
         in_initramfs = status.ask(remote).state not in (status.SYSTEM, status.DEPLOYED)
     argv = reach.login(where, places.memory(host.name) / "known_hosts")
     if in_initramfs:
-        tail = f"tail -n 20 {reach.STAGE}/log; exec bash -l"
+        tail = f"tail -n 20 {stage.LOG}; exec bash -l"
         argv = [*argv, "-t", shlex.join(["sh", "-c", tail])]
     os.execvp("ssh", argv)

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from anemos import log
+from anemos.border import stage
 from anemos.log import die
-from anemos.workstation.deploy import reach
 from anemos.workstation.deploy.sizes import size
 from anemos.workstation.deploy.state import State, load_state, payload_file
 from anemos.workstation.hosts import Host
@@ -23,11 +23,11 @@ def packed(host: Host, needs: str = "", hint: str = "") -> State:
 
 def deployment(host: Host, state: State, remote: Remote) -> None:
     """Payload and package layer: to the old system, or after a one-shot boot to the initramfs."""
-    state.sent["payload"] = send(remote, payload_file(host), "payload")
+    state.sent["payload"] = send(remote, payload_file(host), stage.PAYLOAD)
     if state.layer:
-        state.sent["layer"] = send(remote, Path(state.layer), "layer")
+        state.sent["layer"] = send(remote, Path(state.layer), stage.LAYER)
 
 
-def send(remote: Remote, file: Path, name: str) -> int:
-    with log.step(f"Sending {name} ({size(file) / 2**20:.1f} MiB)"):
-        return remote.put(file, f"{reach.STAGE}/{name}", mode=0o600, timeout=300)
+def send(remote: Remote, file: Path, to: Path) -> int:
+    with log.step(f"Sending {to.name} ({size(file) / 2**20:.1f} MiB)"):
+        return remote.put(file, f"{to}", mode=0o600, timeout=300)

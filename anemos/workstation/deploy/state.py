@@ -3,14 +3,18 @@
 `watch` and `verify` need it, perhaps after a reboot of the workstation.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from anemos import files
+from anemos.border import records
+from anemos.border.boot import base_hash
+from anemos.border.deployment import Agreed
+from anemos.border.network import Network
+from anemos.disks import Fingerprint
 from anemos.log import IN_INITRAMFS, UNVERIFIED, die
 from anemos.workstation import places
+from anemos.workstation.deploy.facts import Entry
 from anemos.workstation.hosts import Host
 
 # How far a deployment is known to have come, and the least status of what fails then.
@@ -32,21 +36,21 @@ class State:
     server_layer: str = ""  # SHA-256 of the one that the server made
     remote_base: str = ""  # file on the server
     way: str = "kexec"  # into the initramfs: one of ways.WAYS
-    entry: list[str] = field(default_factory=list)  # way "once": loader, directory, device
+    place: Entry | None = None  # way "once": where the entry is put
     once_key: str = ""  # way "once": the initramfs's host key until it has the old system's
     old_boot_id: str = ""
     last_answer: float = 0.0  # of the old system: seconds since the epoch
     first_answer: float = 0.0  # of the new system
-    kept: list[dict[str, Any]] = field(default_factory=list)  # fingerprints in the old system
+    kept: list[Fingerprint] = field(default_factory=list)  # as the old system had it
     stays: bool = False  # started by hand: there is no old system that the initramfs goes back to
-    agreed: dict[str, Any] = field(default_factory=dict)  # see consent.py
+    agreed: Agreed = field(default_factory=Agreed)
     sent: dict[str, int] = field(default_factory=dict)  # bytes: base, layer, payload
     reached: str = ""  # one of LEAST
 
     @property
     def base_hash(self) -> str:
         """SHA-256 of the base image, "" when there is none yet."""
-        return Path(self.base).stem.removeprefix("base-") if self.base else ""
+        return base_hash(self.base) if self.base else ""
 
     @property
     def downtime(self) -> float | None:
@@ -61,7 +65,7 @@ class State:
             self.save()
 
     def save(self) -> None:
-        files.replace(state_file(self.host), json.dumps(asdict(self)), 0o600)
+        files.replace(state_file(self.host), records.text(self), 0o600)
 
 
 def state_file(name: str) -> Path:
@@ -79,12 +83,23 @@ def load_state(host: Host, needs: str = "", hint: str = "") -> State:
 
 def read(file: Path) -> State:
     """What another version of Anemos has written, too: fields that both know."""
-    names = {each.name for each in fields(State)}
     try:
-        given = json.loads(file.read_text())
-        return State(**{name: value for name, value in given.items() if name in names})
-    except (AttributeError, TypeError, ValueError):  # no object, no host, no JSON
-        die(f"{file}: cannot be read", hint="remove it; what it knew of the deployment is lost")
+        return records.parse(State, file.read_bytes())
+    except ValueError as error:
+        hint = "remove it; what it knew of the deployment is lost"
+        die(f"{file}: cannot be read: {error}", hint=hint)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What the old system said last, for `export`: it may be gone by then."""
+
+    network: Network
+    kept: list[Fingerprint]
+
+
+def captured_file(host: Host) -> Path:
+    return places.state(host.name) / "captured.json"
 
 
 def payload_file(host: Host) -> Path:

@@ -4,11 +4,13 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from anemos import files, log
+from anemos.border import events, records
+from anemos.border.boot import Seen
+from anemos.border.events import Event
 from anemos.log import FAILED, Failure, die
-from anemos.workstation import places
+from anemos.workstation import Result, places
 from anemos.workstation.deploy import facts, plan, reach
 from anemos.workstation.deploy.state import DONE, PASSED, WORD, State, load_state, state_file
 from anemos.workstation.hosts import Host
@@ -25,6 +27,7 @@ FAILED_THERE = "failed"  # after it, or where there is none: waiting for `resume
 UNREACHABLE = "unreachable"
 LEFT = "left for the initramfs"  # the old system; no more is known
 LAST = "last-status.json"
+Known = dict[str, str | float]  # time, state, deployment; {} for nothing
 REACHED = {"": LEFT, WORD: "told to install", PASSED: INSTALLING, DONE: DEPLOYED}
 
 
@@ -39,7 +42,7 @@ class Status:
     left: int = 0  # seconds until the old system is started again,
     stays: bool = False  # unless there is none
     passed: bool = False  # the point of no return
-    stamp: dict[str, Any] = field(default_factory=dict)  # boot.json or deployment.json
+    stamp: Seen = field(default_factory=Seen)
     staged: str = ""  # on a system: what an interrupted deployment left there, see plan.foreign
 
     @property
@@ -55,14 +58,14 @@ def parse(text: str) -> Status:
     """TEXT: `key=value` lines. Raises Failure."""
     try:
         one = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        stamp = facts.mapping(one["stamp"])
-        event = facts.mapping(one.get("event", ""))
+        stamp = facts.stamp_of(one["stamp"])
+        event = records.parse(Event, one.get("event") or "{}")
         return Status(
             state_of(one, stamp, event),
-            str(stamp.get("deployment", "")),
+            stamp.deployment,
             one["boot_id"],
             one["kernel"],
-            str(event.get("message", "")),
+            event.message,
             one.get("line", "").strip(),
             int(one.get("left", 0)),
             "stays" in one,
@@ -74,17 +77,17 @@ def parse(text: str) -> Status:
         die(f"the status of the server makes no sense: {error}", status=FAILED)
 
 
-def state_of(one: dict[str, str], stamp: dict[str, Any], event: dict[str, Any]) -> str:
+def state_of(one: dict[str, str], stamp: Seen, event: Event) -> str:
     if one["place"] == "system":
-        return DEPLOYED if stamp else SYSTEM
-    if event.get("event") == "failed":
+        return DEPLOYED if stamp.deployment else SYSTEM
+    if event.event == events.FAILED:
         return FAILED_THERE if "passed" in one or "stays" in one else FAILING
     if "passed" in one:
         return INSTALLING
-    return HELD if event.get("event") == "held" else GOING
+    return HELD if event.event == events.HELD else GOING
 
 
-def status(host: Host) -> dict[str, Any]:
+def status(host: Host) -> Result:
     """Tell what runs there; a host that does not answer is no failure."""
     try:
         with connect(reach.endpoint(host), status=FAILED) as remote:
@@ -105,15 +108,15 @@ def known(host: Host, seen: Status) -> State:
     state = load_state(host)
     if state.deployment != seen.deployment:
         log.info(f"Deployment {seen.deployment} was not started from here, or long ago")
-        base = f"base-{seen.stamp['base']}.squashfs"
-        kept = seen.stamp["kept"] or []
+        base = f"base-{seen.stamp.base}.squashfs"
+        kept = seen.stamp.kept or []
         state = State(host.name, seen.deployment, base=base, old_boot_id=seen.boot_id, kept=kept)
         state.stays = seen.stays
         state.save()
     return state
 
 
-def remember(host: Host, seen: Status) -> dict[str, Any]:
+def remember(host: Host, seen: Status) -> Known:
     """For the day when it does not answer any more; what was remembered until now."""
     before = last_known(host)
     known = {"time": time.time(), "state": seen.state, "deployment": seen.deployment}
@@ -126,28 +129,28 @@ def old_system(host: Host, deployment: str) -> None:
     remember(host, Status(DEPLOYED if deployment else SYSTEM, deployment))
 
 
-def last_known(host: Host) -> dict[str, Any]:
+def last_known(host: Host) -> Known:
     """What was seen or done last."""
     state = load_state(host)
     if not state.old_boot_id:  # no jump yet
         return asked(host)
     at = state_file(host.name).stat().st_mtime
-    ours = {"time": at, "state": REACHED[state.reached], "deployment": state.deployment}
+    ours: Known = {"time": at, "state": REACHED[state.reached], "deployment": state.deployment}
     return max(asked(host), ours, key=lambda each: float(each.get("time", 0)))
 
 
-def asked(host: Host) -> dict[str, Any]:
+def asked(host: Host) -> Known:
     """What `status` was told last."""
     with suppress(OSError, ValueError):
         return dict(json.loads((places.state(host.name) / LAST).read_text()))
     return {}
 
 
-def describe(seen: Status, ours: str, before: dict[str, Any]) -> list[tuple[str, str]]:
+def describe(seen: Status, ours: str, before: Known) -> list[tuple[str, str]]:
     """SEEN as (what, which) lines. OURS: the deployment that this workstation knows of; BEFORE:
     what was last known. Pure."""
     if seen.state == UNREACHABLE:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(before.get("time", 0)))
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(before.get("time", 0))))
         known = f"{before['state']} {before['deployment']} at {when}" if before else "nothing"
         return [("runs", "unreachable"), ("why", seen.message), ("known", known.replace("  ", " "))]
     which = (

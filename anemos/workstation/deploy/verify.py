@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from anemos import log
+from anemos.border.requests import Fingerprints
+from anemos.disks import Fingerprint
 from anemos.log import FAILED, UNVERIFIED, Failure, die
 from anemos.run import CommandFailed
 from anemos.system import functions
-from anemos.workstation import journal, machine
+from anemos.workstation import Result, journal, machine
 from anemos.workstation.deploy import facts, outcome, reach, status
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.outcome import Witnessed
@@ -49,7 +50,7 @@ class Check:
     evidence: str
 
 
-def verify(host: Host, tests: bool = False) -> dict[str, Any]:
+def verify(host: Host, tests: bool = False) -> Result:
     """Wait for the new system and check it, with TESTS also by the host's own that are `safe`.
 
     Raises Failure: status 1 when the old system came back, 4 when a check fails, or nothing can be
@@ -63,7 +64,7 @@ def verify(host: Host, tests: bool = False) -> dict[str, Any]:
         return with_tests(host, result, reach.tested(host))
 
 
-def with_tests(host: Host, result: dict[str, Any], where: Machine) -> dict[str, Any]:
+def with_tests(host: Host, result: Result, where: Machine) -> Result:
     """RESULT, and that HOST's own tests pass. Raises Failure when one does not."""
     said = machine.check(host.directory, where, log.info)
     if not said:
@@ -72,7 +73,7 @@ def with_tests(host: Host, result: dict[str, Any], where: Machine) -> dict[str, 
     return result | {"checks": [*result["checks"], asdict(Check("own tests", True, said))]}
 
 
-def prove(host: Host, state: State) -> dict[str, Any]:
+def prove(host: Host, state: State) -> Result:
     where = reach.endpoint(host)
     with log.step("Waiting for the new system"):
         up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
@@ -126,18 +127,18 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
     if not seen.base:
         yield Check("kept disks", False, "the base image, which compares them, is not there")
         return
-    words = [asdict(each) for each in keep]
+    asked = Fingerprints([each.wanted for each in keep])
     try:
-        found = reach.answer(remote, seen.base, "fingerprint", words)
+        found = reach.answer(remote, seen.base, asked, list[Fingerprint])
     except Failure as failure:
         yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
         return
-    known = state.kept or seen.stamp.get("kept") or []  # the latter: by the initramfs itself
-    before, now = ({each["name"]: each for each in each_time} for each_time in (known, found))
+    known = state.kept or seen.stamp.kept or []  # the latter: by the initramfs itself
+    before, now = ({each.name: each for each in each_time} for each_time in (known, found))
     for each in keep:
-        old, new = before.get(each.name, {}), now[each.name]
-        evidence = f"{old.get('digest', 'nothing')[:16]} before, {new['digest'][:16]} now"
-        yield Check(f"kept disk {new['serial']}", old == new, evidence)
+        old, new = before.get(each.name), now[each.name]
+        evidence = f"{old.digest[:16] if old else 'nothing'} before, {new.digest[:16]} now"
+        yield Check(f"kept disk {new.serial}", old == new, evidence)
 
 
 # $1: the script that calls verify() of the IMGBUILD on standard input.
@@ -166,7 +167,7 @@ def check_own(host: Host, remote: Remote) -> Iterator[Check]:
         yield Check("verify()", False, evidence)
 
 
-def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> dict[str, Any]:
+def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> Result:
     wrong = [each.name for each in checks if not each.passed]
     if wrong:
         die(f"{host.name} was deployed, but fails: {', '.join(wrong)}", status=UNVERIFIED)

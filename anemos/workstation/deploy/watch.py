@@ -1,21 +1,21 @@
-"""Follows the events of the initramfs (initramfs/events.py tells what they are)."""
+"""Follows the events of the initramfs."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Any
 
 from anemos import log
+from anemos.border import events, records, stage
+from anemos.border.events import Event
 from anemos.log import FAILED, IN_INITRAMFS, die
 from anemos.run import CommandFailed
+from anemos.workstation import Result
 from anemos.workstation.deploy import facts, outcome, reach, status
 from anemos.workstation.deploy.outcome import Witnessed
 from anemos.workstation.deploy.state import DONE, PASSED, State, load_state
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import connect
 
-EVENTS = "/run/anemos/events"
 QUIET_S = 120.0  # nothing heard for so long is told, and the connection made anew
 
 
@@ -31,7 +31,7 @@ class Watch:
         self.state = state
         self.alive = alive
         self.seen = 0
-        self.last: dict[str, Any] = {}
+        self.last = Event()
         self.stays = state.stays
         self.then: str | None = None  # the deployment of the system that came after it
         self.spoke = monotonic()
@@ -49,7 +49,7 @@ class Watch:
                 why = failure.message
                 if not self.state.deployment:
                     die(f"{why}; and no deployment is known here", hint="./inv status")
-            if self.then is not None or self.last.get("event") in ("failed", "done"):
+            if self.then is not None or self.last.event in (events.FAILED, events.DONE):
                 return
             if not self.alive():
                 die(f"{self.host.name}: the machine is off", status=FAILED)
@@ -71,24 +71,24 @@ class Watch:
             self.stays = self.stays or seen.stays
             if seen.passed:
                 self.state.reach(PASSED)
-            tail = ["timeout", f"{QUIET_S:g}", "tail", "-n", f"+{self.seen + 1}", "-f", EVENTS]
-            remote.sh(tail, timeout=QUIET_S + facts.ANSWER_S, log=self.hear)
+            tail = ["timeout", f"{QUIET_S:g}", "tail", "-n", f"+{self.seen + 1}", "-f"]
+            remote.sh([*tail, f"{stage.EVENTS}"], timeout=QUIET_S + facts.ANSWER_S, log=self.hear)
 
     def hear(self, line: str) -> None:
         try:
-            self.last = {"event": "", **json.loads(line)}
-        except (TypeError, ValueError):  # cut off with the connection: it is asked for again
+            self.last = records.parse(Event, line)
+        except ValueError:  # cut off with the connection: it is asked for again
             return
         self.seen += 1
         self.spoke = monotonic()
-        event = self.last["event"]
-        if event == "point-of-no-return":
+        event = self.last.event
+        if event == events.PASSED:
             self.state.reach(PASSED)
-        if event == "log":
-            log.info(f"| {self.last['line']}")
-        elif event == "held":
-            log.info(f"Held for {self.last['seconds']:.0f} s: ./inv resume, or ./inv abort")
-        elif event in ("failed", "done"):
+        if event == events.LOG:
+            log.info(f"| {self.last.line}")
+        elif event == events.HELD:
+            log.info(f"Held for {self.last.seconds:.0f} s: ./inv resume, or ./inv abort")
+        elif event in (events.FAILED, events.DONE):
             raise Ended
 
     @property
@@ -96,7 +96,7 @@ class Watch:
         return self.state.reached in (PASSED, DONE)
 
 
-def watch(host: Host, alive: Callable[[], bool] = lambda: True) -> dict[str, Any]:
+def watch(host: Host, alive: Callable[[], bool] = lambda: True) -> Result:
     """Follow the installation of HOST to its end. ALIVE: whether waiting for it makes sense.
 
     Raises Failure: status 1 when the machine goes back to the old system, 3 when it waits in the
@@ -105,10 +105,10 @@ def watch(host: Host, alive: Callable[[], bool] = lambda: True) -> dict[str, Any
     with outcome.following(host):
         watching = Watch(host, load_state(host), alive)
         watching.follow()
-        if watching.last.get("event") == "failed":
+        if watching.last.event == events.FAILED:
             failed(host, watching)
         ours = watching.state.deployment
-        if watching.last.get("event") != "done" and (not ours or watching.then != ours):
+        if watching.last.event != events.DONE and (not ours or watching.then != ours):
             ended(host, watching)
         watching.state.reach(DONE)
     return {"host": host.name, "events": watching.seen}
@@ -125,7 +125,7 @@ def ended(host: Host, watching: Watch) -> None:
 
 
 def failed(host: Host, watching: Watch) -> None:
-    message = watching.last["message"]
+    message = watching.last.message
     if watching.passed or watching.stays:
         hint = f"it waits in the initramfs: ./inv rescue --host {host.name}, then ./inv resume"
         code = IN_INITRAMFS if watching.passed else FAILED

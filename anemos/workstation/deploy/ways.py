@@ -4,12 +4,14 @@ What a way has to remember between the phases is in the State.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from anemos import archive
+from anemos.border import payload, stage
+from anemos.border.deployment import Deployment
+from anemos.border.requests import Arm, Build, BuildEntry, Built, Keys, Load
 from anemos.log import FAILED, Failure
 from anemos.workstation.deploy import reach, sending
 from anemos.workstation.deploy.facts import Entry, Facts
@@ -18,7 +20,6 @@ from anemos.workstation.deploy.state import State, load_state, payload_file
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Endpoint, Remote, connect
 
-Keys = Mapping[str, str]  # private SSH host keys and their public halves, by the names of files
 # GRUB writes its environment block in place: no copy on write, no checksums over it.
 PLAIN = {"grub": ("ext2", "ext3", "ext4", "xfs", "vfat"), "firmware": ("vfat",)}
 # For the first initrd and the kernel.
@@ -39,8 +40,8 @@ class Way(Protocol):
     def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
         """Send what the old system needs beside the base image."""
 
-    def build(self, host: Host, state: State, remote: Remote, words: list[Any]) -> Any:
-        """Have the server put the initramfs together; its answer."""
+    def build(self, host: Host, state: State, remote: Remote, asked: Build) -> Built:
+        """Have the server put the initramfs together."""
 
     def check(self, host: Host) -> None:
         """Raise Failure when the jump could not be brought to its end from here."""
@@ -78,16 +79,14 @@ class Kexec:
     def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
         sending.deployment(host, state, remote)
 
-    def build(self, host: Host, state: State, remote: Remote, words: list[Any]) -> Any:
-        command = ["build-initramfs", state.remote_base]
-        return reach.answer(remote, state.remote_base, *command, *words)
+    def build(self, host: Host, state: State, remote: Remote, asked: Build) -> Built:
+        return reach.answer(remote, state.remote_base, asked, Built)
 
     def check(self, host: Host) -> None:
         pass
 
     def load(self, state: State, remote: Remote, hold: int) -> Keys:
-        reach.enter(remote, state.remote_base, "load", hold)
-        return {}
+        return reach.answer(remote, state.remote_base, Load(hold), Keys)
 
     def script(self, state: State) -> list[str]:
         return ["jump.sh", state.remote_base]
@@ -118,16 +117,15 @@ class Once:
         return f"once, by {where.loader} ({where.directory}): {why}"
 
     def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
-        where = entry(facts, sizes)
-        assert where
-        state.entry, state.once_key = [where.loader, where.directory, where.device], ""
+        state.place, state.once_key = entry(facts, sizes), ""
 
-    def build(self, host: Host, state: State, remote: Remote, words: list[Any]) -> Any:
-        manifest = archive.read_manifest(payload_file(host))
-        wanted = {name: manifest[name] for name in ("deployment", "host", "keep", "agreed")}
-        command: list[Any] = ["build-once", state.remote_base, state.entry[1], wanted]
-        answer = reach.answer(remote, state.remote_base, *command, *words)
-        state.once_key = answer["once_key"]
+    def build(self, host: Host, state: State, remote: Remote, asked: Build) -> Built:
+        assert state.place
+        packed = payload.manifest(payload_file(host))
+        given = Deployment(packed.deployment, packed.host, packed.keep, packed.agreed)
+        wanted = BuildEntry(**vars(asked), directory=state.place.directory, deployment=given)
+        answer = reach.answer(remote, state.remote_base, wanted, Built)
+        state.once_key = answer.once_key
         return answer
 
     def check(self, host: Host) -> None:
@@ -135,7 +133,10 @@ class Once:
         sending.packed(host)
 
     def load(self, state: State, remote: Remote, hold: int) -> Keys:
-        return dict(reach.answer(remote, state.remote_base, "arm", *state.entry, hold))
+        where = state.place
+        assert where
+        asked = Arm(where.loader, where.directory, where.device, hold)
+        return reach.answer(remote, state.remote_base, asked, Keys)
 
     def script(self, state: State) -> list[str]:
         return ["reboot.sh"]
@@ -144,19 +145,18 @@ class Once:
         return state.once_key
 
     def deliver(self, host: Host, state: State, where: Endpoint, keys: Keys) -> None:
-        place = reach.STAGE
         with connect(replace(where, host_key=state.once_key), status=FAILED) as remote:
             try:
-                remote.sh(["touch", f"{place}/coming"])
+                remote.sh(["touch", f"{stage.COMING}"])
                 for name, key in keys.items():
-                    remote.put(key.encode(), f"{place}/ssh/{name}", mode=0o600)
+                    remote.put(key.encode(), f"{stage.SSH}/{name}", mode=0o600)
                 sending.deployment(host, state, remote)
-                remote.sh(["touch", f"{place}/delivered"])
-                taken = f"while [ -e {place}/delivered ]; do sleep 0.2; done"
+                remote.sh(["touch", f"{stage.DELIVERED}"])
+                taken = f"while [ -e {stage.DELIVERED} ]; do sleep 0.2; done"
                 remote.sh(["sh", "-c", taken])
             except BaseException:
                 with suppress(Failure):  # half an hour sooner
-                    remote.put(b"not all was delivered\n", f"{place}/abort", mode=0o600)
+                    remote.put(b"not all was delivered\n", f"{stage.ABORT}", mode=0o600)
                 raise
         state.save()
 

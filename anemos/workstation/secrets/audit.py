@@ -3,13 +3,12 @@
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from anemos import log
 from anemos.log import Failure, die
 from anemos.system import imgbuild, template, tree
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import hosts, places, report
+from anemos.workstation import Result, hosts, places, report
 from anemos.workstation.secrets import sources, trove
 from anemos.workstation.secrets.trove import Source
 from anemos.workstation.secrets.vault import Vault, is_gpg
@@ -39,7 +38,7 @@ class Entry:
     problem: str
 
 
-def show(vault: Vault, only: str = "") -> dict[str, Any]:
+def show(vault: Vault, only: str = "") -> Result:
     """List the secrets of all hosts, or of one, on standard error."""
     found = [each for of in holders(vault, only) for each in entries(vault, of)]
     columns = ("host", "name", "kind", "encrypted to", "signature", "used", "declared")
@@ -58,7 +57,7 @@ def row(entry: Entry) -> tuple[str, ...]:
     return entry.host, entry.name, entry.kind, whom, entry.signature, used, declared
 
 
-def check(vault: Vault, only: str = "") -> dict[str, Any]:
+def check(vault: Vault, only: str = "") -> Result:
     """Raises Failure (status 2) with all that is wrong with the secrets of all hosts, or of one."""
     wrong = [] if only else list(strangers(vault.root))
     found: list[Entry] = []
@@ -90,7 +89,7 @@ def stale(vault: Vault, found: list[Entry]) -> Iterator[str]:
             yield f"{each.host}/{each.name} is encrypted to an old subkey: ./inv secrets.rekey"
 
 
-def conclude(found: list[Entry]) -> dict[str, Any]:
+def conclude(found: list[Entry]) -> Result:
     unknown = [f"{each.host}/{each.name}" for each in found if each.signature == UNKNOWN]
     unused = [f"{each.host}/{each.name}" for each in found if not each.used]
     log.info(f"{len(found)} secrets, {len(found) - len(unknown)} of them decrypted and verified")

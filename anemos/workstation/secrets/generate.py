@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_urlsafe
-from typing import Any, Protocol
+from typing import Protocol
 
 from anemos import keys, log
 from anemos.log import die
@@ -15,7 +15,7 @@ from anemos.run import run
 from anemos.system import declared, imgbuild
 from anemos.system.declared import DKIM_MARK, Declared
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import hosts, scratch
+from anemos.workstation import Result, hosts, scratch
 from anemos.workstation.secrets import vault
 from anemos.workstation.secrets.vault import Vault
 
@@ -89,7 +89,7 @@ class Order:
 
 def generate(
     store: Store, of: str, kind: str, name: str, options: Mapping[str, str], csr: bool = False
-) -> dict[str, Any]:
+) -> Result:
     """Make a secret that nothing declares, if OF lacks it: as if the IMGBUILD had a line for it.
 
     `public` in the result is the half that others are to see, as text: for an SSH host key the line
@@ -120,7 +120,7 @@ def usual_name(of: str, kind: str, subject: str) -> str:
     return names.get(kind, "")
 
 
-def complete(store: Vault, of: str, name: str = "") -> dict[str, Any]:
+def complete(store: Vault, of: str, name: str = "") -> Result:
     """Make what the IMGBUILD of the host OF declares and its secrets lack; or NAME alone.
 
     `missing` in the result is what only a person knows, and did not say: a command for each.
@@ -163,7 +163,7 @@ def throwaway(spec: Imgbuild, directory: Path) -> None:
     fill(Clear(directory), spec.directory.name, spec.secrets, chance)
 
 
-def require_all(result: dict[str, Any]) -> None:
+def require_all(result: Result) -> None:
     """Die with what `complete` could not make, and what to type for it."""
     if result.get("missing"):
         lines = "".join(f"\n  {command}" for command in result["missing"])

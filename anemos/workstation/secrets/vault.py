@@ -8,11 +8,10 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from anemos import files, log
 from anemos.log import FAILED, Failure, die
-from anemos.workstation import hosts, places
+from anemos.workstation import Result, hosts, places
 from anemos.workstation.secrets import editor, trove
 from anemos.workstation.secrets.gpg import Keyring
 from anemos.workstation.secrets.sources import Gpg
@@ -95,7 +94,7 @@ def own() -> Vault:
     return Vault(Keyring(None), places.SECRETS)
 
 
-def edit(vault: Vault, of: str, name: str) -> dict[str, Any]:
+def edit(vault: Vault, of: str, name: str) -> Result:
     """Have the user edit a secret; a new one starts empty. No change, no new ciphertext."""
     old = vault.read(of, name) or b""
     vault.require_writable(of)
@@ -107,7 +106,7 @@ def edit(vault: Vault, of: str, name: str) -> dict[str, Any]:
     return {"host": of, "name": name, "changed": new != old}
 
 
-def put(vault: Vault, of: str, name: str) -> dict[str, Any]:
+def put(vault: Vault, of: str, name: str) -> Result:
     """Take a secret from standard input, as it is; or from a person, who types it twice."""
     vault.place(of, name)
     data = typed(name) if sys.stdin.isatty() else sys.stdin.buffer.read()
@@ -127,7 +126,7 @@ def typed(name: str) -> bytes:
     return answers[0].encode()
 
 
-def rekey(vault: Vault, only: str = "", former: str = "") -> dict[str, Any]:
+def rekey(vault: Vault, only: str = "", former: str = "") -> Result:
     """Encrypt to the recipients all that is not encrypted to exactly them; all of it, or nothing.
 
     FORMER: the fingerprint of who was a recipient until now, and whose signatures count once more.

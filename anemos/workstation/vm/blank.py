@@ -1,15 +1,13 @@
 """Disks for the VM of a test: blank ones to install on, used ones to keep."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from anemos import disks
-from anemos.disks import Device
+from anemos.disks import Device, Fingerprint
 from anemos.run import run
 from anemos.system.layout import LABELS, MIB, Disk, Kept
 from anemos.workstation.qemu import Drive
@@ -17,9 +15,6 @@ from anemos.workstation.qemu import Drive
 KEPT_SIZE = 256 * MIB
 PART_SIZE = 32 * MIB
 MARKER = "anemos-test"  # a file on every kept disk
-
-
-Print = dict[str, Any]  # a disks.Fingerprint
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Image(Device):
         return self.file.with_name(f"{self.file.name}{number}") if number else self.file
 
 
-def disk(wanted: Disk, keep: Sequence[Kept], directory: Path) -> tuple[Drive, list[Print]]:
+def disk(wanted: Disk, keep: Sequence[Kept], directory: Path) -> tuple[Drive, list[Fingerprint]]:
     """A disk with what the layout names the real one by: blank, except the partitions to KEEP."""
     size = int(wanted.match.get("size", wanted.image))
     image = make(directory / f"{wanted.name}.img", wanted.match, size)
@@ -46,7 +41,7 @@ def disk(wanted: Disk, keep: Sequence[Kept], directory: Path) -> tuple[Drive, li
     return finished(wanted.name, image, wanted.match, prints)
 
 
-def kept_disk(wanted: Kept, directory: Path) -> tuple[Drive, list[Print]]:
+def kept_disk(wanted: Kept, directory: Path) -> tuple[Drive, list[Fingerprint]]:
     """A disk to keep, with a small file system where the real one has its own."""
     size = int(wanted.match.get("size", KEPT_SIZE))
     image = make(directory / f"kept-{wanted.name}.img", wanted.match, size)
@@ -58,17 +53,16 @@ def kept_disk(wanted: Kept, directory: Path) -> tuple[Drive, list[Print]]:
 
 
 def finished(
-    name: str, image: Image, match: Mapping[str, str], prints: list[Print]
-) -> tuple[Drive, list[Print]]:
+    name: str, image: Image, match: Mapping[str, str], prints: list[Fingerprint]
+) -> tuple[Drive, list[Fingerprint]]:
     for file in image.file.parent.glob(f"{image.file.name}[0-9]*"):
         file.unlink()
     return Drive(name, image.file, match), prints
 
 
-def taken(wanted: Kept, image: Image) -> Print:
-    """The fingerprint that a kernel would take, as it looks on its way through boot.json."""
-    found = disks.fingerprint(wanted.name, image, wanted.only)
-    return dict(json.loads(json.dumps(asdict(found))))
+def taken(wanted: Kept, image: Image) -> Fingerprint:
+    """The fingerprint that a kernel would take."""
+    return disks.fingerprint(wanted.name, image, wanted.only)
 
 
 def make(file: Path, match: Mapping[str, str], size: int) -> Image:

@@ -1,16 +1,16 @@
 """The demonstration: a host that is a local VM and no more."""
 
 import shlex
-from typing import Any
 
 from anemos import log
+from anemos.workstation import Result
 from anemos.workstation.deploy import reach
 from anemos.workstation.deploy.chain import deploy
 from anemos.workstation.hosts import Host
 from anemos.workstation.vm import stock, vm
 
 
-def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
+def demo(host: Host, fresh: bool = False) -> Result:
     """Start the VM of HOST, and deploy HOST to it."""
     start(host, fresh)
     host = vm.at_home(host)
@@ -19,7 +19,7 @@ def demo(host: Host, fresh: bool = False) -> dict[str, Any]:
     return result
 
 
-def start(host: Host, fresh: bool = False) -> dict[str, Any]:
+def start(host: Host, fresh: bool = False) -> Result:
     """Start the VM of HOST, with a stock system when it is new.
 
     FRESH: what is on the VM's disks is made anew.
@@ -35,7 +35,7 @@ def start(host: Host, fresh: bool = False) -> dict[str, Any]:
     return {"host": host.name}
 
 
-def stop(host: Host) -> dict[str, Any]:
+def stop(host: Host) -> Result:
     """End the VM of HOST; its disks stay."""
     vm.stop(vm.of(host))
     return {"host": host.name}

@@ -4,7 +4,6 @@ The real secrets, the real GPG key and the real server are never touched. Payloa
 those of a deployment; the VM starts with the initramfs, and then from its disk.
 """
 
-import json
 import os
 import shutil
 import time
@@ -12,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from anemos import files, keys, log
+from anemos.border import records
+from anemos.disks import Fingerprint
 from anemos.log import UNVERIFIED, Failure, die
 from anemos.system import layout
 from anemos.system.bootloader.places import disks_below
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Layout
-from anemos.workstation import access, lock, places, report, scratch
+from anemos.workstation import Result, access, lock, places, report, scratch
 from anemos.workstation.deploy import byhand, chain, consent, phases, plan, reach, watch
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.state import DONE, load_state, payload_file
@@ -45,6 +45,15 @@ MARKS = 'for file; do stat -c "%a %u %g %Y %n" "$file" && sha256sum "$file" || e
 HOST_KEY = "ssh_host_ed25519_key"
 
 
+@dataclass(frozen=True)
+class Disks:
+    """What `make_disks` has made."""
+
+    wanted: str = ""  # digest of layout and keep
+    drives: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # see Drive
+    kept: list[Fingerprint] = field(default_factory=list)
+
+
 @dataclass
 class Trial:
     """HOST's test: its DOUBLE is a host of its own, with the same IMGBUILD, at home in MACHINE."""
@@ -54,7 +63,7 @@ class Trial:
     double: Host
     drives: list[Drive] = field(default_factory=list)
     keys: dict[str, bytes | Path] = field(default_factory=dict)
-    seconds: list[dict[str, Any]] = field(default_factory=list)
+    seconds: list[Result] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -62,7 +71,7 @@ class Trial:
 
     @property
     def disks(self) -> Path:
-        """What `make_disks` has made: a digest of layout and keep, drives, fingerprints; JSON."""
+        """The Disks."""
         return self.home / "disks.json"
 
     @property
@@ -104,7 +113,7 @@ class Options:
     redeploy: bool = False
 
 
-def test(host: Host, options: Options) -> dict[str, Any]:
+def test(host: Host, options: Options) -> Result:
     """Install HOST in a VM of its own and verify it; the report.
 
     Raises Failure with the exit statuses of log.py.
@@ -133,7 +142,7 @@ def test(host: Host, options: Options) -> dict[str, Any]:
     return result
 
 
-def test_all(options: Options) -> dict[str, Any]:
+def test_all(options: Options) -> Result:
     """Test each host, one after the other; the reports.
 
     Raises Failure at the end, with the status of the first host that failed.
@@ -166,7 +175,7 @@ def unchanged(trial: Trial) -> bool:
     return (digest, now.layer) == (known.payload, known.layer)
 
 
-def install(trial: Trial) -> dict[str, Any]:
+def install(trial: Trial) -> Result:
     """Install on the VM's disks, blank or used; the report."""
     vm.stop(trial.machine)
     with trial.step("secrets"):
@@ -188,7 +197,7 @@ def install(trial: Trial) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in gone}
 
 
-def redeploy(trial: Trial) -> dict[str, Any]:
+def redeploy(trial: Trial) -> Result:
     """Deploy to the VM as to the server, over SSH and with kexec; what was kept is still there."""
     with trial.step("secrets"):
         reveal(trial)
@@ -203,7 +212,7 @@ def redeploy(trial: Trial) -> dict[str, Any]:
     return result
 
 
-def prove(trial: Trial) -> dict[str, Any]:
+def prove(trial: Trial) -> Result:
     """Verify the new system, have the host's own tests look at it; the report."""
     with trial.step("verify"):
         result = proof.verify(trial.double)
@@ -274,25 +283,25 @@ def let_in(trial: Trial, public: str) -> None:
     scratch.write_private(trial.revealed, f"files/{name}", f"{before}\n{public}".encode())
 
 
-def make_disks(trial: Trial) -> list[dict[str, Any]]:
+def make_disks(trial: Trial) -> list[Fingerprint]:
     """Blank disks for the layout, used ones for `keep`; the fingerprints of these.
 
     Those of an earlier test stay, for as long as the IMGBUILD wants the same.
     """
     spec = trial.host.imgbuild()
     wanted = layout.digest(spec.layout, spec.keep)
-    known = json.loads(trial.disks.read_text()) if trial.disks.exists() else {}
-    if known.get("wanted") != wanted:
+    text = trial.disks.read_bytes() if trial.disks.exists() else b"{}"
+    known = records.load(Disks, text, f"{trial.disks}")
+    if known.wanted != wanted:
         made = new_disks(spec, trial.machine.directory)
-        drives = [(each.name, os.fspath(each.file), each.match) for each, _ in made]
-        prints = [found for _, prints in made for found in prints]
-        known = {"wanted": wanted, "drives": drives, "kept": prints}
-        files.replace(trial.disks, json.dumps(known))
-    trial.drives = [Drive(name, Path(file), match) for name, file, match in known["drives"]]
-    return list(known["kept"])
+        drives = [(each.name, os.fspath(each.file), dict(each.match)) for each, _ in made]
+        known = Disks(wanted, drives, [found for _, prints in made for found in prints])
+        files.replace(trial.disks, records.text(known))
+    trial.drives = [Drive(name, Path(file), match) for name, file, match in known.drives]
+    return known.kept
 
 
-def new_disks(spec: Imgbuild, directory: Path) -> list[tuple[Drive, list[blank.Print]]]:
+def new_disks(spec: Imgbuild, directory: Path) -> list[tuple[Drive, list[Fingerprint]]]:
     scratch.remove(directory)
     directory.mkdir(mode=0o700)
     made = [blank.disk(each, spec.keep, directory) for each in boot_first(spec.layout)]
@@ -305,7 +314,7 @@ def boot_first(plan: Layout) -> list[Disk]:
     return sorted(plan.disks, key=lambda disk: disk not in first)
 
 
-def boot(trial: Trial, prints: list[dict[str, Any]]) -> None:
+def boot(trial: Trial, prints: list[Fingerprint]) -> None:
     """Start the initramfs, and give it the word to go on."""
     state = load_state(trial.double)
     payload, network = payload_file(trial.double), trial.machine.settings.network.capture()
@@ -331,7 +340,7 @@ def stay(trial: Trial) -> None:
         demo.goodbye(trial.double, trial.machine, end)
 
 
-def stop(host: Host) -> dict[str, Any]:
+def stop(host: Host) -> Result:
     """Remove the VM that a test of HOST kept."""
     discard(prepare(host))
     return {"host": host.name}

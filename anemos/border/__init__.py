@@ -1,0 +1,1 @@
+"""What crosses between the machines: its form, for whoever writes it and whoever reads it."""

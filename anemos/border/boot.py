@@ -1,0 +1,68 @@
+"""boot.json: what the initramfs is told by the old system; and what it tells the new one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anemos import files
+from anemos.border import records, stage
+from anemos.border.deployment import Agreed
+from anemos.border.network import Network
+from anemos.disks import Fingerprint
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """/etc/anemos/deployment.json of a system that was deployed; boot.json has all of it, too."""
+
+    deployment: str = ""
+    host: str = ""
+    base: str = ""  # SHA-256 of the base image
+    kept: list[Fingerprint] | None = None
+
+
+@dataclass(frozen=True)
+class Seen(Stamp):
+    """What a system says of itself: a Stamp, nothing if Anemos did not deploy it, or a Boot."""
+
+    layer: str = ""
+    ssh_port: int = 0  # 0 unless it is the initramfs
+
+
+@dataclass(frozen=True)
+class Boot:
+    deployment: str
+    host: str
+    base: str  # SHA-256 of the base image
+    payload: str  # SHA-256
+    layer: str  # SHA-256 of the package layer, or "": bootstrap here
+    ssh_port: int
+    network: Network
+    kept: list[Fingerprint] | None  # taken in the old system, if there was one
+    time: float = 0.0  # the workstation's: seconds since the epoch; 0: not told
+    once: bool = False  # payload, layer and host keys are still to come (initramfs/delivery.py)
+    agreed: Agreed = field(default_factory=Agreed)
+
+    @property
+    def stamp(self) -> str:
+        """What the new system says of itself, as /etc/anemos/deployment.json."""
+        stamp = Stamp(self.deployment, self.host, self.base, self.kept)
+        return records.text(stamp) + "\n"
+
+
+def load(file: Path = stage.BOOT) -> Boot:
+    return records.load(Boot, file.read_bytes(), f"{file}")
+
+
+def save(boot: Boot, file: Path = stage.BOOT) -> None:
+    files.replace(file, records.text(boot))
+
+
+def base_hash(image: str | Path) -> str:
+    """The SHA-256 that the name of a base IMAGE says."""
+    return Path(image).stem.removeprefix("base-")
+
+
+def held(cmdline: Path = Path("/proc/cmdline")) -> float:
+    """For how many seconds the operator wants to look around first, by the kernel command line."""
+    words = dict(word.partition("=")[::2] for word in cmdline.read_text().split())
+    return float(words.get("anemos.hold", 0))

@@ -1,0 +1,22 @@
+"""What a deployment says of itself in every place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from anemos.disks import Device, Wanted
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What `plan` has shown last, by content, not by name; empty where nobody has asked it."""
+
+    layout: str = ""  # digest of layout and keep
+    erase: dict[str, Device] = field(default_factory=dict)  # by the names in the layout
+
+
+@dataclass(frozen=True)
+class Deployment:
+    deployment: str  # its id
+    host: str
+    keep: Sequence[Wanted]
+    agreed: Agreed

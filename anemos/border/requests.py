@@ -1,0 +1,102 @@
+"""What the workstation asks of `python3 -m anemos.server`, and what it is answered.
+
+A request is JSON on standard input, as arguments can be seen by every user of the machine: the
+record's fields and its name as "command". The answer is JSON in the last line of standard output.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from anemos.border import records
+from anemos.border.boot import Boot
+from anemos.border.deployment import Deployment
+from anemos.disks import Wanted
+
+Keys = dict[str, str]  # private SSH host keys and their public halves, by the names of files
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Of what is kept: a list of disks.Fingerprint."""
+
+    keep: Sequence[Wanted]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """The package layer of the staged payload: a Layer."""
+
+    payload: str  # SHA-256
+
+
+@dataclass(frozen=True)
+class Build:
+    """The initramfs from what is staged: Built."""
+
+    base: str  # file on the old system
+    payload: str  # SHA-256
+    layer: str  # SHA-256, "" for none
+    now: float  # the workstation's time, seconds since the epoch
+
+
+@dataclass(frozen=True)
+class BuildEntry(Build):
+    """The same in DIRECTORY, for a boot entry, without payload and layer: Built."""
+
+    directory: str
+    deployment: Deployment
+
+
+@dataclass(frozen=True)
+class Load:
+    """The initramfs for kexec: Keys to be delivered, none. HOLD: seconds, see server/kexec.py."""
+
+    hold: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The boot entry for the next boot: Keys to be delivered."""
+
+    loader: str  # "grub" or "firmware"
+    directory: str
+    device: str
+    hold: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    layer: str  # SHA-256
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Logins:
+    """How the initramfs is known, and who may log in there: lists of "TYPE BASE64"."""
+
+    host_keys: list[str]
+    authorized: list[str]
+
+
+@dataclass(frozen=True)
+class Built:
+    boot: Boot
+    logins: Logins
+    once_key: str = ""  # public half of the host key of this boot, if it has one of its own
+
+
+Request = Fingerprints | Bootstrap | Build | BuildEntry | Load | Arm
+KINDS: dict[str, type[Request]] = {
+    each.__name__: each for each in (Fingerprints, Bootstrap, Build, BuildEntry, Load, Arm)
+}
+
+
+def text(request: Request) -> str:
+    return json.dumps({"command": type(request).__name__, **asdict(request)})
+
+
+def read(text: str) -> Request:
+    """Raises Failure."""
+    command = json.loads(text)["command"]
+    return records.load(KINDS[command], text, command)
