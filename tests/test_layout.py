@@ -46,10 +46,18 @@ STACK = """
     lv   home  on=vg0 fs=xfs mount=/home
     lv   swap  on=vg0 size=100M fs=swap options=pri=5
 """
+SLOTTED = """
+    disk system serial=S image=2G
+    part bios type=bios size=1M
+    part boot fs=ext4 size=64M
+    part root fs=xfs size=512M mount=/ options=noatime slots=2
+    part srv  fs=ext4 mount=/srv
+"""
 WORDS = ["disk", "part", "raid", "luks", "vg", "lv", "a", "b", "c", "serial=", "serial=1", "wwn=2"]
 WORDS += ["size=1M", "size=9G", "size=-1", "size=x", "image=2G", "fs=ext4", "fs=ntfs", "fs=swap"]
 WORDS += ["mount=/", "mount=/a", "mount=a", "type=bios", "type=esp", "type=linux", "table=msdos"]
 WORDS += ["table=gpt", "part=1", "part=x", "disk=d", "number=2", "on=a", "on=a/b", "on=b,c", "on="]
+WORDS += ["slots=2", "slots=1"]
 WORDS += ["level=1", "key=a/b", "options=ro", "=", "a=b", "#", "\0", "ä"]
 # Statements that fit now and then: what lies on what is refused or planned, never more.
 LINES = [
@@ -123,6 +131,88 @@ def test_stack() -> None:
     assert [each.path for each in whole.filesystems()] == [
         *("first/esp", "first/boot", "second/swap", "root", "home", "swap")
     ]
+
+
+def test_slots() -> None:
+    """The first slot has the file system, the other one only its place, until it is looked at."""
+    whole = parse(SLOTTED)
+    (disk,) = whole.disks
+    assert [part.name for part in disk.parts] == ["bios", "boot", "root_a", "root_b", "srv"]
+    assert {name: each.path for name, each in whole.slots().items()} == {
+        "a": "system/root_a",
+        "b": "system/root_b",
+    }
+    other = whole.into("b")
+    assert [each.path for each in whole.mounts()] == [
+        *("system/root_a", "system/srv", "system/boot")
+    ]
+    assert [each.path for each in other.mounts()] == [
+        *("system/root_b", "system/srv", "system/boot")
+    ]
+    assert (other.root().fs, other.root().options) == ("xfs", "noatime")
+    assert other.into("a") == whole
+    assert extents(disk, disk.image) == extents(other.disks[0], disk.image)
+    tables = [layout.sfdisk_script(each.disks[0], disk.image, SEED) for each in (whole, other)]
+    assert tables[0] == tables[1]
+
+
+def test_what_slots_share() -> None:
+    shared = parse(SLOTTED).shared()
+    assert shared and (shared.path, shared.options) == ("system/boot", "noauto")
+    assert f" {layout.SHARED} ext4 noauto 0 2\n" in layout.fstab(parse(SLOTTED), SEED)
+    esp = "part boot type=esp size=64M fs=vfat mount=/efi"
+    uefi = parse(SLOTTED.replace("part boot fs=ext4 size=64M", esp)).shared()
+    assert uefi and (uefi.path, uefi.mount) == ("system/boot", "/efi")
+    assert parse(STACK).shared() is None
+    assert parse(f"{ROOT}part boot fs=ext4 size=64M").filesystems()[-1].mount == ""
+
+
+def test_logical_volumes_as_slots() -> None:
+    lvm = "disk d serial=s\npart boot fs=ext4 size=64M\npart pv\nvg v on=d/pv\n"
+    whole = parse(
+        f"{lvm}lv root on=v size=1G fs=ext4 mount=/ slots=2\nlv srv on=v fs=xfs mount=/srv"
+    )
+    assert [volume.name for volume in whole.volumes] == ["v", "root_a", "root_b", "srv"]
+    assert whole.into("b").root().path == "root_b"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("slots=2", "slots=3", "slots=3': '3' is not one of 2"),
+        ("size=512M", "", "slots= need size=, the size of each"),
+        ("mount=/ opt", "mount=/x opt", "slots= are for what is mounted at /"),
+        ("type=bios", "type=bios slots=2", "slots= are for what is mounted at /"),
+        ("part srv ", "part swap fs=swap size=1M slots=2\n", "slots= are for what is mounted at /"),
+        ("part root", f"part {'r' * 35}", "the name is too long for slots"),
+        ("part srv", "part root_b", "the name 'system/root_b' stands there twice"),
+        ("part boot fs=ext4", "part x fs=ext4", "slots= need what both slots start from: `part b"),
+        ("part boot fs=ext4", "part boot fs=xfs", "system/boot: both slots start from it: fs=ext4"),
+        ("mount=/srv", "mount=/boot", "system/srv: mount=/boot: each slot has its own, in its /"),
+        ("mount=/srv", "mount=/usr", "mount=/usr: each slot has its own"),
+        ("mount=/srv", "mount=/var", "mount=/var: each slot has its own"),
+        ("mount=/srv", "mount=/var/lib/dpkg", "mount=/var/lib/dpkg: each slot has its own"),
+        ("S image=2G", "S image=1G", "partitions do not fit in"),
+        ("S image=2G", "S table=msdos", "'bios' is not one of"),
+    ],
+)
+def test_slots_refused(old: str, new: str, message: str) -> None:
+    assert old in SLOTTED
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(SLOTTED.replace(old, new))
+
+
+def test_slots_need_two_of_four_partitions() -> None:
+    text = SLOTTED.replace("S image=2G", "S table=msdos").replace("part bios type=bios", "part x")
+    with pytest.raises(ValueError, match="at most 4 partitions with table=msdos"):
+        parse(text)
+
+
+def test_kept_mounts_that_slots_cannot_share() -> None:
+    whole = parse(SLOTTED)
+    assert parse_keep("disk k serial=K mount=/var/mail", whole)
+    with pytest.raises(ValueError, match="mount=/var: each slot has its own"):
+        parse_keep("disk k serial=K mount=/var", whole)
 
 
 def test_sizes_of_a_stack() -> None:

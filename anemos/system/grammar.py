@@ -12,12 +12,15 @@ Every function raises ValueError with the offending line.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from anemos.disks import plain
 from anemos.system.layout import (
     FILE_SYSTEMS,
     IMAGE,
     MAX_PARTS,
+    SHARED,
+    SLOTS,
     TYPES,
     UNITS,
     Disk,
@@ -42,6 +45,9 @@ NEEDED = re.compile(
     r"/etc|/(dev|proc|run|sys|etc/(anemos|systemd)|var/(run|lock)"
     r"|(usr/)?(bin|sbin|lib(32|64|x32|exec)?))(/.*)?"
 )
+# What two slots cannot share: kernels, programs, and what package managers know of these.
+OWN = re.compile(r"/(boot|usr|var|var/lib(/(anemos|apk|apt|dpkg|pacman)(/.*)?)?)")
+IN_PLACE = ("ext4", "vfat")  # they write a file's bytes where they are (slots.py)
 OPTIONS = re.compile(r"[^\s#,]+(,[^\s#,]+)*")
 SECRET = re.compile(r"(?!.*(^|/)\.\.?(/|$))[^/]+(/[^/]+)+")
 MATCHES = ("serial", "wwn", "size")
@@ -54,8 +60,9 @@ VOLUMES = {
     "raid": ("level", *CARRIES),
     "luks": ("key", *CARRIES),
     "vg": (),
-    "lv": ("size", *CARRIES),
+    "lv": ("size", "slots", *CARRIES),
 }
+Place = TypeVar("Place", bound=Part | Volume)
 
 
 @dataclass
@@ -91,7 +98,7 @@ def parse(text: str) -> Layout:
             raise ValueError(f"layout: {line!r}: expected {kinds}")
         if options:
             raise ValueError(f"layout: {line!r}: unknown option {next(iter(options))!r}")
-    whole = draft.layout()
+    whole = with_shared(draft.layout())
     check(whole)
     return whole
 
@@ -135,7 +142,6 @@ def add_disk(draft: Draft, line: str, name: str, options: dict[str, str]) -> Non
 
 def add_part(draft: Draft, line: str, name: str, options: dict[str, str]) -> None:
     disk = draft.disks[-1]
-    declare(draft, line, f"{disk.name}/{name}")
     kind = one_of(line, options.pop("type", "linux"), tuple(TYPES[disk.table]))
     wanted = options.pop("size", "")
     part = Part(name, kind, length(line, wanted) if wanted else None, *take_carried(line, options))
@@ -143,13 +149,15 @@ def add_part(draft: Draft, line: str, name: str, options: dict[str, str]) -> Non
         raise ValueError(f"layout: {line!r}: type=esp needs fs=vfat")
     if part.type == "bios" and part.fs:
         raise ValueError(f"layout: {line!r}: type=bios has no file system: GRUB lies there")
-    draft.disks[-1] = replace(disk, parts=(*disk.parts, part))
+    parts = in_slots(line, part, options.pop("slots", ""))
+    for each in parts:
+        declare(draft, line, f"{disk.name}/{each.name}")
+    draft.disks[-1] = replace(disk, parts=(*disk.parts, *parts))
 
 
 def add_volume(draft: Draft, line: str, kind: str, name: str, options: dict[str, str]) -> None:
     if not VOLUME.fullmatch(name) or RESERVED.fullmatch(name):
         raise ValueError(f"layout: {line!r}: a volume's name has up to 25 letters, digits and _")
-    declare(draft, line, name)
     draft.below_disk = False
     on = take_on(draft, line, kind, name, options)
     words = {key: options.pop(key) for key in VOLUMES[kind] if key in options}
@@ -157,17 +165,43 @@ def add_volume(draft: Draft, line: str, kind: str, name: str, options: dict[str,
         raise ValueError(f"layout: {line!r}: level= is one of {', '.join(LEVELS)}")
     if kind == "luks" and not SECRET.fullmatch(words.get("key", "")):
         raise ValueError(f"layout: {line!r}: key= is the path of a secret, etc/luks/{name}.key")
-    draft.volumes.append(
-        Volume(
-            kind,
-            name,
-            on,
-            words.get("level", ""),
-            words.get("key", ""),
-            length(line, words["size"]) if "size" in words else None,
-            *take_carried(line, words),
-        )
+    volume = Volume(
+        kind,
+        name,
+        on,
+        words.get("level", ""),
+        words.get("key", ""),
+        length(line, words["size"]) if "size" in words else None,
+        *take_carried(line, words),
     )
+    for each in in_slots(line, volume, words.get("slots", "")):
+        declare(draft, line, each.name)
+        draft.volumes.append(each)
+
+
+def in_slots(line: str, what: Place, slots: str) -> list[Place]:
+    """WHAT, or with SLOTS a place for each of them; the first one has the file system."""
+    if not slots:
+        return [what]
+    one_of(f"layout: {line}", slots, (f"{len(SLOTS)}",))
+    if what.mount != "/":
+        raise ValueError(f"layout: {line!r}: slots= are for what is mounted at /")
+    if what.size is None:
+        raise ValueError(f"layout: {line!r}: slots= need size=, the size of each")
+    if len(what.name) > (34 if isinstance(what, Part) else 23):
+        raise ValueError(f"layout: {line!r}: the name is too long for slots: _a and _b follow it")
+    first, second = (replace(what, name=f"{what.name}_{slot}", slot=slot) for slot in SLOTS)
+    return [first, replace(second, fs="", mount="", options="")]
+
+
+def with_shared(layout: Layout) -> Layout:
+    """LAYOUT with a mount point for what both slots start from; nothing mounts it at boot."""
+
+    def fields(what: Part | Volume) -> Mapping[str, str]:
+        shared = what.name == "boot" and what.fs not in ("", "swap") and not what.mount
+        return {"mount": SHARED, "options": "noauto"} if shared else {}
+
+    return layout.changed(fields) if layout.slots() else layout
 
 
 def declare(draft: Draft, line: str, name: str) -> None:
@@ -258,6 +292,7 @@ def check(layout: Layout) -> None:
     if layout.disks and mounts.count("/") != 1:
         raise ValueError(f"layout: {mounts.count('/')} file systems are mounted at /, not one")
     refuse_twice("layout", "mount", mounts)
+    check_slots(layout)
     matches = [
         " ".join(f"{key}={plain(key, value)}" for key, value in disk.match.items())
         for disk in layout.disks
@@ -277,6 +312,24 @@ def check(layout: Layout) -> None:
         sizes(layout, {disk.name: disk.image for disk in layout.disks})
     except ValueError as error:
         raise ValueError(f"{error}, by the disks' image=") from None
+
+
+def check_slots(layout: Layout) -> None:
+    if not layout.slots():
+        return
+    for each in layout.mounts():
+        check_own(f"layout: {each.path}", layout, each.mount)
+    shared = layout.shared()
+    if shared is None:
+        either = "`part boot fs=ext4 size=64M` without mount=, or type=esp with one"
+        raise ValueError(f"layout: slots= need what both slots start from: {either}")
+    if shared.fs not in IN_PLACE:
+        raise ValueError(f"layout: {shared.path}: both slots start from it: fs=ext4 or vfat")
+
+
+def check_own(where: str, layout: Layout, mount: str) -> None:
+    if layout.slots() and mount != SHARED and OWN.fullmatch(mount):
+        raise ValueError(f"{where}: mount={mount}: each slot has its own, in its /")
 
 
 def refuse_twice(where: str, kind: str, names: Sequence[str]) -> None:
@@ -313,6 +366,7 @@ def kept_one(line: str, words: list[str], options: dict[str, str], layout: Layou
     check_mount(line, mount)
     if mount in ("/boot", "/usr"):
         raise ValueError(f"keep: {line!r}: the new system has a {mount} of its own")
+    check_own(f"keep: {line!r}", layout, mount)
     check_options(line, options_, bool(mount))
     if options:
         raise ValueError(f"keep: {line!r}: unknown option {next(iter(options))!r}")

@@ -9,11 +9,11 @@ import json
 import re
 import uuid
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from anemos.disks import Wanted
 
@@ -47,12 +47,17 @@ FILE_SYSTEMS = {
 FSCK = ("ext4", "vfat")  # the others check themselves (fsck.xfs(8), fsck.btrfs(8))
 LUKS_HEADER = 16 * MIB  # cryptsetup-luksFormat(8), --offset
 LVM_EXTENT = 4 * MIB  # vgcreate(8), --physicalextentsize
+SLOTS = ("a", "b")
+SHARED = "/var/lib/anemos/boot"  # where a slot mounts what both start from, when it writes there
 NAMESPACE = uuid.UUID("5b6c2f6e-9a53-4c37-9d1f-0e0b0f6a9b1d")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A partition; without a SIZE it gets the rest. OPTIONS are those of fstab(5)."""
+    """A partition; without a SIZE it gets the rest. OPTIONS are those of fstab(5).
+
+    SLOT: which one it is the root file system of, if there are slots.
+    """
 
     name: str
     type: str = "linux"
@@ -60,6 +65,7 @@ class Part:
     fs: str = ""
     mount: str = ""
     options: str = ""
+    slot: str = ""
 
 
 class Entry(NamedTuple):
@@ -114,6 +120,7 @@ class Volume:
     fs: str = ""
     mount: str = ""
     options: str = ""
+    slot: str = ""  # as a partition's
 
     @property
     def node(self) -> Path:
@@ -183,7 +190,10 @@ class Mounted(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """VOLUMES stand behind what they are made of."""
+    """VOLUMES stand behind what they are made of.
+
+    Of two slots, one carries a root file system: the system is for that one (see `into`).
+    """
 
     disks: tuple[Disk, ...] = ()
     volumes: tuple[Volume, ...] = ()
@@ -219,6 +229,34 @@ class Layout:
     def root(self) -> Carrier:
         """What is mounted at /."""
         return next(each for each in self.mounts() if each.mount == "/")
+
+    def slots(self) -> dict[str, Carrier]:
+        """What the slots lie on; nothing without slots."""
+        return {each.what.slot: each for each in self.carriers().values() if each.what.slot}
+
+    def shared(self) -> Carrier | None:
+        """With slots: the file system that the boot loader reads first, whichever slot starts."""
+        if not self.slots():
+            return None
+        esps = (each for each in self.mounts() if getattr(each.what, "type", "") == "esp")
+        boot = (each for each in self.mounts() if each.mount == SHARED)
+        return next(boot, next(esps, None))
+
+    def into(self, slot: str) -> Self:
+        """The layout for a system in SLOT, a or b; the other one carries nothing then."""
+        root = self.root().what
+        full = {"fs": root.fs, "mount": root.mount, "options": root.options}
+        fields = {"": {}, slot: full}
+        return self.changed(lambda what: fields.get(what.slot, dict.fromkeys(full, "")))
+
+    def changed(self, fields: Callable[[Part | Volume], Mapping[str, Any]]) -> Self:
+        """The layout with other FIELDS of its partitions and volumes."""
+        disks = (
+            replace(disk, parts=tuple(replace(part, **fields(part)) for part in disk.parts))
+            for disk in self.disks
+        )
+        volumes = (replace(volume, **fields(volume)) for volume in self.volumes)
+        return replace(self, disks=tuple(disks), volumes=tuple(volumes))
 
 
 class Extent(NamedTuple):
