@@ -1,0 +1,93 @@
+"""The record of slots: which one starts, and what is in each. GRUB and Anemos read it.
+
+It is an environment block of GRUB (its manual, "The GRUB environment block"): lines, filled up to
+1024 bytes. Its first sector holds all that changes, and is written in its place: after a power cut
+there is the old record or the new one. A rename would need a journal, which GRUB does not replay.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from anemos.log import die
+from anemos.system.layout import SLOTS, Layout, fs_uuid
+
+FILE = "anemos-slots"  # on the file system that both slots start from (Layout.shared)
+HEAD = "# GRUB Environment Block\n"
+SIZE = 1024
+SECTOR = 512
+EMPTY, FILLING, FILLED, TRIAL, GOOD, BAD = STATES = (
+    "empty",  # there is nothing to start
+    "filling",
+    "filled",  # complete, and never started
+    "trial",  # started once, without the word yet
+    "good",  # the word was given
+    "bad",  # it was started, and the word was not given
+)
+
+
+class Slot(NamedTuple):
+    """What is in a slot. ROOT: the UUID of its root file system, by which GRUB finds it."""
+
+    state: str = EMPTY
+    root: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """DEFAULT: the name of the slot that starts. SLOTS: by name."""
+
+    default: str
+    slots: Mapping[str, Slot]
+
+
+def first(layout: Layout, seed: str) -> Record:
+    """The record of a new system on LAYOUT, in one of its slots. SEED: see layout.fs_uuid."""
+    root = layout.root()
+    whole = Slot(GOOD, fs_uuid(root, seed))
+    return Record(root.what.slot, {**dict.fromkeys(SLOTS, Slot()), root.what.slot: whole})
+
+
+def encoded(record: Record) -> bytes:
+    lines = [f"slot={record.default}\n"]
+    for name, slot in record.slots.items():
+        lines += [f"state_{name}={slot.state}\n", f"root_{name}={slot.root}\n"]
+    text = HEAD + "".join(lines)
+    assert len(text) <= SECTOR
+    return text.encode().ljust(SIZE, b"#")
+
+
+def decoded(data: bytes) -> Record:
+    """Raises ValueError for what is no record."""
+    values = dict(re.findall(r"(?m)^(\w+)=(.*)$", data.decode(errors="replace")))
+    names = [key for name in SLOTS for key in (f"state_{name}", f"root_{name}")]
+    if missing := [key for key in ("slot", *names) if key not in values]:
+        raise ValueError(f"no record of slots: it has no {missing[0]}")
+    slots = {name: Slot(values[f"state_{name}"], values[f"root_{name}"]) for name in SLOTS}
+    if values["slot"] not in SLOTS or not {each.state for each in slots.values()} <= {*STATES}:
+        raise ValueError(f"no record of slots: {values}")
+    return Record(values["slot"], slots)
+
+
+def read(file: Path) -> Record:
+    """Raises OSError, or Failure for what is no record."""
+    try:
+        return decoded(file.read_bytes())
+    except ValueError as error:
+        die(f"{file}: {error}")
+
+
+def write(file: Path, record: Record) -> None:
+    """Put RECORD in the place of the one in FILE, on the disk. Raises OSError, Failure."""
+    fd = os.open(file, os.O_RDWR)
+    try:
+        os.pwrite(fd, encoded(record), 0)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what is read next is from the disk
+    finally:
+        os.close(fd)
+    if read(file) != record:
+        die(f"{file}: what was written is not there")

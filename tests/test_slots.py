@@ -1,0 +1,101 @@
+"""The record of slots: what it holds, and that it is readable without a journal."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anemos import mounts
+from anemos.log import Failure
+from anemos.run import run
+from anemos.system import grammar, layout, slots
+from anemos.system.slots import SECTOR, SIZE, Record, Slot
+
+UUID = "01234567-89ab-cdef-0123-456789abcdef"
+RECORD = Record("a", {"a": Slot("good", UUID), "b": Slot()})
+OTHER = Record("b", {"a": Slot("good", UUID), "b": Slot("good", UUID.replace("0", "f"))})
+LAYOUT = """
+disk system serial=S
+part esp  type=esp size=64M fs=vfat mount=/efi
+part root fs=ext4 size=1G mount=/ slots=2
+"""
+
+
+def test_text() -> None:
+    data = slots.encoded(RECORD)
+    text = data.rstrip(b"#").decode()
+    assert text == (
+        f"# GRUB Environment Block\nslot=a\nstate_a=good\nroot_a={UUID}\nstate_b=empty\nroot_b=\n"
+    )
+    assert len(data) == SIZE
+    assert data[SECTOR:] == slots.encoded(OTHER)[SECTOR:]  # all that changes is in one sector
+
+
+@given(st.sampled_from("ab"), *[st.sampled_from(slots.STATES)] * 2)
+def test_every_record_is_read_again(default: str, first: str, second: str) -> None:
+    record = Record(default, {"a": Slot(first, UUID), "b": Slot(second, "ABCD-1234")})
+    assert slots.decoded(slots.encoded(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it has no slot"),
+        (b"\xff" * SIZE, "it has no slot"),
+        (slots.encoded(RECORD).replace(b"root_b", b"root_c"), "it has no root_b"),
+        (slots.encoded(RECORD).replace(b"slot=a", b"slot=c"), "no record of slots: {'slot': 'c'"),
+        (slots.encoded(RECORD).replace(b"good", b"fine"), "'state_a': 'fine'"),
+    ],
+)
+def test_what_is_no_record(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "record").write_bytes(data)
+    with pytest.raises(Failure, match=f"{tmp_path}/record: .*{message}"):
+        slots.read(tmp_path / "record")
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_first(slot: str) -> None:
+    whole = grammar.parse(LAYOUT).into(slot)
+    record = slots.first(whole, "seed")
+    uuid = layout.fs_uuid(whole.carriers()[f"system/root_{slot}"], "seed")
+    assert record.default == slot
+    assert {*record.slots} == {"a", "b"}
+    assert [each for each in record.slots.values() if each.state != "empty"] == [Slot("good", uuid)]
+
+
+def test_nothing_to_write_to(tmp_path: Path) -> None:
+    """A commit never makes a record: then the boot loader reads another one, or none."""
+    with pytest.raises(FileNotFoundError):
+        slots.write(tmp_path / "record", RECORD)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_disk_that_loses_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "record").write_bytes(slots.encoded(RECORD))
+    monkeypatch.setattr(os, "pwrite", lambda *_: SIZE)
+    with pytest.raises(Failure, match="what was written is not there"):
+        slots.write(tmp_path / "record", OTHER)
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+@pytest.mark.parametrize("block", ["1024", "4096"])
+def test_readable_without_the_journal(tmp_path: Path, block: str) -> None:
+    """What lies on the disk right after the call, the file system still mounted, with its journal
+    as it is: one sector differs, in the file's first block."""
+    disk, point = tmp_path / "disk", tmp_path / "point"
+    disk.write_bytes(bytes(64 * layout.MIB))
+    run(["mkfs.ext4", "-q", "-b", block, disk])
+    point.mkdir()
+    with mounts.mounted("-o", "loop", disk, at=point):
+        (point / slots.FILE).write_bytes(slots.encoded(RECORD))
+    before = disk.read_bytes()
+    assert before.count(slots.encoded(RECORD)) == 1
+    with mounts.mounted("-o", "loop", disk, at=point):
+        slots.write(point / slots.FILE, OTHER)
+        after = disk.read_bytes()
+        assert slots.read(point / slots.FILE) == OTHER
+    start = before.index(slots.encoded(RECORD))
+    assert after[start : start + SIZE] == slots.encoded(OTHER)
