@@ -1,6 +1,7 @@
 """Boot loaders: which bytes go where, what is written, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,10 @@ luks locked on=system/crypt key=etc/luks/locked.key
 vg vg on=locked
 lv root on=vg fs=ext4 mount=/
 """
+SLOTS = DISK + BIOS_BOOT + "part boot fs=ext4 size=64M\npart root size=1G fs=xfs mount=/ slots=2\n"
+LOCKED_SLOTS = LOCKED.replace("size=1G fs=btrfs mount=/boot", "size=64M fs=ext4")
+LOCKED_SLOTS = LOCKED_SLOTS.replace("on=vg fs", "on=vg size=1G slots=2 fs")
+EFI = ESP.replace("/boot/efi", "/efi")
 
 
 def target(tmp_path: Path, text: str, cmdline: str = "quiet") -> Target:
@@ -230,6 +235,20 @@ def test_places_on_a_mirror(tmp_path: Path) -> None:
     assert grub.modules(given, "bios") == ["biosdisk", *modules]
 
 
+def test_places_with_slots(tmp_path: Path) -> None:
+    """The core image reads what both share, and can read either slot: its own /boot is in its /."""
+    given = target(tmp_path, SLOTS)
+    for slot in layout.SLOTS:
+        disks = given.layout.into(slot)
+        each = replace(given, layout=disks)
+        root = uuid(disks, f"system/root_{slot}")
+        assert each.place(grub.home(disks)) == Place(uuid(disks, "system/boot"), "/grub")
+        assert each.place("/boot") == Place(root, "/boot")
+        assert each.words == f"root=UUID={root} ro quiet"
+        assert grub.modules(each, "bios")[-2:] == ["ext2", "xfs"]
+        assert [disk.name for disk in grub.bios_disks(disks)] == ["system"]
+
+
 # What is refused
 
 
@@ -243,6 +262,9 @@ def test_places_on_a_mirror(tmp_path: Path) -> None:
         ("grub", "disk d serial=S table=msdos\n" + ESP + ROOT, {"uefi"}),
         ("grub", MIRROR, {"bios", "uefi"}),
         ("grub", LOCKED, {"bios"}),
+        ("grub", SLOTS, {"bios"}),
+        ("grub", SLOTS + EFI, {"bios", "uefi"}),
+        ("grub", DISK + EFI + "part root size=1G fs=ext4 mount=/ slots=2", {"uefi"}),
         ("systemd-boot", DISK + ESP + ROOT, {"uefi"}),
     ],
 )
@@ -266,6 +288,15 @@ def test_ways(loader: str, text: str, ways: set[str]) -> None:
         ("grub", DISK + ESP.replace("mount=/boot/efi", "") + ROOT, "", "esp with a mount"),
         ("grub", DISK + ESP.replace("300M", "4M") + ROOT, "", "needs 16M there"),
         ("grub", DISK + BIOS_BOOT + ROOT, "a=$b", r"cmdline has a \$, which GRUB"),
+        (
+            "grub",
+            SLOTS + ESP,
+            "",
+            "needs its ESP at /efi: upgrades of Debian's GRUB",
+        ),
+        ("grub", SLOTS.replace("64M", "8M"), "", "system/boot: bootloader=grub needs 16M there"),
+        ("systemd-boot", SLOTS + EFI, "", "starts no slots, bootloader=grub does"),
+        ("grub", LOCKED_SLOTS, "", "needs /boot outside of LUKS: with slots, it is in /"),
         ("systemd-boot", DISK + BIOS_BOOT + ROOT, "", "esp with a mount"),
         ("systemd-boot", DISK + ESP.replace("300M", "100M") + ROOT, "", "needs 256M there"),
         ("systemd-boot", DISK + ESP.replace("/boot/efi", "/mnt") + ROOT, "", "not /mnt"),
@@ -346,6 +377,12 @@ def test_configure_where_grub_reads_one_file_only(tmp_path: Path) -> None:
     with_root = (root / "etc/default/grub").read_text().replace(". /", f". {root}/")
     script = f'{with_root}\necho "$GRUB_GFXMODE $GRUB_CMDLINE_LINUX"'
     assert run(["sh", "-c", script]) == "auto quiet\n"
+
+
+def test_choice_of_a_slot() -> None:
+    """What both slots share depends on no deployment: no one writes it again but with the disks."""
+    assert grub.CHOICE.startswith("load_env --file ($root)/anemos-slots slot root_a root_b\n")
+    assert "configfile ($root)/boot/grub/grub.cfg\n" in grub.CHOICE
 
 
 def test_no_grub(tmp_path: Path) -> None:

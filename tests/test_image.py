@@ -12,9 +12,13 @@ import pytest
 from anemos.image import build, layers
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
-from anemos.system import bootstrap, imgbuild
+from anemos.system import bootstrap, imgbuild, slots
+from anemos.system.bootloader import grub
 from anemos.system.bootstrap import debian
 from anemos.system.definition import Definition
+from anemos.system.layout import SHARED
+from anemos.system.slots import Record, Slot
+from tests import tiny
 from tests.imaging import describe, image
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
@@ -104,6 +108,69 @@ def test_disk(host: Path) -> None:
         where = f"{file}?offset={start * 2**20}"
         run(["e2fsck", "-f", "-n", where])
         assert run(["debugfs", "-R", f"cat {path}", where]) == text
+
+
+SLOTS = """
+format=disk
+bootloader=grub
+layout='
+disk system serial=S image=256M
+part bios type=bios size=1M
+part boot fs=ext4 size=32M
+part root fs=ext4 size=48M mount=/ slots=2
+part srv  fs=ext4 mount=/srv
+'
+provision() { mkdir /srv; echo here >/srv/x; }
+"""
+MKIMAGE = """#!/bin/sh
+for word; do case $word in --output=*) printf "%-999s" "core $*" >"${word#--output=}" ;; esac; done
+"""
+
+
+def with_grub(tree: Path) -> None:
+    """A kernel, and what stands for GRUB."""
+    files = {"boot/vmlinuz-6.1": "kernel", "boot/initrd.img-6.1": "initrd"}
+    files |= {f"usr/lib/grub/i386-pc/{name}": name for name in ("kernel.img", "boot.img", "x.mod")}
+    for path, text in files.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(text.ljust(512))
+    (tree / "usr/bin/grub-mkimage").write_text(MKIMAGE)
+    (tree / "usr/bin/grub-mkimage").chmod(0o755)
+
+
+def test_slots(host: Path) -> None:
+    """The first slot is filled and the default, the second one is empty; both start from what they
+    share, which no slot mounts at boot."""
+    with_grub(tiny.make(host.parent / "layer"))
+    describe(host, SLOTS)
+    done = image(host, *OPTIONS)
+    assert (done.returncode, done.stdout) == (0, "out/mx-system.img\n"), done.stderr
+    file = host / "out/mx-system.img"
+
+    def read(start: int, path: str) -> str:
+        return run(["debugfs", "-R", f"cat {path}", f"{file}?offset={start * 2**20}"])
+
+    uuid = run(["blkid", "-p", "-O", f"{34 * 2**20}", "-o", "value", "-s", "UUID", file]).strip()
+    record = slots.decoded(read(2, slots.FILE).encode())
+    assert record == Record("a", {"a": Slot("good", uuid), "b": Slot()})
+    assert read(2, "/grub/grub.cfg") == grub.CHOICE
+    assert read(2, "/grub/i386-pc/x.mod").startswith("x.mod")
+    assert read(2, "/grub/i386-pc/core.img").startswith("core --format=i386-pc")
+    assert f"root=UUID={uuid} ro" in read(34, "/boot/grub/grub.cfg")
+    listed = run(["debugfs", "-R", "ls /boot/grub", f"{file}?offset={34 * 2**20}"])
+    assert "grub.cfg" in listed and "i386-pc" not in listed
+    fstab = sorted(line.split()[1:4] for line in read(34, "/etc/fstab").splitlines())
+    assert fstab == [
+        ["/", "ext4", "defaults"],
+        ["/srv", "ext4", "defaults"],
+        [SHARED, "ext4", "noauto"],
+    ]
+    with file.open("rb") as disk:
+        disk.seek(82 * 2**20)
+        assert not any(disk.read(48 * 2**20))
+    assert read(130, "/x") == "here\n"
+    for start in (2, 34, 130):
+        run(["e2fsck", "-f", "-n", f"{file}?offset={start * 2**20}"])
 
 
 def test_same_definition_same_uuids(host: Path) -> None:

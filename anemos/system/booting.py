@@ -5,7 +5,7 @@ from pathlib import Path
 
 from anemos import log
 from anemos.log import die
-from anemos.system import layout
+from anemos.system import layout, slots, tree
 from anemos.system.bootloader import LOADERS
 from anemos.system.bootloader.places import Target
 from anemos.system.imgbuild import Imgbuild
@@ -51,6 +51,10 @@ def install(imgbuild: Imgbuild, root: Path, disks: Mapping[str, Path], seed: str
     """Make the disks bootable. DISKS: device or image file of each disk of the layout, by name.
 
     Below ROOT all of the layout is mounted, or nothing is and the files move to their places later.
+    With slots, it is the one that ROOT is for that starts.
     """
     target = Target(imgbuild.layout, imgbuild.cmdline, root, disks, seed)
     LOADERS[imgbuild.bootloader].install(target)
+    if shared := imgbuild.layout.shared():
+        record = slots.encoded(slots.first(imgbuild.layout, seed))
+        tree.write(root, f"{shared.mount}/{slots.FILE}", record)

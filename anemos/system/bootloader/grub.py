@@ -11,13 +11,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos.log import die
-from anemos.system import chroot, tree
+from anemos.system import chroot, slots, tree
 from anemos.system.bootloader import bios, kernels, places
 from anemos.system.bootloader.kernels import Kernel
 from anemos.system.bootloader.places import Packages, Place, Target
 from anemos.system.layout import MIB, Disk, Layout
 
 BOOT = "/boot"
+HOME = f"{BOOT}/grub"
+# No upgrade in a slot may replace what both start from. Debian's packages run grub-install(8) for
+# this directory (grub-efi-amd64 of Debian 12, shim-signed), or where there is a core image in
+# /boot/grub (grub-pc, grub-efi-amd64 of Debian 13). With slots it is not there.
+EFI = "/boot/efi"
+EFI_UPGRADED = f"upgrades of Debian's GRUB write to {EFI}"
 SETTINGS = "etc/default/grub.d/anemos.cfg"
 PLATFORMS = {"bios": "i386-pc", "uefi": "x86_64-efi"}
 PACKAGES: Packages = {
@@ -46,6 +52,20 @@ if [ -f ${config_directory}/custom.cfg ]; then
     source ${config_directory}/custom.cfg
 fi
 """
+# What slots share: it starts the default one by its own grub.cfg, or where that fails, the other.
+CHOICE = f"""\
+load_env --file ($root)/{slots.FILE} slot root_a root_b
+function start {{
+    if search --no-floppy --fs-uuid --set=root "$1"; then
+        configfile ($root){HOME}/grub.cfg
+    fi
+}}
+if [ "$slot" = b ]; then
+    start "$root_b"
+fi
+start "$root_a"
+start "$root_b"
+"""
 ROOM = 16 * MIB  # shim, GRUB and, while they are replaced, both again
 
 
@@ -57,10 +77,10 @@ def ways(layout: Layout) -> frozenset[str]:
 def bios_disks(layout: Layout) -> list[Disk]:
     """Disks that get a core image for BIOS: on GPT, those with a partition for it.
 
-    An msdos table always leaves room for one; it is used on the disks that hold /boot, unless the
-    layout has an EFI system partition instead.
+    An msdos table always leaves room for one; it is used on the disks that hold GRUB's files,
+    unless the layout has an EFI system partition instead.
     """
-    msdos = [] if places.esps(layout) else places.disks_below(layout, BOOT)
+    msdos = [] if places.esps(layout) else places.disks_below(layout, home(layout))
     return [
         disk
         for disk in layout.disks
@@ -69,15 +89,20 @@ def bios_disks(layout: Layout) -> list[Disk]:
     ]
 
 
+def home(layout: Layout) -> str:
+    """Where GRUB has its modules and reads its first grub.cfg, seen from the new system."""
+    shared = layout.shared()
+    return f"{shared.mount}/grub" if shared else HOME
+
+
 def check(layout: Layout, cmdline: str) -> None:
     """Raises ValueError for a layout or command line that GRUB cannot start a system from."""
-    boot = places.holder(layout, BOOT)
-    if boot.fs not in FILE_SYSTEMS:
-        raise ValueError(f"bootloader=grub does not start from fs={boot.fs}")
-    if "luks" in places.stack(layout, boot):
-        raise ValueError(
-            "bootloader=grub needs /boot outside of LUKS: a partition with mount=/boot"
-        )
+    for boot in (places.holder(layout, BOOT), places.holder(layout, home(layout))):
+        if boot.fs not in FILE_SYSTEMS:
+            raise ValueError(f"bootloader=grub does not start from fs={boot.fs}")
+        if "luks" in places.stack(layout, boot):
+            apart = "with slots, it is in /" if layout.slots() else "a partition with mount=/boot"
+            raise ValueError(f"bootloader=grub needs /boot outside of LUKS: {apart}")
     if not ways(layout):
         names = ", ".join(repr(disk.name) for disk in places.disks_below(layout, BOOT))
         raise ValueError(f"bootloader=grub needs a partition of type=bios or esp on disk {names}")
@@ -85,9 +110,19 @@ def check(layout: Layout, cmdline: str) -> None:
         bios.check(disk)
     if places.esps(layout):
         places.check_esps("grub", layout, ROOM)
+    check_slots(layout)
     # These mean something to GRUB's shell or to the one that reads /etc/default/grub.
     if match := re.search(r"""["'\\$`;&|<>{}#]""", cmdline):
         raise ValueError(f"cmdline has a {match[0]}, which GRUB does not pass on")
+
+
+def check_slots(layout: Layout) -> None:
+    if not (shared := layout.shared()):
+        return
+    if shared.what.size is not None and shared.what.size < ROOM:
+        raise ValueError(f"layout: {shared.path}: bootloader=grub needs {ROOM // MIB}M there")
+    if any(each.mount == EFI for each in places.esps(layout)):
+        raise ValueError(f"bootloader=grub with slots needs its ESP at /efi: {EFI_UPGRADED}")
 
 
 def files(layout: Layout) -> list[tuple[str, ...]]:
@@ -95,10 +130,15 @@ def files(layout: Layout) -> list[tuple[str, ...]]:
 
 
 def install(target: Target) -> None:
-    """Write GRUB's files below /boot/grub, core images on the disks, and to the ESP."""
-    place = target.place(f"{BOOT}/grub")
+    """Write GRUB's files below /boot/grub or what slots share, core images on the disks, and to the
+    ESP.
+    """
+    directory = home(target.layout)
+    place = target.place(directory)
     early = f"search.fs_uuid {place.uuid} root\nset prefix=($root){place.path}\n"
     configure(target)
+    if target.layout.slots():
+        tree.write(target.root, f"{directory}/grub.cfg", CHOICE)
     if disks := bios_disks(target.layout):
         core = make_core(target, "bios", early, "core.img")
         for disk in disks:
@@ -135,29 +175,31 @@ def menu(words: str, boot: Place, kernel: Kernel) -> str:
 
 
 def make_core(target: Target, way: str, early: str, name: str) -> Path:
-    """Put GRUB's modules and its core image, called NAME, into a directory of /boot/grub."""
+    """Put GRUB's modules and its core image, called NAME, into a directory of `home`."""
     root, platform = target.root, PLATFORMS[way]
-    source, directory = root / "usr/lib/grub" / platform, f"boot/grub/{platform}"
+    source, directory = root / "usr/lib/grub" / platform, f"{home(target.layout)}/{platform}"
     if not source.is_dir():
         die(
             f"bootloader=grub: the image has no GRUB for {way.upper()}",
             hint=f"Debian: add {PACKAGES['debian'][way][0]} to `packages`",
         )
-    shutil.copytree(source, tree.inside(root, directory), dirs_exist_ok=True)
+    whole = shutil.ignore_patterns("monolithic")  # Debian's images for UEFI, of 15 MiB
+    shutil.copytree(source, tree.inside(root, directory), ignore=whole, dirs_exist_ok=True)
     with TemporaryDirectory() as shared:
         (Path(shared) / "early.cfg").write_text(early)
-        argv = ["grub-mkimage", f"--format={platform}", f"--output=/{directory}/{name}"]
+        argv = ["grub-mkimage", f"--format={platform}", f"--output={directory}/{name}"]
         argv += ["--config=/run/anemos/early.cfg", "--prefix=/boot/grub", *modules(target, way)]
         chroot.call(root, argv, shared=Path(shared))
     return tree.inside(root, f"{directory}/{name}")
 
 
 def modules(target: Target, way: str) -> list[str]:
-    """What the core image needs to read the file system of /boot; it loads the rest from there."""
-    boot = places.holder(target.layout, BOOT)
-    volumes = {VOLUMES[kind] for kind in places.stack(target.layout, boot)}
+    """What the core image needs to read its own files and /boot; it loads the rest from there."""
+    found = [places.holder(target.layout, path) for path in (home(target.layout), BOOT)]
+    systems = {FILE_SYSTEMS[each.fs] for each in found}
+    volumes = {VOLUMES[kind] for each in found for kind in places.stack(target.layout, each)}
     disks = ["biosdisk"] if way == "bios" else []
-    return [*disks, *MODULES, FILE_SYSTEMS[boot.fs], *sorted(volumes)]
+    return [*disks, *MODULES, *sorted(systems), *sorted(volumes)]
 
 
 def fill_esp(root: Path, esp: str, core: Path, early: str) -> None:

@@ -36,6 +36,8 @@ def ways(layout: Layout) -> frozenset[str]:
 
 def check(layout: Layout, cmdline: str) -> None:
     """Raises ValueError for a layout or command line that systemd-boot cannot start from."""
+    if layout.slots():
+        raise ValueError("bootloader=systemd-boot starts no slots, bootloader=grub does")
     places.check_esps("systemd-boot", layout, ROOM)
     if (mount := places.esps(layout)[0].mount) not in MOUNTS:
         raise ValueError(
