@@ -190,6 +190,16 @@ vg vg on=locked
 lv root on=vg fs=ext4 mount=/
 """
 SLOTS = DISK + BIOS_BOOT + "part boot fs=ext4 size=64M\npart root size=1G fs=xfs mount=/ slots=2\n"
+SLOTS_ON_A_MIRROR = "".join(
+    f"disk {name} serial={name}\n{BIOS_BOOT}part b type=raid size=64M\npart m type=raid\n"
+    for name in ("one", "two")
+)
+SLOTS_ON_A_MIRROR += """
+raid boot level=1 on=one/b,two/b fs=ext4
+raid md0 level=1 on=one/m,two/m
+vg vg on=md0
+lv root on=vg size=1G fs=ext4 mount=/ slots=2
+"""
 LOCKED_SLOTS = LOCKED.replace("size=1G fs=btrfs mount=/boot", "size=64M fs=ext4")
 LOCKED_SLOTS = LOCKED_SLOTS.replace("on=vg fs", "on=vg size=1G slots=2 fs")
 EFI = ESP.replace("/boot/efi", "/efi")
@@ -249,6 +259,14 @@ def test_places_with_slots(tmp_path: Path) -> None:
         assert [disk.name for disk in grub.bios_disks(disks)] == ["system"]
 
 
+def test_places_with_slots_on_a_mirror(tmp_path: Path) -> None:
+    given = target(tmp_path, SLOTS_ON_A_MIRROR)
+    assert [disk.name for disk in grub.bios_disks(given.layout)] == ["one", "two"]
+    assert given.place(grub.home(given.layout)) == Place(uuid(given.layout, "boot"), "/grub")
+    assert given.words == "root=/dev/mapper/vg-root_a ro quiet"
+    assert grub.modules(given, "bios")[-3:] == ["ext2", "lvm", "mdraid1x"]
+
+
 # What is refused
 
 
@@ -264,6 +282,7 @@ def test_places_with_slots(tmp_path: Path) -> None:
         ("grub", LOCKED, {"bios"}),
         ("grub", SLOTS, {"bios"}),
         ("grub", SLOTS + EFI, {"bios", "uefi"}),
+        ("grub", SLOTS_ON_A_MIRROR, {"bios"}),
         ("grub", DISK + EFI + "part root size=1G fs=ext4 mount=/ slots=2", {"uefi"}),
         ("systemd-boot", DISK + ESP + ROOT, {"uefi"}),
     ],
