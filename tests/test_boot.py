@@ -7,18 +7,24 @@ import io
 import re
 import shlex
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from anemos import cpio
+from anemos import cpio, mounts
 from anemos.cpio import Entry
 from anemos.image import output, reproducible
 from anemos.image.manifest import Sources
 from anemos.initramfs import firmware
 from anemos.run import run
 from anemos.server import once
-from anemos.system import imgbuild
+from anemos.system import imgbuild, slots
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import SLOTS, Carrier, Extent, extents
+from anemos.system.slots import Record, Slot
 from anemos.workstation.vm import vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]
@@ -94,6 +100,13 @@ part esp  type=esp size=256M fs=vfat mount=/boot/efi
 part root fs=ext4 mount=/
 """,
 }
+SLOTTED = """
+disk system serial=S image=768M
+part esp  type=esp size=32M fs=vfat mount=/efi
+part bios type=bios size=1M
+part boot size=64M fs=ext4
+part root size=300M fs=ext4 mount=/ slots=2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -132,24 +145,65 @@ def initrd(root: Path, modules: Path) -> bytes:
 @pytest.fixture(scope="module")
 def images(system: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An image for each boot loader, made as `build` makes it."""
-    found = {}
-    for loader, layout in LAYOUTS.items():
-        directory = tmp_path_factory.mktemp(loader)
-        name = loader.removesuffix("-once")
-        text = f"target=debian\nformat=disk\nbootloader={name}\ncmdline='{CMDLINE}'\n"
-        (directory / "IMGBUILD").write_text(f"{text}layout='{layout}'\n")
-        run(["cp", "--archive", system, directory / "root"])
-        arm(directory / "root", loader)
-        with reproducible.environment(EPOCH):
-            (found[loader],) = output.write(
-                imgbuild.load(directory),
-                directory / "root",
-                directory,
-                "seed",
-                epoch=EPOCH,
-                sources=Sources("layer", "0"),
-            )
-    return found
+    return {
+        loader: build(describe(tmp_path_factory.mktemp(loader), loader, layout), system, loader)
+        for loader, layout in LAYOUTS.items()
+    }
+
+
+def describe(directory: Path, loader: str, layout: str) -> Imgbuild:
+    name = loader.removesuffix("-once")
+    text = f"target=debian\nformat=disk\nbootloader={name}\ncmdline='{CMDLINE}'\n"
+    (directory / "IMGBUILD").write_text(f"{text}layout='{layout}'\n")
+    return imgbuild.load(directory)
+
+
+def build(spec: Imgbuild, system: Path, loader: str) -> Path:
+    root = spec.directory / "root"
+    run(["cp", "--archive", system, root])
+    arm(root, loader)
+    sources = Sources("layer", "0")
+    with reproducible.environment(EPOCH):
+        (image,) = output.write(spec, root, spec.directory, "seed", epoch=EPOCH, sources=sources)
+    return image
+
+
+@dataclass(frozen=True)
+class Slotted:
+    """An image with a system in each slot. KNOWN: what the record says of them."""
+
+    image: Path
+    spec: Imgbuild
+    known: Mapping[str, Slot]
+
+    def extent(self, carrier: Carrier | None) -> Extent:
+        assert carrier and carrier.disk
+        return extents(carrier.disk, carrier.disk.image)[carrier.number - 1]
+
+    def choose(self, record: Record) -> None:
+        """What the word does: nothing else on the disk changes."""
+        place = self.extent(self.spec.layout.shared())
+        options = f"loop,offset={place.start},sizelimit={place.size}"
+        with TemporaryDirectory() as name, mounts.mounted("-o", options, self.image, at=Path(name)):
+            slots.write(Path(name) / slots.FILE, record)
+
+
+@pytest.fixture(scope="module")
+def slotted(system: Path, tmp_path_factory: pytest.TempPathFactory) -> Slotted:
+    """Built for each slot; the second one's root file system goes to its place beside the first."""
+    made = []
+    for slot in SLOTS:
+        spec = describe(tmp_path_factory.mktemp(slot), "grub", SLOTTED)
+        spec = replace(spec, layout=spec.layout.into(slot))
+        known = {slot: slots.first(spec.layout, "seed").slots[slot]}
+        made.append(Slotted(build(spec, system, "grub"), spec, known))
+    first, second = made
+    start, size = second.extent(second.spec.layout.root())
+    with second.image.open("rb") as reader, first.image.open("r+b") as writer:
+        reader.seek(start)
+        writer.seek(start)
+        writer.write(reader.read(size))
+    return replace(first, known={**first.known, **second.known})
 
 
 def arm(root: Path, loader: str) -> None:
@@ -192,6 +246,30 @@ def test_boot(images: dict[str, Path], tmp_path: Path, loader: str, way: str) ->
         assert re.search(rf"^Boot{first}\* {firmware.LABEL}\s*$", said, re.MULTILINE), said
         listing = said.replace("\r", "")
         assert [first] == [argv[-1] for argv in firmware.commands(listing, [])]
+
+
+@pytest.mark.parametrize(
+    ("way", "default", "lost", "started"),
+    [
+        ("bios", "a", "", "a"),
+        ("bios", "b", "", "b"),
+        ("uefi", "b", "", "b"),
+        ("bios", "b", "b", "a"),
+    ],
+)
+def test_slots(
+    slotted: Slotted, tmp_path: Path, way: str, default: str, lost: str, started: str
+) -> None:
+    """The default slot starts, with its own kernel, grub.cfg and one-shot entry; the other one
+    where GRUB does not find it."""
+    known = {**slotted.known, **({lost: Slot("good", "00000000")} if lost else {})}
+    slotted.choose(Record(default, known))
+
+    said = start(slotted.image, tmp_path, way)
+
+    assert said.count("the entry is taken") == 1
+    words = rf"^started by {way}: .* root=UUID={slotted.known[started].root} ro {CMDLINE}\s*$"
+    assert re.search(words, said, re.MULTILINE), said
 
 
 def start(image: Path, directory: Path, way: str, *words: str) -> str:
