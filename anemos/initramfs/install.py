@@ -15,20 +15,12 @@ from anemos.initramfs import firmware, kept, leftovers, storage
 from anemos.initramfs.progress import Progress
 from anemos.log import Failure
 from anemos.run import run
-from anemos.system import booting, bootstrap, definition, fstab, initrd, layout, tree
+from anemos.system import booting, installation, tree
 from anemos.system.bootloader import kernels, places
-from anemos.system.bootstrap import identity
-from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
-from anemos.system.layout import Layout, Mounted
+from anemos.system.installation import Installation
 
 TARGET = Path("/target")
-Mounts = Sequence[Mounted]
-VISIT = """
-mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"
-mount -t proc proc "$0/proc"; mount -t sysfs -o ro sysfs "$0/sys"
-exec chroot "$0" "$@"
-"""
 
 
 def install(
@@ -60,62 +52,20 @@ def install(
 
 
 def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> None:
+    layer = stage.LAYER if boot.layer else None
+    base = stage.BASE, boot.base
+    words = (boot.deployment, boot.stamp, layer, base, stage.SSH, reached.mounts)
+    given = Installation(spec, TARGET, *words)
     if PACKAGES in todo:
         with log.step("Package layer"):
-            package_layer(boot, spec)
+            installation.package_layer(given)
     if DEFINITION in todo:
         with log.step("Definition layer"):
-            outdated = define(boot, spec, reached.mounts)
-        rebuild_initramfs(spec.layout, outdated)
+            installation.definition_layer(given)
         reached.applied = boot.payload
         reached.save()
 
 
-def package_layer(boot: Boot, spec: Imgbuild) -> None:
-    if boot.layer:  # its file stays: it is needed again after a failure
-        bootstrap.unpack(stage.LAYER, TARGET)
-    else:
-        bootstrap.bootstrap(spec, TARGET)
-
-
-def define(boot: Boot, spec: Imgbuild, kept_mounts: Mounts) -> bool:
-    """The definition, and what only a deployment knows. True: the initramfs is older than that."""
-    payload = spec.directory.parent
-    identity.renew(TARGET)
-    given = Definition([payload / "files"], secrets=payload / "secrets")
-    outdated = definition.apply(spec, TARGET, given)
-    identity.report(TARGET)
-    fstab.write(TARGET, layout.fstab(spec.layout, boot.deployment, kept_mounts))
-    append("etc/crypttab", layout.crypttab(spec.layout, boot.deployment))
-    append("etc/mdadm/mdadm.conf", layout.mdadm_conf(spec.layout, boot.deployment))
-    for each in kept_mounts:
-        tree.inside(TARGET, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
-    tree.write(TARGET, "etc/anemos/deployment.json", boot.stamp)
-    carry_host_keys()
-    # The next deployment need not send the base image.
-    tree.copy(stage.BASE, TARGET, f"var/lib/anemos/base-{boot.base}.squashfs", 0o600)
-    return outdated
-
-
-def append(path: str, text: str) -> None:
-    """Add TEXT to what the definition, or a package, has put at PATH; once, if done again."""
-    if text:
-        file = tree.inside(TARGET, path)
-        there = file.read_text() if file.is_file() and not file.is_symlink() else ""
-        tree.write(TARGET, path, there.replace(text, "") + text)
-
-
-def rebuild_initramfs(whole: Layout, outdated: bool = False) -> None:
-    """The package layer's own one knows nothing of what / lies on, nor of the definition.
-
-    Its hooks want to see the devices (cryptsetup-initramfs's resolves UUIDs): /dev as it is here.
-    """
-    root = whole.root()
-    known = root.fs == "ext4" and not layout.early(whole) and not outdated
-    if known or not (TARGET / initrd.PROGRAM).exists():
-        return
-    namespace = ["unshare", "--mount", "--propagation=private", "sh", "-e", "-c", VISIT]
-    run([*namespace, TARGET, *initrd.ARGV], log=log.info)
 
 
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:
@@ -127,15 +77,6 @@ def load_new_kernel(spec: Imgbuild, seed: str) -> None:
         kexec.load(boot / kernel.file, boot / kernel.initrd, words)
     except Failure as failure:
         log.info(f"{failure.message}; rebooting instead")
-
-
-def carry_host_keys() -> None:
-    """The old system's SSH host keys, unless the definition brings keys of its own."""
-    place = TARGET / "etc/ssh"
-    if place.is_dir() and not list(place.glob("ssh_host_*_key")):
-        for key in sorted(stage.SSH.glob("ssh_host_*_key*")):
-            mode = 0o644 if key.suffix == ".pub" else 0o600
-            tree.copy(key, TARGET, f"etc/ssh/{key.name}", mode)
 
 
 def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> None:

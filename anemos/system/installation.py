@@ -1,0 +1,98 @@
+"""What a deployment puts on file systems that are mounted: package layer, definition, and what only
+the deployment knows. One code for whole disks, in the initramfs, and for a slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anemos import log
+from anemos.run import run
+from anemos.system import bootstrap, definition, fstab, initrd, layout, tree
+from anemos.system.bootstrap import identity
+from anemos.system.definition import Definition
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Layout, Mounted
+
+VISIT = """
+mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"
+mount -t proc proc "$0/proc"; mount -t sysfs -o ro sysfs "$0/sys"
+exec chroot "$0" "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A new system of SPEC below ROOT. What is not in SPEC:
+
+    DEPLOYMENT: the id. STAMP: text of /etc/anemos/deployment.json. LAYER: the package layer, or
+    None, to bootstrap it in place. BASE: the base image, and its SHA-256. KEYS: a directory with
+    the old system's SSH host keys. MOUNTS: file systems that are not the layout's, for fstab.
+    """
+
+    spec: Imgbuild
+    root: Path
+    deployment: str
+    stamp: str
+    layer: Path | None
+    base: tuple[Path, str]
+    keys: Path
+    mounts: Sequence[Mounted] = ()
+
+
+def package_layer(given: Installation) -> None:
+    """Raises Failure."""
+    if given.layer:  # its file stays: it is needed again after a failure
+        bootstrap.unpack(given.layer, given.root)
+    else:
+        bootstrap.bootstrap(given.spec, given.root)
+
+
+def definition_layer(given: Installation) -> None:
+    """The definition, and what only a deployment knows. Raises Failure."""
+    spec, root = given.spec, given.root
+    payload = spec.directory.parent
+    identity.renew(root)
+    own = Definition([payload / "files"], secrets=payload / "secrets")
+    outdated = definition.apply(spec, root, own)
+    identity.report(root)
+    fstab.write(root, layout.fstab(spec.layout, given.deployment, given.mounts))
+    append(root, "etc/crypttab", layout.crypttab(spec.layout, given.deployment))
+    append(root, "etc/mdadm/mdadm.conf", layout.mdadm_conf(spec.layout, given.deployment))
+    for each in given.mounts:
+        tree.inside(root, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    tree.write(root, "etc/anemos/deployment.json", given.stamp)
+    carry_host_keys(given.keys, root)
+    # The next deployment need not send the base image.
+    base, digest = given.base
+    tree.copy(base, root, f"var/lib/anemos/base-{digest}.squashfs", 0o600)
+    rebuild_initramfs(root, spec.layout, outdated)
+
+
+def append(root: Path, path: str, text: str) -> None:
+    """Add TEXT to what the definition, or a package, has put at PATH; once, if done again."""
+    if text:
+        file = tree.inside(root, path)
+        there = file.read_text() if file.is_file() and not file.is_symlink() else ""
+        tree.write(root, path, there.replace(text, "") + text)
+
+
+def rebuild_initramfs(root: Path, whole: Layout, outdated: bool = False) -> None:
+    """The package layer's own one knows nothing of what / lies on, nor of the definition.
+
+    Its hooks want to see the devices (cryptsetup-initramfs's resolves UUIDs): /dev as it is here.
+    """
+    known = whole.root().fs == "ext4" and not layout.early(whole) and not outdated
+    if known or not (root / initrd.PROGRAM).exists():
+        return
+    namespace = ["unshare", "--mount", "--propagation=private", "sh", "-e", "-c", VISIT]
+    run([*namespace, root, *initrd.ARGV], log=log.info)
+
+
+def carry_host_keys(keys: Path, root: Path) -> None:
+    """The old system's SSH host keys, unless the definition brings keys of its own."""
+    place = root / "etc/ssh"
+    if place.is_dir() and not list(place.glob("ssh_host_*_key")):
+        for key in sorted(keys.glob("ssh_host_*_key*")):
+            mode = 0o644 if key.suffix == ".pub" else 0o600
+            tree.copy(key, root, f"etc/ssh/{key.name}", mode)
