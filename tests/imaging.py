@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from anemos.image import layers
@@ -30,6 +32,17 @@ def store(tree: Path, spec: Imgbuild, directory: Path) -> Path:
     options = ["--zstd", "--xattrs", "--xattrs-include=*"]
     run(["tar", "--create", *options, "--file", layer, "--directory", tree, "."])
     return layer
+
+
+@contextmanager
+def attached(file: Path, *options: str) -> Iterator[Path]:
+    """FILE as a block device. OPTIONS: losetup(8)'s."""
+    node = Path(run(["losetup", "--find", "--show", *options, file]).strip())
+    run(["blockdev", "--setrw", node])  # it stays read-only if the last one who had it made it so
+    try:
+        yield node
+    finally:
+        run(["losetup", "--detach", node])
 
 
 def command(*options: str) -> list[str]:

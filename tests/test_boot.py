@@ -26,6 +26,7 @@ from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import SLOTS, Carrier, Extent, extents
 from anemos.system.slots import Record, Slot
 from anemos.workstation.vm import vm
+from tests.imaging import attached
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]
 
@@ -183,8 +184,12 @@ class Slotted:
     def choose(self, record: Record) -> None:
         """What the word does: nothing else on the disk changes."""
         place = self.extent(self.spec.layout.shared())
-        options = f"loop,offset={place.start},sizelimit={place.size}"
-        with TemporaryDirectory() as name, mounts.mounted("-o", options, self.image, at=Path(name)):
+        where = (f"--offset={place.start}", f"--sizelimit={place.size}")
+        with (
+            TemporaryDirectory() as name,
+            attached(self.image, *where) as node,
+            mounts.mounted(node, at=Path(name)),
+        ):
             slots.write(Path(name) / slots.FILE, record)
 
 
