@@ -70,6 +70,15 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def forget(file: Path) -> None:
+    """Have FILE, which is on the disk, read from there next time (posix_fadvise(2))."""
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def scratch(top: Path, prefix: str) -> Iterator[Path]:
     """A directory in TOP, gone at the end. Those of PREFIX that a killed process left go now."""

@@ -66,8 +66,6 @@ def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> 
         reached.save()
 
 
-
-
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:
     """Have init start the new system's kernel itself. A kernel that does not load is no failure:
     the firmware is going to start it."""

@@ -58,3 +58,9 @@ def install(imgbuild: Imgbuild, root: Path, disks: Mapping[str, Path], seed: str
     if shared := imgbuild.layout.shared():
         record = slots.encoded(slots.first(imgbuild.layout, seed))
         tree.write(root, f"{shared.mount}/{slots.FILE}", record)
+
+
+def configure(imgbuild: Imgbuild, root: Path, seed: str) -> None:
+    """Write below ROOT all that a slot has of a boot loader. What both share stays as it is."""
+    target = Target(imgbuild.layout, imgbuild.cmdline, root, {}, seed)
+    LOADERS[imgbuild.bootloader].configure(target)

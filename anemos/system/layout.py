@@ -249,6 +249,11 @@ class Layout:
         fields = {"": {}, slot: full}
         return self.changed(lambda what: fields.get(what.slot, dict.fromkeys(full, "")))
 
+    def only(self, slot: str) -> Self:
+        """The layout for a system in SLOT, with its root file system alone: all else is there."""
+        bare = dict.fromkeys(("fs", "mount", "options"), "")
+        return self.into(slot).changed(lambda what: {} if what.slot == slot else bare)
+
     def changed(self, fields: Callable[[Part | Volume], Mapping[str, Any]]) -> Self:
         """The layout with other FIELDS of its partitions and volumes."""
         disks = (

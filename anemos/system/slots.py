@@ -8,10 +8,11 @@ there is the old record or the new one. A rename would need a journal, which GRU
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from anemos import files
 from anemos.log import die
 from anemos.system.layout import SLOTS, Layout, fs_uuid
 
@@ -42,6 +43,11 @@ class Record:
 
     default: str
     slots: Mapping[str, Slot]
+
+    def holding(self, name: str, slot: Slot) -> "Record":
+        """The record when the slot NAME, which is not the default, is SLOT."""
+        assert name != self.default
+        return replace(self, slots={**self.slots, name: slot})
 
 
 def first(layout: Layout, seed: str) -> Record:
@@ -86,8 +92,8 @@ def write(file: Path, record: Record) -> None:
     try:
         os.pwrite(fd, encoded(record), 0)
         os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what is read next is from the disk
     finally:
         os.close(fd)
+    files.forget(file)
     if read(file) != record:
         die(f"{file}: what was written is not there")

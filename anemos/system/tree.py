@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from anemos.files import sha256
 from anemos.log import die
 
 MAX_LINKS = 40  # path_resolution(7)
@@ -95,6 +96,17 @@ def walk(root: Path) -> Iterator[Entry]:
         for entry in below:
             yield prefix + entry.name, entry.stat(follow_symlinks=False)
         todo += [f"{prefix}{e.name}/" for e in reversed(below) if e.is_dir(follow_symlinks=False)]
+
+
+def digests(root: Path) -> dict[str, str]:
+    """SHA-256 of all regular files below ROOT, targets of all symbolic links, by path."""
+    found = {}
+    for path, status in walk(root):
+        if stat.S_ISREG(status.st_mode):
+            found[path] = sha256(root / path)
+        elif stat.S_ISLNK(status.st_mode):
+            found[path] = os.fspath((root / path).readlink())
+    return found
 
 
 def inputs(*directories: Path) -> Iterator[tuple[str, Path]]:

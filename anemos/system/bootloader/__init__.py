@@ -4,6 +4,7 @@ PACKAGES: by target and by way of starting; one of them is enough. ways(layout):
 start it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
 check(layout, cmdline): raises ValueError for what it cannot start.
 install(target): makes the disks bootable.
+configure(target): the part of that which lies in the root file system.
 """
 
 from typing import Protocol
@@ -20,6 +21,7 @@ class Loader(Protocol):
     def files(self, layout: Layout) -> list[tuple[str, ...]]: ...
     def check(self, layout: Layout, cmdline: str) -> None: ...
     def install(self, target: Target) -> None: ...
+    def configure(self, target: Target) -> None: ...
 
 
 LOADERS: dict[str, Loader] = {"grub": grub, "systemd-boot": systemd_boot}

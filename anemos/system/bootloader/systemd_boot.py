@@ -7,6 +7,7 @@ system. Neither runs here: both want to see the partition mounted, with its firm
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from anemos.log import die
 from anemos.system import tree
@@ -53,20 +54,29 @@ def files(layout: Layout) -> list[tuple[str, ...]]:
 
 
 def install(target: Target) -> None:
-    """Fill the ESP, and tell kernel-install(8) how to go on with it."""
+    """Fill the ESP."""
     root, esp = target.root, places.esps(target.layout)[0].mount
     loader = next((root / each for each in LOADERS if (root / each).is_file()), None)
     if loader is None:
         die(f"bootloader=systemd-boot: the image has no /{LOADER}", hint=HINT)
     for path in PLACES:
         tree.copy(loader, root, f"{esp}/{path}", 0o644)
-    token = places.os_release(root).get("ID", "linux")
     if not tree.inside(root, f"{esp}/loader/loader.conf").exists():  # the definition's counts
         tree.write(root, f"{esp}/loader/loader.conf", "timeout 1\n")
     tree.write(root, f"{esp}/loader/entries.srel", "type1\n")
-    tree.write(root, "etc/kernel/entry-token", f"{token}\n")
-    tree.write(root, "etc/kernel/cmdline", f"{target.words}\n")
-    add(target, esp, token, kernels.newest(root))
+    configure(target)
+    add(target, esp, token(root), kernels.newest(root))
+
+
+def configure(target: Target) -> None:
+    """Tell kernel-install(8) how to go on with the ESP."""
+    tree.write(target.root, "etc/kernel/entry-token", f"{token(target.root)}\n")
+    tree.write(target.root, "etc/kernel/cmdline", f"{target.words}\n")
+
+
+def token(root: Path) -> str:
+    """What kernels and entries of the system at ROOT are called by on the ESP."""
+    return places.os_release(root).get("ID", "linux")
 
 
 def add(target: Target, esp: str, token: str, kernel: Kernel) -> None:

@@ -1,0 +1,182 @@
+"""The slot that does not run is filled: what is in it then, and what the record says meanwhile."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos import mounts
+from anemos.log import Failure
+from anemos.run import run
+from anemos.server import fill
+from anemos.system import imgbuild, installation, layout, slots, tree
+from anemos.system.installation import Installation
+from anemos.system.layout import MIB, Mounted
+from anemos.system.slots import Record, Slot
+from tests import tiny
+from tests.imaging import attached
+
+pytestmark = [pytest.mark.root, pytest.mark.real("run")]
+
+IMGBUILD = """
+target=debian
+bootloader=grub
+layout='
+disk system serial=S
+part bios type=bios size=1M
+part boot fs=ext4 size=64M
+part root fs=ext4 size=64M mount=/ slots=2
+part srv  fs=ext4 mount=/srv
+'
+provision() { chown 5:6 /etc/key; }
+"""
+BEFORE = Record("a", {"a": Slot("good", "A"), "b": Slot("good", "B")})
+SHARED = Mounted("/srv", "S", "ext4")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Path]:
+    """The place of the slot, with what was there before."""
+    file = tmp_path / "disk"
+    with file.open("wb") as disk:
+        disk.truncate(64 * MIB)
+    run(["mkfs.ext4", "-q", file])
+    with attached(file) as found:
+        yield found
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    file = tmp_path / "record"
+    file.write_bytes(slots.encoded(BEFORE))
+    return file
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Installation:
+    system = tiny.make(tmp_path / "layer")
+    files = {
+        "layer/boot/vmlinuz-6.1": "kernel",
+        "layer/boot/initrd.img-6.1": "initrd",
+        "layer/etc/ssh/sshd_config": "",
+        "payload/host/IMGBUILD": IMGBUILD,
+        "payload/files/etc/motd": "hello",
+        "payload/secrets/etc/key": "secret",
+        "keys/ssh_host_ed25519_key": "key",
+        "base": "base",
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    run(["tar", "--create", "--file", tmp_path / "layer.tar", "--directory", system, "."])
+    (tmp_path / "root").mkdir()
+    spec = imgbuild.load(tmp_path / "payload/host")
+    words = (tmp_path / "layer.tar", (tmp_path / "base", "0" * 64), tmp_path / "keys", [SHARED])
+    return Installation(spec, tmp_path / "root", "DEPLOYMENT", "{}\n", *words)
+
+
+def state(record: Path) -> Slot:
+    """What the record says of slot b; of the other one always the same."""
+    now = slots.read(record)
+    assert (now.default, now.slots["a"]) == ("a", BEFORE.slots["a"])
+    return now.slots["b"]
+
+
+def test_filled(
+    given: Installation, node: Path, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = installation.package_layer
+
+    def package_layer(what: Installation) -> None:
+        seen.append(state(record))
+        real(what)
+
+    monkeypatch.setattr(installation, "package_layer", package_layer)
+    fill.fill(given, "b", node, record)
+
+    uuid = layout.identity("DEPLOYMENT", "system/root_b", "fs")
+    assert (seen, state(record)) == ([Slot("filling")], Slot("filled", uuid))
+    assert run(["blkid", "-p", "-o", "value", "-s", "UUID", node]).strip() == uuid
+    with mounts.mounted(node, at=given.root):
+        root = given.root
+        assert (root / "etc/motd").read_text() == "hello"
+        assert (root / "etc/key").stat().st_uid == 5
+        assert (root / "etc/ssh/ssh_host_ed25519_key").read_text() == "key"
+        assert (
+            f"linux /boot/vmlinuz-6.1 root=UUID={uuid} ro\n"
+            in (root / "boot/grub/grub.cfg").read_text()
+        )
+        assert (root / "etc/fstab").read_text() == (
+            f"UUID={uuid} / ext4 defaults 0 1\nUUID=S /srv ext4 defaults 0 2\n"
+        )
+        assert (root / "srv").is_dir()
+
+
+@pytest.mark.parametrize("error", [Failure("no"), KeyboardInterrupt()])
+def test_failure(
+    given: Installation,
+    node: Path,
+    record: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    """The slot counts as empty; nothing is mounted, and it can be filled again."""
+
+    def definition_layer(_: Installation) -> None:
+        raise error
+
+    monkeypatch.setattr(installation, "definition_layer", definition_layer)
+    with pytest.raises(type(error)):
+        fill.fill(given, "b", node, record)
+    assert state(record) == Slot("empty")
+    assert not os.path.ismount(given.root)
+    monkeypatch.undo()
+    fill.fill(given, "b", node, record)
+    assert state(record).state == "filled"
+
+
+def test_a_disk_that_changes_what_is_written(
+    given: Installation,
+    node: Path,
+    record: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Behind the file system's back, in the data of a file, where no checksum would tell it."""
+
+    def damage(argv: Any, **options: Any) -> str:
+        said = run(argv, **options)
+        if argv[0] == "sync":
+            with (tmp_path / "disk").open("r+b") as disk:
+                start = disk.read().index(b"hello")
+                disk.seek(start)
+                disk.write(b"jello")
+        return said
+
+    monkeypatch.setattr(fill, "run", damage)
+    with pytest.raises(Failure, match="/etc/motd is not what was written to the disk"):
+        fill.fill(given, "b", node, record)
+    assert state(record) == Slot("empty")
+
+
+def test_what_must_not_be_filled(given: Installation, node: Path, record: Path) -> None:
+    with pytest.raises(Failure, match="slot a is the one that starts"):
+        fill.fill(given, "a", node, record)
+    with (
+        mounts.mounted(node, at=given.root),
+        pytest.raises(Failure, match=f"slot b: {node}: Device or resource busy"),
+    ):
+        fill.fill(given, "b", node, record)
+    assert slots.read(record) == BEFORE
+
+
+def test_digests(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    found = tree.digests(tmp_path)
+    assert {*found} == {"file", "link"}
+    assert found["link"] == "/nowhere"
