@@ -76,6 +76,26 @@ def test_order_and_members() -> None:
     assert "secret" not in everything  # never an argument
 
 
+@pytest.mark.parametrize(("slot", "node", "other"), [("a", 3, 4), ("b", 4, 3)])
+def test_slots(slot: str, node: int, other: int) -> None:
+    """One gets a file system; of what lay in the other one's place nothing comes back to life."""
+    text = "disk first serial=F\npart bios type=bios size=1M\npart boot fs=ext4 size=64M\n"
+    whole = grammar.parse(f"{text}part root fs=xfs size=1G mount=/ slots=2").into(slot)
+    steps = [
+        step
+        for each in storage.making_order(whole)
+        for step in storage.make(each, whole, DEVICES, SEED, {})
+    ]
+    made = [step.argv for step in steps if step.argv[0] != "wipefs"]
+    assert [(argv[0], str(argv[-1])) for argv in made] == [
+        ("mkfs.ext4", "/dev/vda2"),
+        ("mkfs.xfs", f"/dev/vda{node}"),
+    ]
+    assert ["wipefs", "--all", "--force", "--quiet", Path(f"/dev/vda{other}")] in [
+        step.argv for step in steps
+    ]
+
+
 def test_volume_on_what_gets_the_rest() -> None:
     """The rest is known, and the volume there, before anything is made on it."""
     text = STACK.replace("luks more  on=root2", "luks more on=home").replace(
