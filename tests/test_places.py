@@ -42,9 +42,9 @@ def test_base_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert places.state("mx").is_relative_to(tmp_path / "state/anemos")
 
 
-def test_hosts_and_clones_are_apart(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_and_repositories_are_apart(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = {places.memory("a"), places.memory("b"), places.state("a"), places.state("b")}
-    monkeypatch.setattr(places, "CLONE", "another")
+    monkeypatch.setattr(places, "REPOSITORY", "another")
     theirs = {places.memory("a"), places.memory("b"), places.state("a"), places.state("b")}
 
     assert len(mine | theirs) == 8

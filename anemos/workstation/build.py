@@ -22,7 +22,7 @@ def build(name: str, format: str = "", output: str = "", check: bool = False) ->
     """
     directory = hosts.find(name)
     spec = imgbuild.load(directory, format)
-    out = Path(output).absolute() if output else IMAGES
+    out = places.given(output) if output else IMAGES
     make(out)
     real = set(sources.of(name).names(name))
     made = set(throwaway.source(name, name).names(name))

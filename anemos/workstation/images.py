@@ -22,8 +22,7 @@ from anemos.run import CommandFailed, meaning, run, tail
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places, scratch
 
-PACKAGE = places.ROOT / "anemos"
-BASE = PACKAGE / "base"
+BASE = places.PACKAGE / "base"
 LIBRARIES = "usr/lib/python3/dist-packages"
 KEPT = 2  # base images that are never too old
 DAY_S = 86400.0
@@ -66,32 +65,39 @@ def sources() -> Iterator[tuple[Path, Path]]:
     """What of Anemos goes into the base image, and the link in the cache that stands for it."""
     with TemporaryDirectory() as name:
         tree = collect(Path(name))
-        yield tree, places.cache() / f"base-{key([BASE, tree])}"
+        yield tree, places.cache() / f"base-{key(BASE / 'IMGBUILD', tree)}"
 
 
 def collect(directory: Path) -> Path:
-    """The Python that runs on servers, as input files: Anemos without the workstation, and sh."""
+    """All input files: the base image's own, Anemos without the workstation's part, and sh."""
     library = directory / LIBRARIES
-    ignore = shutil.ignore_patterns(*OPERATOR_ONLY)
-    shutil.copytree(PACKAGE, library / "anemos", ignore=ignore)
-    shutil.copytree(str(distribution("sh").locate_file("sh")), library / "sh", ignore=ignore)
+    sources = {BASE / "files": directory, places.PACKAGE: library / "anemos"}
+    sources[Path(str(distribution("sh").locate_file("sh")))] = library / "sh"
+    for source, target in sources.items():
+        ignore = shutil.ignore_patterns(*OPERATOR_ONLY)
+        shutil.copytree(source, target, ignore=ignore, copy_function=copy, dirs_exist_ok=True)
     return directory
 
 
-def key(directories: Sequence[Path]) -> str:
-    """16 hexadecimal digits that stand for all names, modes and contents in DIRECTORIES."""
-    digest = hashlib.sha256()
-    for top in directories:
-        for file in sorted(file for file in top.rglob("*") if file.is_file()):
-            entry = f"{file.relative_to(top)}\0{file.stat().st_mode:o}\0{sha256(file)}\n"
-            digest.update(os.fsencode(entry))
+def copy(source: str, target: str) -> None:
+    """A clone has modes by its umask, a package by that of pip: none of them counts."""
+    shutil.copyfile(source, target)
+    Path(target).chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+
+
+def key(imgbuild: Path, inputs: Path) -> str:
+    """16 hexadecimal digits: IMGBUILD, and all names, modes and contents in the tree INPUTS."""
+    digest = hashlib.sha256(sha256(imgbuild).encode())
+    for file in sorted(file for file in inputs.rglob("*") if file.is_file()):
+        entry = f"{file.relative_to(inputs)}\0{file.stat().st_mode:o}\0{sha256(file)}\n"
+        digest.update(os.fsencode(entry))
     return digest.hexdigest()[:16]
 
 
 def build_base(tree: Path, link: Path) -> None:
     cache = places.cache()
     with files.scratch(cache, ".base-") as out:
-        (built,) = image(BASE, ["--output", out, BASE / "files", tree])
+        (built,) = image(BASE, ["--output", out, tree])
         final = cache / file_name(built)
         files.settle(built, final)
     fresh = link.with_suffix(".new")
@@ -145,7 +151,9 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
     ]
     argv += [f"--cache={places.cache()}", f"--mirror={places.mirror()}"]
     try:
-        lines = run(argv, env={"PYTHONPATH": os.fspath(places.ROOT)}, log=relay).splitlines()
+        lines = run(
+            argv, env={"PYTHONPATH": os.fspath(places.PACKAGE.parent)}, log=relay
+        ).splitlines()
     except CommandFailed as failed:
         raise said(directory, failed) from None
     files = [Path(line) for line in lines if line.startswith("/")]

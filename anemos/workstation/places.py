@@ -10,12 +10,20 @@ from stat import S_ISDIR
 
 from anemos.log import FAILED, die
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path.cwd()
+PACKAGE = Path(__file__).resolve().parents[1]
+# The repository whose hosts and secrets are meant: where invoke, too, finds the tasks.
+ROOT = next((each for each in (HERE, *HERE.parents) if (each / "tasks.py").is_file()), HERE)
 HOSTS = ROOT / "hosts"
 SECRETS = ROOT / "secrets"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (shm_overview(7): a tmpfs; checked before use)
-# Two clones of a repository on one machine do not share VMs, throw-away keys and memory.
-CLONE = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:8]
+# Two repositories on one machine do not share VMs, throw-away keys and memory.
+REPOSITORY = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:8]
+
+
+def given(path: str) -> Path:
+    """PATH as the user means it: seen from where she typed it, before `inv` went to ROOT."""
+    return Path(os.environ.get("ANEMOS_CALLER", HERE), path)
 
 
 def cache() -> Path:
@@ -40,7 +48,7 @@ def memory(name: str) -> Path:
 
 
 def who() -> str:
-    """Whose deployments are made here, for others to see: one word for user, machine and clone."""
+    """Whose deployments are made here, for others to see: a word for user, machine, repository."""
     user = os.environ.get("LOGNAME") or os.environ.get("USER") or "root"
     return re.sub(r"\s", "_", f"{user}@{os.uname().nodename}:{_memories().name}")
 
@@ -62,7 +70,7 @@ def mirror() -> str:
 
 
 def _states() -> Path:
-    return _base("XDG_STATE_HOME", ".local/state") / "anemos" / CLONE
+    return _base("XDG_STATE_HOME", ".local/state") / "anemos" / REPOSITORY
 
 
 def _base(variable: str, default: str) -> Path:

@@ -70,7 +70,7 @@ class Options:
 
 def export(host: Host, options: Options) -> Result:
     """Write kernel, initrd, cmdline and README of a new deployment. Raises Failure."""
-    directory = Path(options.output)
+    directory = places.given(options.output)
     check_output(options, directory)
     phases.refuse(host, *plan.bootable(host.imgbuild()))
     network, kept = described(options) if options.mac or options.address else captured(host)

@@ -16,7 +16,7 @@ from anemos.workstation.ssh import Remote
 
 ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
 GATHER_S = 180.0  # dozens of programs: an emulated machine that was busy took a minute
-SCRIPT = places.ROOT / "anemos/server/facts.sh"
+SCRIPT = places.PACKAGE / "server/facts.sh"
 ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
 STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
 

@@ -32,7 +32,7 @@ from anemos.workstation.ssh import (
     connect,
 )
 
-SERVER = places.ROOT / "anemos/server"
+SERVER = places.PACKAGE / "server"
 POLL_S = 0.5
 QUIET_S = 60.0  # a wait tells now and then what it waits for
 REFUSED_S = 60.0  # a system that comes up may not know all of its keys and users yet
