@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
@@ -10,8 +9,8 @@ from typing import TextIO
 from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
+import anemos
 from anemos.log import BAD_INPUT
-from anemos.workstation import places
 from anemos.workstation.cli import command
 
 CLOSED = 128 + 13  # SIGPIPE
@@ -39,8 +38,7 @@ class Inv(Program):
             self.print_columns([(name, told[name]) for name in names.split()])
 
     def print_version(self) -> None:
-        project = tomllib.loads((places.ROOT / "pyproject.toml").read_text())["project"]
-        print(project["name"], project["version"])
+        print("anemos", anemos.__version__)
 
     def parse_core(self, argv: list[str] | None) -> None:
         with bad_input():
