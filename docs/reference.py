@@ -4,15 +4,15 @@ tests/test_docs.py holds them equal.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from anemos.workstation.cli.command import HELP, PURPOSES
+from anemos.workstation.cli import command
 from anemos.workstation.hosts import Settings
-from tasks import ns
+from tasks import HELP, ns
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by `.venv/bin/python -m docs.reference` -->\n"
@@ -47,21 +47,21 @@ def status(name: str) -> str:
     return "pytest's" if name == "check" else "0 to 4" if name in FOLLOWING.split() else "0 to 2"
 
 
-def chapter(purpose: str) -> Iterator[str]:
+def chapter(purpose: str, names: Sequence[str]) -> Iterator[str]:
     yield f"\n## {purpose}\n\n"
     yield columns("task", "what it does", "flags", "status")
     yield columns("---", "---", "---", "---")
-    for name in PURPOSES[purpose].split():
+    for name in names:
         own = " ".join(f"`{flag(each)}`" for each in flags(name))
         yield columns(f"`{name}`", ns[name].__doc__, own, status(name))
 
 
 def tasks() -> str:
     """docs/tasks.md."""
-    names = " ".join(PURPOSES.values()).split()
-    used = sorted({each for name in names for each in flags(name)})
-    words = [columns(f"`{flag(each)}`", HELP[each]) for each in used]
-    chapters = [line for purpose in PURPOSES for line in chapter(purpose)]
+    purposes = command.purposes(ns.task_names)
+    used = sorted({each for names in purposes.values() for name in names for each in flags(name)})
+    words = [columns(f"`{flag(each)}`", {**command.HELP, **HELP}[each]) for each in used]
+    chapters = [line for purpose, names in purposes.items() for line in chapter(purpose, names)]
     table = ["\n## Flags\n\n", columns("flag", "meaning"), columns("---", "---"), *words]
     return "".join([TASKS, "\n", MADE, *chapters, *table])
 

@@ -29,7 +29,8 @@ ROOMS = {
     "workstation.deploy": "workstation workstation.secrets system border server",
     "workstation.vm": "workstation workstation.secrets workstation.build workstation.deploy"
     " system border image",
-    "workstation.cli": "workstation workstation.deploy",
+    "workstation.cli": "workstation workstation.secrets workstation.build"
+    " workstation.deploy workstation.vm",
 }
 
 # Who may use what; nobody else may.

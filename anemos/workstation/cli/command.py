@@ -3,9 +3,8 @@
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from invoke.context import Context
@@ -39,8 +38,6 @@ HELP = {
     "hold": "jump into the initramfs and touch nothing, until ./inv resume or ./inv abort",
     "repack": "send a new payload, made of hosts/ and secrets/ as they are now",
     "step": "begin with this step: partitions, package-layer, definition, boot-loader",
-    "all": "run the long tests, too",
-    "expression": "run only the tests that match (pytest -k)",
     "fingerprint": "the key's fingerprint that you expect (SHA256:...): agrees without asking",
     "name": "the secret's path on the target, or its NAME in templates",
     "format": "format of the image instead of the IMGBUILD's: 'raw 8G gpt'",
@@ -59,9 +56,16 @@ PURPOSES = {
     "When it goes wrong": "rescue resume abort export go clean",
     "A host's secrets": "secrets.generate secrets.edit secrets.set secrets.list secrets.check "
     "secrets.rekey",
-    "Anemos itself": "check",
 }
+OWN = "This repository's own"
 Body = Callable[..., Any]
+
+
+def purposes(names: Iterable[str]) -> dict[str, list[str]]:
+    """The tasks called NAMES by purpose; a repository's tasks.py may add some."""
+    found = {purpose: told.split() for purpose, told in PURPOSES.items()}
+    own = set(names).difference(*found.values())
+    return found | ({OWN: sorted(own)} if own else {})
 
 
 def command(body: Body) -> Any:
@@ -95,8 +99,3 @@ def command(body: Body) -> Any:
 def show(result: Result, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
-
-
-def workstation(module: str) -> Any:
-    """A module of anemos.workstation, imported when it is needed: `inv --list` stays quick."""
-    return import_module(f"anemos.workstation.{module}")

@@ -33,9 +33,9 @@ class Inv(Program):
         if self.list_root or self.list_depth:
             return super().list_flat()
         told = dict(self._make_pairs(self.scoped_collection))
-        for purpose, names in command.PURPOSES.items():
+        for purpose, names in command.purposes(told).items():
             print(f"{purpose}:\n")
-            self.print_columns([(name, told[name]) for name in names.split()])
+            self.print_columns([(name, told[name]) for name in names])
 
     def print_version(self) -> None:
         print("anemos", anemos.__version__)

@@ -1,33 +1,44 @@
 """The tasks `secrets.*`: a developer's daily use of secrets. HOST is optional where all can do."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
 from invoke.context import Context
 
-from anemos.workstation.cli.command import command, workstation
+from anemos.workstation.cli.command import command
+
+if TYPE_CHECKING:
+    from anemos.workstation.secrets.vault import Vault
 
 
-def own() -> Any:
-    return workstation("secrets.vault").own()
+def own() -> "Vault":
+    from anemos.workstation.secrets import vault
+
+    return vault.own()
 
 
 @command
-def list_(c: Context, host: str = "", json: bool = False) -> Any:
+def list_(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
     """List secrets: to whom they are encrypted, whether their signatures hold, who uses them."""
-    return workstation("secrets.audit").show(own(), host)
+    from anemos.workstation.secrets import audit
+
+    return audit.show(own(), host)
 
 
 @command
-def edit(c: Context, host: str = "", name: str = "", json: bool = False) -> Any:
+def edit(c: Context, host: str = "", name: str = "", json: bool = False) -> dict[str, Any]:
     """Change a secret of HOST in $EDITOR, or begin a new one."""
-    return workstation("secrets.vault").edit(own(), host, name)
+    from anemos.workstation.secrets import vault
+
+    return vault.edit(own(), host, name)
 
 
 @command
-def set_(c: Context, host: str = "", name: str = "", json: bool = False) -> Any:
+def set_(c: Context, host: str = "", name: str = "", json: bool = False) -> dict[str, Any]:
     """Read a secret of HOST from standard input, or ask for it on a terminal."""
-    return workstation("secrets.vault").put(own(), host, name)
+    from anemos.workstation.secrets import vault
+
+    return vault.put(own(), host, name)
 
 
 @command
@@ -40,30 +51,35 @@ def generate(
     also: str = "",
     csr: bool = False,
     json: bool = False,
-) -> Any:
+) -> dict[str, Any]:
     """Make what the IMGBUILD declares and HOST lacks, or one secret; print public halves."""
-    module = workstation("secrets.generate")
+    from anemos.workstation.secrets import generate
+
     if kind or subject or also or csr:
         options = {"subject": subject, "also": also}
-        result = module.generate(own(), host, kind, name, options, csr)
+        result = generate.generate(own(), host, kind, name, options, csr)
     else:
-        result = module.complete(own(), host, name)
+        result = generate.complete(own(), host, name)
     if result["public"] and not json:
         print(result["public"].rstrip())
-    module.require_all(result)
+    generate.require_all(result)
     return result
 
 
 @command
-def rekey(c: Context, host: str = "", former: str = "", json: bool = False) -> Any:
+def rekey(c: Context, host: str = "", former: str = "", json: bool = False) -> dict[str, Any]:
     """Encrypt secrets anew after a change of secrets/recipients."""
-    return workstation("secrets.vault").rekey(own(), host, former)
+    from anemos.workstation.secrets import vault
+
+    return vault.rekey(own(), host, former)
 
 
 @command
-def check(c: Context, host: str = "", json: bool = False) -> Any:
+def check(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
     """See that all secrets are encrypted to the recipients, and signed by one. A Git hook."""
-    return workstation("secrets.audit").check(own(), host)
+    from anemos.workstation.secrets import audit
+
+    return audit.check(own(), host)
 
 
 collection = Collection("secrets", list_, edit, set_, generate, rekey, check)

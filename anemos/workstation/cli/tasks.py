@@ -1,0 +1,257 @@
+"""The workflow, one task a step: `./inv TASK --host NAME`.
+
+Every task may be run alone; `deploy` runs them all. With --json one JSON document goes to standard
+output at every end. Exit statuses: docs/recovery.md. A task imports what it needs when it runs:
+`inv --list` stays quick.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+
+from anemos.workstation.cli import secret_tasks
+from anemos.workstation.cli.command import command
+
+if TYPE_CHECKING:
+    from anemos.workstation.hosts import Host
+
+
+def load(host: str, adopt: bool = False, build_on: str = "", server: bool = True) -> "Host":
+    from anemos.workstation import hosts
+    from anemos.workstation.vm import vm
+
+    found = hosts.load(host, adopt=adopt, build_on=build_on, server=server)
+    return vm.at_home(found) if server else found
+
+
+def alone(host: str, **options: Any) -> "Host":
+    """The same, for tasks of which only one may work for a host."""
+    from anemos.workstation import lock
+
+    found = load(host, **options)
+    lock.take(found.name)
+    return found
+
+
+@command
+def plan(
+    c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
+) -> dict[str, Any]:
+    """Tell what deploying HOST would do, and everything that stands in its way."""
+    from anemos.workstation.deploy import phases
+
+    return phases.make_plan(load(host, adopt, build_on))
+
+
+@command
+def reveal_secrets(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+    """Decrypt the secrets of HOST, into memory only."""
+    from anemos.workstation.deploy import phases
+
+    return phases.reveal(alone(host))
+
+
+@command
+def pack(
+    c: Context, host: str = "", deployment: str = "", build_on: str = "", json: bool = False
+) -> dict[str, Any]:
+    """Make the payload of HOST; base image and package layer, unless they are cached."""
+    from anemos.workstation.deploy import phases
+
+    return phases.pack(alone(host, build_on=build_on), deployment)
+
+
+@command
+def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> dict[str, Any]:
+    """Send the payload, and what else the server lacks, into its memory."""
+    from anemos.workstation.deploy import chain
+
+    return chain.phase(alone(host, adopt=adopt), "upload")
+
+
+@command
+def build_initramfs(
+    c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
+) -> dict[str, Any]:
+    """Put the initramfs together on the server."""
+    from anemos.workstation.deploy import chain
+
+    return chain.phase(alone(host, adopt=adopt, build_on=build_on), "build-initramfs")
+
+
+@command
+def kexec(
+    c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False
+) -> dict[str, Any]:
+    """Jump into the initramfs, which ERASES the system disks and installs HOST."""
+    from anemos.workstation.deploy import chain
+
+    return chain.kexec(alone(host), yes, hold)
+
+
+@command
+def watch(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+    """Follow the installation of HOST to its end."""
+    from anemos.workstation.deploy import watch
+
+    return watch.watch(load(host))
+
+
+@command
+def verify(c: Context, host: str = "", tests: bool = False, json: bool = False) -> dict[str, Any]:
+    """Prove that HOST runs what was deployed."""
+    from anemos.workstation.deploy import verify
+
+    return verify.verify(load(host), tests)
+
+
+@command
+def deploy(
+    c: Context,
+    host: str = "",
+    yes: str = "",
+    hold: bool = False,
+    adopt: bool = False,
+    build_on: str = "",
+    json: bool = False,
+) -> dict[str, Any]:
+    """Replace the running system of HOST by what hosts/HOST describes: all phases."""
+    from anemos.workstation.deploy import chain
+
+    return chain.deploy(alone(host, adopt=adopt, build_on=build_on), yes, hold)
+
+
+@command
+def status(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+    """Tell what runs on HOST now, and how far it is."""
+    from anemos.workstation.deploy import status
+
+    return status.status(load(host))
+
+
+@command
+def rescue(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+    """Open a shell on HOST, in the initramfs too."""
+    from anemos.workstation.deploy import recovery
+
+    return recovery.rescue(load(host))
+
+
+@command
+def resume(
+    c: Context, host: str = "", repack: bool = False, step: str = "", json: bool = False
+) -> dict[str, Any]:
+    """Go on with an installation that is held, or that failed after the point of no return."""
+    from anemos.workstation.deploy import recovery
+
+    return recovery.resume(alone(host), repack, step)
+
+
+@command
+def abort(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+    """Before the point of no return: back to the old system."""
+    from anemos.workstation.deploy import recovery
+
+    return recovery.abort(load(host))
+
+
+@command
+def build(
+    c: Context,
+    host: str = "",
+    format: str = "",
+    output: str = "",
+    check: bool = False,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Build the image of HOST as files, with throw-away secrets."""
+    from anemos.workstation import build
+
+    return build.build(host, format, output, check)
+
+
+@command
+def demo(
+    c: Context,
+    host: str = "demo",
+    fresh: bool = False,
+    start: bool = False,
+    stop: bool = False,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Deploy HOST to a stock server in a local VM, and prove it."""
+    from anemos.workstation.vm import demo
+
+    if stop:
+        return demo.stop(load(host))
+    return demo.start(alone(host), fresh) if start else demo.demo(alone(host), fresh)
+
+
+@command
+def test(
+    c: Context,
+    host: str = "",
+    keep: bool = False,
+    reuse: bool = False,
+    redeploy: bool = False,
+    stop: bool = False,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Install HOST, or each one, in a local VM, with throw-away secrets, and prove it."""
+    from anemos.workstation.vm import rehearsal
+
+    if stop:
+        return rehearsal.stop(load(host, server=False))
+    options = rehearsal.Options(keep, reuse, redeploy)
+    return (
+        rehearsal.test(load(host, server=False), options) if host else rehearsal.test_all(options)
+    )
+
+
+@command
+def export(
+    c: Context,
+    host: str = "",
+    output: str = "",
+    plaintext_on_disk: bool = False,
+    mac: str = "",
+    address: str = "",
+    gateway: str = "",
+    dns: str = "",
+    json: bool = False,
+) -> dict[str, Any]:
+    """Write kernel, initrd and command line that install HOST on a machine started by hand."""
+    from anemos.workstation.deploy import export
+
+    options = export.Options(output, plaintext_on_disk, mac, address, gateway, dns)
+    return export.export(alone(host), options)
+
+
+@command
+def go(c: Context, host: str = "", yes: str = "", json: bool = False) -> dict[str, Any]:
+    """Let the initramfs that was started by hand ERASE the system disks and install HOST."""
+    from anemos.workstation.deploy import chain
+
+    return chain.go(alone(host), yes)
+
+
+@command
+def adopt(c: Context, host: str = "", fingerprint: str = "", json: bool = False) -> dict[str, Any]:
+    """Show the key that a new machine presents, and pin it in its host.toml."""
+    from anemos.workstation import adopt
+
+    return adopt.adopt(host, fingerprint)
+
+
+@command
+def clean(c: Context, host: str = "", yes: str = "", json: bool = False) -> dict[str, Any]:
+    """Remove what an interrupted run left in memory: here, and with --host on that server."""
+    from anemos.workstation.deploy import clean
+
+    return clean.clean(alone(host) if host else None, yes)
+
+
+ns = Collection.from_module(sys.modules[__name__])
+ns.add_collection(secret_tasks.collection)
