@@ -19,22 +19,38 @@ pytestmark = pytest.mark.real("run")
 ROOT = Path(__file__).parents[1]
 
 
-def put_lock(tree: Path, version: str) -> None:
-    """A requirements.lock with one wheel: its Anemos prints VERSION, its place and its words."""
-    wheel = tree / f"stub-{version}-py3-none-any.whl"
-    info = f"stub-{version}.dist-info"
-    code = "import os, sys\nprint('{}', os.getcwd(), *sys.argv[1:], sep='|')\n"
+PRINTS = "import os, sys\nprint('{}', os.getcwd(), *sys.argv[1:], sep='|')\n"
+# Builds the one wheel that lies beside it (PEP 517).
+BACKEND = """
+from pathlib import Path
+from shutil import copy
+def build_wheel(directory, *_):
+    return Path(copy(next(Path().glob("*.whl")), directory)).name
+"""
+GIT = ["git", "-c", "user.name=Alice", "-c", "user.email=alice@example.org"]
+
+
+def put_wheel(tree: Path, version: str, name: str = "stub") -> Path:
+    """Its Anemos prints VERSION, its place and its words."""
+    wheel = tree / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("stub.py", "")
         archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: stub\nVersion: {version}\n"
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        archive.writestr("anemos/workstation/cli/program.py", code.format(version))
+        archive.writestr("anemos/workstation/cli/program.py", PRINTS.format(version))
         archive.writestr(f"{info}/entry_points.txt", "[console_scripts]\nstub = stub:main\n")
         archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def put_lock(tree: Path, version: str) -> None:
+    """A requirements.lock with one wheel."""
+    wheel = put_wheel(tree, version)
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     (tree / "requirements.lock").write_text(f"./{wheel.name} --hash=sha256:{digest}\n")
 
@@ -43,7 +59,8 @@ def put_tree(tree: Path) -> Path:
     tree.mkdir(parents=True)
     shutil.copy2(ROOT / "inv", tree)
     (tree / "packages").write_text("alpha  # first letter\nbeta   # second letter\n")
-    put_program(tree, "dpkg-query", "echo installed alpha; echo installed beta")
+    present = ["alpha", "beta", "git", "python3-venv"]
+    put_program(tree, "dpkg-query", f"printf 'installed %s\\n' {' '.join(present)}")
     put_lock(tree, "1")
     return tree.resolve()
 
@@ -124,6 +141,43 @@ def test_old_python_is_refused(tmp_path: Path) -> None:
     assert error.value.returncode == 2
 
 
+# A repository of one's own
+
+
+def commit(clone: Path, version: str) -> str:
+    """The next commit of an Anemos of this VERSION: its id. It needs no other Python package."""
+    for file in clone.glob("*.whl"):
+        file.unlink()
+    put_wheel(clone, version, "anemos")
+    (clone / "backend.py").write_text(BACKEND)
+    system = 'requires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (clone / "pyproject.toml").write_text(f"[build-system]\n{system}")
+    (clone / "requirements.lock").write_text("# nothing\n")
+    (clone / "packages").write_text("alpha  # first letter\n")
+    run([*GIT, "add", "--all"], cwd=clone)
+    run([*GIT, "commit", "--quiet", f"--message={version}"], cwd=clone)
+    return run([*GIT, "rev-parse", "HEAD"], cwd=clone).strip()
+
+
+def test_pinned_commit_is_installed(tmp_path: Path) -> None:
+    """Also from a Git hook, whose variables lead to the repository that it is in."""
+    clone, own = tmp_path / "its clone", put_tree(tmp_path / "own")
+    run([*GIT, "init", "--quiet", clone])
+    old = commit(clone, "1")
+    new = commit(clone, "2")
+    for name in ("packages", "requirements.lock"):
+        (own / name).unlink()
+    pin = own / "anemos.pin"
+    pin.write_text(f"{old} {clone}")
+    assert inv(own, "x", env={"GIT_DIR": f"{own}/.git"}) == f"1|{own}|x\n"
+    pin.write_text(f"{new} {clone}\n")
+    assert inv(own, "x") == f"2|{own}|x\n"
+    assert calls(own, "dpkg-query")[-1].endswith(" alpha")
+    pin.write_text(f"{new[:12]} {clone}\n")
+    with pytest.raises(CommandFailed, match=f"{new[:12]} is no full commit id"):
+        inv(own, "x")
+
+
 # Debian's packages
 
 IF_INSTALL = 'case "$*" in *" install "*)'
@@ -158,7 +212,7 @@ def test_missing_package_is_explained_and_installed(lacking: Path, made: Path) -
     path = f"{lacking}/bin:{os.environ['PATH']}"
     run([made / "inv", "x"], env={"PATH": path}, log=lines.append)
     assert lines == [
-        "inv: installing Debian packages:",
+        "inv: installing Debian packages: beta",
         "beta   # second letter",
         "noise",
         f"1|{made}|x",
