@@ -29,7 +29,8 @@ ROOMS = {
     "workstation.deploy": "workstation workstation.secrets system border server",
     "workstation.vm": "workstation workstation.secrets workstation.build workstation.deploy"
     " system border image",
-    "workstation.cli": "workstation workstation.secrets workstation.build"
+    "workstation.skeleton": "workstation workstation.cli",
+    "workstation.cli": "workstation workstation.skeleton workstation.secrets workstation.build"
     " workstation.deploy workstation.vm",
 }
 

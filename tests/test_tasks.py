@@ -50,12 +50,12 @@ def test_list(project: Tree) -> None:
     listed = json.loads(project.inv("--list", "-F", "json").out)
 
     names = {task["name"] for task in listed["tasks"]}
-    assert names == {*OF_A_HOST, "adopt", "check", "clean"}
+    assert names == {*OF_A_HOST, "adopt", "check", "clean", "new"}
     assert all(task["help"] for task in listed["tasks"])
     assert [each["name"] for each in listed["collections"]] == ["secrets"]
 
 
-@pytest.mark.parametrize("name", [*OF_A_HOST, "adopt", "check", "clean"])
+@pytest.mark.parametrize("name", [*OF_A_HOST, "adopt", "check", "clean", "new"])
 def test_help_runs_nothing(project: Tree, name: str) -> None:
     before = project.files()
 

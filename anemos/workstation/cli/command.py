@@ -30,6 +30,7 @@ HELP = {
     "output": "directory for the files (build: images/; export needs a new one)",
     "plaintext_on_disk": "allow secrets in clear on a disk",
     "mac": "MAC address of the machine's network interface",
+    "repo": "directory of the new repository",
     "address": "IP address of the machine, with the prefix: 192.0.2.5/24",
     "gateway": "default gateway of the machine",
     "dns": "name server of the machine",
@@ -50,7 +51,7 @@ HELP = {
 }
 # Which task is for what: the order of `./inv --list` and docs/tasks.md.
 PURPOSES = {
-    "Try a host in a local VM": "demo test build",
+    "Begin, and try a host in a local VM": "new demo test build",
     "Deploy to a server": "adopt plan deploy status verify",
     "One phase at a time": "reveal-secrets pack upload build-initramfs kexec watch",
     "When it goes wrong": "rescue resume abort export go clean",

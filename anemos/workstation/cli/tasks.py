@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.collection import Collection
 from invoke.context import Context
 
+from anemos.log import die
 from anemos.workstation.cli import secret_tasks
 from anemos.workstation.cli.command import command
 
@@ -235,6 +236,25 @@ def go(c: Context, host: str = "", yes: str = "", json: bool = False) -> dict[st
     from anemos.workstation.deploy import chain
 
     return chain.go(alone(host), yes)
+
+
+@command
+def new(
+    c: Context,
+    host: str = "",
+    repo: str = "",
+    address: str = "",
+    gateway: str = "",
+    dns: str = "",
+    json: bool = False,
+) -> dict[str, Any]:
+    """Begin hosts/HOST, or a repository of your own for hosts and secrets."""
+    from anemos.workstation import skeleton
+
+    if bool(host) == bool(repo):
+        die("what is to begin? --host NAME, or --repo DIR")
+    network = skeleton.Network(address, gateway, dns)
+    return skeleton.repository(repo) if repo else skeleton.host(host, network)
 
 
 @command
