@@ -1,11 +1,18 @@
 """The one module that starts processes."""
 
+import ctypes
+import math
 import os
 import resource
 import shlex
 import shutil
+import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from threading import Thread
 from typing import Any
 
 import sh
@@ -13,6 +20,15 @@ import sh
 from anemos.log import FAILED, Failure, die
 
 TAIL_LINES = 25  # the reason of a failure stands at the end of the output
+# These read or set a few values, on a disk of any size and a line of any speed. No others: a
+# limit that ends honest work would end it again at each `resume` (docs/internals.md).
+SHORT = {"blkid", "blockdev", "efibootmgr", "ip", "mdadm", "modprobe", "partx", "pvs", "sfdisk"}
+SHORT_S = 3600.0
+GRACE_S = 10.0  # from SIGTERM to SIGKILL, and from that to the end
+LINGER_S = 2.0  # from a command's end, for what others write that it has started
+CHUNK = 2**20  # no pipe holds more (pipe(7))
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # prctl(2)
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The time that a reproducible build goes by (reproducible-builds.org), and what leads out of a
@@ -21,6 +37,7 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 PASSED = ("SOURCE_DATE_EPOCH", *PROXIES)
 
 Argv = Sequence[str | os.PathLike[str]]
+libc = ctypes.CDLL(None)
 
 
 class CommandFailed(Failure):
@@ -31,6 +48,15 @@ class CommandFailed(Failure):
             f"{quote(argv)}: {meaning(status)}\n{tail(output)}".rstrip(), status=FAILED
         )
         self.returncode, self.output = status, output
+
+
+class NoEnd(Failure):
+    """A command did not end in time; it and all that it has started was made to."""
+
+    def __init__(self, what: str, limit: float, output: str) -> None:
+        super().__init__(
+            f"{what}: no end after {limit:g} s\n{tail(output)}".rstrip(), status=FAILED
+        )
 
 
 def quote(argv: Argv) -> str:
@@ -71,6 +97,32 @@ def no_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
+class Output:
+    """What comes out of a command. LOG gets each line as soon as it is whole."""
+
+    def __init__(self, log: Callable[[str], None] | None = None) -> None:
+        self.log, self.data, self.told = log, bytearray(), 0
+
+    def __str__(self) -> str:
+        return self.data.decode(errors="replace")
+
+    def take(self, chunk: bytes) -> None:
+        self.data += chunk
+        self.tell(self.data.rfind(b"\n", self.told) + 1)
+
+    def end(self) -> None:
+        """The last line may have no end."""
+        self.tell(len(self.data))
+
+    def tell(self, upto: int) -> None:
+        if self.log is None or upto <= self.told:
+            return
+        lines = self.data[self.told : upto].removesuffix(b"\n").split(b"\n")
+        self.told = upto
+        for line in lines:
+            self.log(line.decode(errors="replace"))
+
+
 def run(
     argv: Argv,
     *,
@@ -79,35 +131,28 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     log: Callable[[str], None] | None = None,
+    foreground: bool = False,
 ) -> str:
     """Run ARGV and return its standard output, decoded, undecodable bytes replaced.
 
     DATA is its standard input (empty otherwise). With LOG, every line of its standard output and
-    error goes there as it comes, and both are returned. TIMEOUT is in seconds.
-    Raises CommandFailed (with the last lines of its output), Failure when the program is missing,
-    cannot start or does not end in time, and, once it has ended, what LOG raised.
+    error goes there as it comes, and both are returned. TIMEOUT is in seconds; without one, what is
+    in SHORT has an hour, all else no limit. ARGV gets no terminal, so that it fails instead of
+    waiting for somebody, unless it is in the FOREGROUND, as an editor is. What ends our wait (the
+    time, a signal, an error in LOG) ends ARGV and all that it has started, but not an editor.
+    Raises CommandFailed (with the last lines of its output), NoEnd, Failure when the program is
+    missing or cannot start.
     """
-    options: dict[str, Any] = {
-        "_in": data or b"",
-        "_env": environment(env),
-        "_cwd": None if cwd is None else os.fspath(cwd),
-        "_timeout": timeout,
-        "_tty_out": False,
-        "_truncate_exc": False,
-        "_decode_errors": "replace",
-        "_return_cmd": True,
-    }
-    trouble: list[BaseException] = []
-    if log is not None:
-        options |= {"_out": catching(log, trouble), "_err_to_out": True, "_tee": True}
+    limit = timeout or (SHORT_S if Path(argv[0]).name in SHORT else math.inf)
+    outputs = [Output(log)] if log else [Output(), Output()]
+    options = {"_in": data or b"", "_cwd": cwd, "_new_session": not foreground}
     try:
-        done = _execute(argv, options)
-    except sh.ErrorReturnCode as error:
-        output = (error.stdout + error.stderr).decode(errors="replace")
-        raise CommandFailed(argv, error.exit_code, output) from None
-    if trouble:
-        raise trouble[0]
-    return str(done.stdout.decode(errors="replace"))
+        status = _execute(argv, outputs, limit, {**options, "_env": environment(env)})
+    except TimeoutError:
+        raise NoEnd(quote(argv), limit, "".join(map(str, outputs))) from None
+    if status:
+        raise CommandFailed(argv, status, "".join(map(str, outputs)))
+    return str(outputs[0])
 
 
 def read(
@@ -120,48 +165,133 @@ def read(
 ) -> bytes:
     """Run ARGV, which prints or handles secrets, and return its standard output, byte for byte.
 
-    ARGV gets no terminal, so that it fails instead of waiting for somebody; after TIMEOUT (seconds)
-    all that it has started is ended, too. Raises Failure (status 1) that begins with WHAT and shows
-    standard error, never standard output.
+    It ends as `run` ends it, after TIMEOUT (seconds) at the latest. Raises Failure (status 1) that
+    begins with WHAT and shows standard error, never standard output.
     """
     if shutil.which(argv[0], path=environment(env)["PATH"]) is None:
         die(f"{what}: {argv[0]} not found", status=FAILED)
-    # timeout(1) signals the whole process group. It gives up with status 124, or 137 (KILL).
-    alone = ["setsid", "--wait", "timeout", "--kill-after=5", f"{timeout:g}"]
-    options: dict[str, Any] = {"_in": b"", "_tty_out": False, "_return_cmd": True}
-    options |= {"_env": environment(env), "_cwd": cwd and os.fspath(cwd)}
+    out, err = Output(), Output()
+    options = {"_in": b"", "_cwd": cwd, "_new_session": True, "_env": environment(env)}
     try:
-        return bytes(_execute([*alone, *argv], options).stdout)
-    except sh.ErrorReturnCode as error:
-        said = error.stderr.decode(errors="replace").strip()
-        why = meaning(error.exit_code)
-        if error.exit_code in (124, 137):
-            why = f"no end after {timeout:g} s"
-    die(f"{what}: {why}{': ' if said else ''}{said}", status=FAILED)
+        status = _execute(argv, [out, err], timeout, options)
+    except TimeoutError:
+        raise NoEnd(what, timeout, str(err)) from None
+    if status:
+        said = str(err).strip()
+        die(f"{what}: {meaning(status)}{': ' if said else ''}{said}", status=FAILED)
+    return bytes(out.data)
 
 
-def _execute(argv: Argv, options: Mapping[str, Any]) -> Any:
+def _execute(
+    argv: Argv, outputs: Sequence[Output], limit: float, options: Mapping[str, Any]
+) -> int:
+    """Exit status of ARGV. OUTPUTS: one for each stream, or one for both.
+
+    sh itself stops reading two seconds after the end: on a slow machine much can be left by then.
+    """
+    pipes = [os.pipe() for _ in outputs]
+    streams = {ours: output for (ours, _), output in zip(pipes, outputs, strict=True)}
+    # Held back, until it is known what they have to end; by all threads but ours for ever.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # nobody else would tell it of our SIGKILL
+        unblock()
+
+    try:
+        command = _start(argv, [theirs for _, theirs in pipes], prepare, options)
+        ended = _announced(command)
+        try:
+            unblock()
+            _follow(ended, streams, limit)
+        except BaseException:
+            _end(command.pid)
+            raise
+        finally:
+            os.close(ended)
+        return int(command.exit_code)
+    finally:
+        unblock()
+        for ours in streams:
+            os.close(ours)
+
+
+def _start(
+    argv: Argv, pipes: Sequence[int], prepare: Callable[[], None], options: Mapping[str, Any]
+) -> Any:
     program, *arguments = (os.fspath(word) for word in argv)
+    # In the background, but sh has True also ignore SIGHUP.
+    options = {**options, "_bg": 1, "_bg_exc": False, "_preexec_fn": prepare}
+    options |= {"_out": pipes[0], "_err": pipes[-1]}
     try:
         return sh.Command(program, search_paths=environment()["PATH"].split(":"))(
             *arguments, **options
         )
     except sh.CommandNotFound:
         die(f"{program} not found", hint="run ./inv: it installs what is missing", status=FAILED)
-    except sh.TimeoutException:
-        die(f"{quote(argv)}: no end after {options['_timeout']:g} s", status=FAILED)
     except sh.ForkException as error:  # its text is the child's traceback
         die(f"{program}: {str(error).strip().splitlines()[-1].strip()}", status=FAILED)
+    finally:
+        for each in pipes:
+            os.close(each)
 
 
-def catching(log: Callable[[str], None], trouble: list[BaseException]) -> Callable[[str], bool]:
-    """LOG for sh's output thread, where an error would vanish: the first one goes to TROUBLE."""
+def _announced(command: Any) -> int:
+    """A pipe that is closed when COMMAND has ended."""
+    ours, theirs = os.pipe()
 
-    def emit(line: str) -> bool:
+    def wait() -> None:
+        with suppress(sh.ErrorReturnCode):
+            command.wait()
+        os.close(theirs)
+
+    Thread(target=wait, daemon=True).start()
+    return ours
+
+
+def _follow(ended: int, streams: Mapping[int, Output], limit: float) -> None:
+    """Read STREAMS until all are closed, or the command has ENDED and has left nothing in them.
+
+    Raises TimeoutError after LIMIT (seconds).
+    """
+    deadline = time.monotonic() + limit
+    with DefaultSelector() as selector:
+        for each in (ended, *streams):
+            selector.register(each, EVENT_READ)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            for key, _ in selector.select(min(max(left, 0), SHORT_S)):
+                if chunk := os.read(key.fd, CHUNK):
+                    streams[key.fd].take(chunk)
+                    continue
+                selector.unregister(key.fd)
+                if key.fd == ended:  # its last words are in the pipes: they are read once more
+                    deadline, left = time.monotonic() + LINGER_S, LINGER_S
+            if left <= 0:
+                if ended in selector.get_map():
+                    raise TimeoutError
+                break
+    for output in streams.values():
+        output.end()
+
+
+def _end(group: int) -> None:
+    """Make a process GROUP end; programs that make temporary files remove them."""
+    with suppress(ProcessLookupError):
         try:
-            log(line.rstrip("\n"))
-        except BaseException as error:
-            trouble.append(error)
-        return bool(trouble)  # true: no more lines, please
+            os.killpg(group, signal.SIGTERM)
+            _await(group)
+        finally:  # a second signal may have ended the wait
+            os.killpg(group, signal.SIGKILL)
+        _await(group)  # but not for ever: a dead device may hold it
 
-    return emit
+
+def _await(group: int) -> None:
+    """Raises ProcessLookupError when nobody is left in GROUP."""
+    end = time.monotonic() + GRACE_S
+    while time.monotonic() < end:
+        os.killpg(group, 0)
+        time.sleep(0.05)

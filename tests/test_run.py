@@ -1,18 +1,22 @@
 """anemos.run against real processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from anemos import run as owner
 from anemos.log import FAILED, Failure
-from anemos.run import TAIL_LINES, CommandFailed, environment, quote, read, run
+from anemos.run import TAIL_LINES, CommandFailed, NoEnd, environment, quote, read, run
 
 pytestmark = pytest.mark.real("run")
+SHELL = shutil.which("sh")
 
 
 def shell(script: str) -> list[str]:
@@ -77,12 +81,39 @@ def test_log_gets_lines_as_they_come(tmp_path: Path) -> None:
     assert run(shell(script), log=lambda _line: seen.touch(), timeout=60) == "first\nlast\n"
 
 
-def test_error_in_log_is_raised() -> None:
+def test_output_is_read_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command has written is there when it has ended, and when any time after that is up."""
+    monkeypatch.setattr(owner, "LINGER_S", 0)
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        while Path("/proc", lines[0]).exists():
+            time.sleep(0.05)
+
+    assert run(shell("echo $$; seq 9999"), log=log).endswith("\n9999\n")
+    assert lines[1:] == [str(n) for n in range(1, 10000)]
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_output_that_others_hold(tmp_path: Path, quiet: bool) -> None:
+    """A daemon may keep it open, and even write; nobody waits for that."""
+    daemon = "sleep 1000" if quiet else "yes"
+    script = f"{daemon} & echo $! >{tmp_path}/pid; echo end >&2; exit 3"
+    try:
+        assert failure(shell(script)).output.endswith("end\n")
+    finally:
+        with suppress(ProcessLookupError):  # by SIGPIPE
+            os.kill(int((tmp_path / "pid").read_text()), 9)
+
+
+def test_error_in_log_ends_the_command(tmp_path: Path) -> None:
     def log(_line: str) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        run(shell("echo 1; echo 2"), log=log)
+        run(shell(f"echo $$ >{tmp_path}/pid; echo 1; exec sleep 1000"), log=log)
+    ended(tmp_path / "pid")
 
 
 def test_failure_tells_command_status_and_last_lines() -> None:
@@ -117,6 +148,72 @@ def test_timeout_kills() -> None:
     with pytest.raises(Failure, match=r"^sleep 600: no end after 0\.2 s$") as caught:
         run(["sleep", "600"], timeout=0.2)
     assert caught.value.status == FAILED
+
+
+# A process in the background, too, that does not end by itself, nor by SIGTERM.
+STUBBORN = "trap '' TERM; sleep 1000 & echo $! >{0}; echo begun; wait; wait"
+
+
+def ended(file: Path) -> None:
+    """Wait for the end of the process whose number is in FILE."""
+    status, end = Path("/proc", file.read_text().strip(), "status"), time.monotonic() + 20
+    while status.exists() and "(zombie)" not in status.read_text():
+        assert time.monotonic() < end
+
+
+def test_limit_ends_all_that_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever that thinks of it."""
+    monkeypatch.setattr(owner, "GRACE_S", 0.5)
+    with pytest.raises(NoEnd, match=r"no end after 2 s\n  \| begun$"):
+        run(shell(STUBBORN.format(tmp_path / "pid")), timeout=2)
+    ended(tmp_path / "pid")
+
+
+def test_limit_of_what_is_known_to_be_short(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(owner, "SHORT_S", 0.2)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("blkid", "tar"):
+        (tmp_path / name).write_text("#!/bin/sh\nsleep 1\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(NoEnd, match=r"^blkid: no end after 0\.2 s$"):
+        run(["blkid"])
+    run(["tar"])
+
+
+def test_limit_and_a_good_end() -> None:
+    with pytest.raises(NoEnd):
+        run(shell("trap 'exit 0' TERM; while :; do sleep 0.1; done"), timeout=0.5)
+
+
+@pytest.mark.parametrize("trap", ["exit", f"kill -INT {os.getpid()}"])
+def test_signal_ends_the_command(tmp_path: Path, trap: str) -> None:
+    """One to us alone, and a second one meanwhile."""
+    file = tmp_path / "pid"
+    script = f"trap '{trap}' TERM; echo $$ >{file}; kill -INT {os.getpid()}"
+    with pytest.raises(KeyboardInterrupt):
+        run(shell(f"{script}; while :; do sleep 0.1; done"))
+    ended(file)
+
+
+def test_our_own_death_ends_the_command(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    script = f"echo $$ >{file}; kill -KILL $PPID; exec sleep 1000"
+    code = f"from anemos.run import run; run(['sh', '-c', {script!r}])"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
+    ended(file)
+
+
+def test_no_terminal_to_wait_at() -> None:
+    """It is an error at once; who only lacks the foreground would stop for ever (SIGTTIN)."""
+    code = "from anemos.run import run; run(['sh', '-c', 'read -r x </dev/tty'])"
+    pid, ours = os.forkpty()
+    if pid == 0:
+        os.chdir(Path(__file__).parents[1])
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == FAILED
+    os.close(ours)
 
 
 @pytest.mark.parametrize("program", ["no-such-program", "/no/such/program"])
@@ -185,7 +282,7 @@ def test_read_returns_bytes() -> None:
         ("echo SECRET; echo why >&2; exit 3", "etc/x: exit status 3: why"),
         ("echo SECRET; exit 3", "etc/x: exit status 3"),
         ("echo SECRET; (trap '' TERM; sleep 30) & wait", "etc/x: no end after 0.1 s"),
-        ("echo x </dev/tty", "etc/x: exit status 2: sh: 1: cannot open /dev/tty"),
+        ("echo x </dev/tty", f"etc/x: exit status 2: {SHELL}: 1: cannot open /dev/tty"),
     ],
 )
 def test_read_shows_no_output(script: str, message: str) -> None:
@@ -197,14 +294,9 @@ def test_read_shows_no_output(script: str, message: str) -> None:
 
 def test_read_leaves_no_process_behind(tmp_path: Path) -> None:
     script = f"sleep 1000 & echo $! >{tmp_path}/pid; wait"
-    with pytest.raises(Failure, match="no end after 1 s"):
-        read(["sh", "-c", script], "x", timeout=1)
-    pid = (tmp_path / "pid").read_text().strip()
-    end = time.monotonic() + 20
-    while (
-        Path("/proc", pid).exists() and "(zombie)" not in Path("/proc", pid, "status").read_text()
-    ):
-        assert time.monotonic() < end
+    with pytest.raises(Failure, match="no end after 2 s"):
+        read(["sh", "-c", script], "x", timeout=2)
+    ended(tmp_path / "pid")
 
 
 def test_read_without_a_program() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anemos.disks import plain
 from anemos.log import die
-from anemos.run import SYSTEM_PATH, CommandFailed, meaning, run
+from anemos.run import SYSTEM_PATH, CommandFailed, NoEnd, meaning, run
 from anemos.system import bootloader, declared, grammar, layout, typos
 from anemos.system.declared import Declared
 from anemos.system.layout import Disk, Kept, Layout, Part
@@ -140,13 +140,11 @@ def read(directory: Path, suspects: Iterable[Typo] = ()) -> dict[str, str]:
         for kind, known in names.items()
     }
     script = READER.format(**words)
-    # run()'s own timeout makes any command last for 0.1 s: sh looks ten times a second.
-    deadline = ["timeout", "--kill-after=1", f"{DEADLINE_S:g}"]
     try:
-        output = run([*CLEAN, *deadline, "sh", "-c", script, "sh"], cwd=directory)
+        output = run([*CLEAN, "sh", "-c", script, "sh"], cwd=directory, timeout=DEADLINE_S)
+    except NoEnd:
+        die(f"{directory}/IMGBUILD: does not end within {DEADLINE_S:.0f} s when sourced")
     except CommandFailed as failed:
-        if failed.returncode == 124:  # timeout(1)
-            die(f"{directory}/IMGBUILD: does not end within {DEADLINE_S:.0f} s when sourced")
         die(f"{directory}/IMGBUILD: {shell_error(failed)}")
     words_read = output.split("\0")
     found = dict(zip(words_read[::2], words_read[1::2], strict=False))

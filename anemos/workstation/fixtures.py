@@ -19,6 +19,7 @@ VM alone. outside.py has one more fixture. `notes` last from one deployment to t
 import json
 import os
 import re
+import signal
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -65,6 +66,8 @@ class Pinned(BaseBackend):  # type: ignore[misc] # testinfra has no types
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "safe: may run against the server")
+    # A task that is ended ends this so: fixtures take back what they have made.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:

@@ -138,17 +138,7 @@ def image(directory: Path, options: Sequence[str | Path]) -> list[Path]:
 
     In a process of its own, as it needs namespaces of its own; what ends this one ends that, too.
     """
-    argv = [
-        "setpriv",
-        "--pdeathsig",
-        "TERM",
-        sys.executable,
-        "-m",
-        "anemos.image",
-        "--directory",
-        directory,
-        *options,
-    ]
+    argv = [sys.executable, "-m", "anemos.image", "--directory", directory, *options]
     argv += [f"--cache={places.cache()}", f"--mirror={places.mirror()}"]
     try:
         lines = run(

@@ -10,13 +10,12 @@ from anemos.run import CommandFailed, meaning, run
 from anemos.workstation import scratch
 from anemos.workstation.scratch import write_private
 
-# run() gives no terminal to what it runs: take it, if there is one.
-# HUP: an editor that outlives us would hold the terminal, and the secret.
+# run() gives no terminal as input and output: take it, if there is one.
 ON_TERMINAL = """\
 if (: </dev/tty) 2>/dev/null; then exec </dev/tty >/dev/tty 2>&1; fi
 exec "$@"
 """
-RUN = ["setpriv", "--pdeathsig", "HUP", "sh", "-c", ON_TERMINAL, "sh"]
+RUN = ["sh", "-c", ON_TERMINAL, "sh"]
 
 # Vim keeps what was deleted in ~/.viminfo, and other copies wherever the user's vimrc says.
 VIM = ["-n", "-i", "NONE", "-c", "silent! set nobackup nowritebackup noundofile"]
@@ -32,7 +31,7 @@ def edit(data: bytes, name: str) -> bytes:
         file = directory / Path(name).name
         write_private(directory, file.name, data)
         try:
-            run([*RUN, *argv, file], env=os.environ)
+            run([*RUN, *argv, file], env=os.environ, foreground=True)
         except CommandFailed as failed:  # not its output, which may show the secret
             why = meaning(failed.returncode)
             die(f"{argv[0]}: {why}; {name} stays as it was", status=FAILED)
