@@ -359,6 +359,7 @@ set -e
 mount -t tmpfs tmpfs /run
 here=$1; PATH=$here/bin:$PATH
 echo 1 >/run/loaded
+echo N >/run/nowayout
 sh -c 'trap "echo in order >/run/database; exit" TERM; while :; do /bin/sleep 0.1; done' &
 sh -c 'trap "" TERM; while :; do /bin/sleep 0.1; done' &
 stubborn=$!
@@ -366,7 +367,7 @@ stubborn=$!
 trap '' TERM # as the first process
 sh "$here/jump.sh" /base
 until [ -e /run/jumped ]; do /bin/sleep 0.1 || :; done
-cat /run/database /run/sysrq
+cat /run/database /run/sysrq /run/watchdog
 ! kill -0 $stubborn 2>/dev/null || [ "$(cut -d ' ' -f 3 /proc/$stubborn/stat)" = Z ]
 """
 
@@ -379,6 +380,8 @@ def test_processes_end_before_the_jump(tmp_path: Path) -> None:
         "/sys/kernel/kexec_loaded": "/run/loaded",
         "/proc/sysrq-trigger": "/run/sysrq",
         "/run/systemd/system": "/run/none",
+        "/sys/module/ipmi_watchdog/parameters/nowayout": "/run/nowayout",
+        "/dev/watchdog": "/run/watchdog",
     }.items():
         assert old in text
         text = text.replace(old, new)
@@ -397,4 +400,28 @@ def test_processes_end_before_the_jump(tmp_path: Path) -> None:
     alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     said = run([*alone, "sh", "-c", OPENRC, "sh", tmp_path], timeout=60)
 
-    assert said == "in order\nu\n"
+    assert said == "in order\nu\nV"
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize(("nowayout", "written"), [("N", "V"), ("Y", ""), ("", "")])
+def test_watchdog_of_ipmi_is_stopped_before_the_jump(
+    tmp_path: Path, nowayout: str, written: str
+) -> None:
+    """Where it can be: with nowayout, or without its driver, nothing is written."""
+    text = (places.ROOT / "anemos/base/files/shutdown").read_text()
+    for name in ("nowayout", "watchdog", "loaded"):
+        (tmp_path / name).touch()
+    (tmp_path / "nowayout").write_text(f"{nowayout}\n")
+    for old, new in {
+        "/sys/module/ipmi_watchdog/parameters/nowayout": "nowayout",
+        "/dev/watchdog": "watchdog",
+        "/sys/kernel/kexec_loaded": "loaded",
+        "(sleep 300; echo b >/proc/sysrq-trigger) &": "",
+    }.items():
+        assert old in text
+        text = text.replace(old, f"{tmp_path}/{new}" if new else ":")
+    stand_ins = 'sync() { :; }; umount() { :; }; busybox() { echo "$*"; }\n'
+
+    assert run(["sh", "-c", stand_ins + text, "shutdown", "reboot"]) == "reboot -f\n"
+    assert (tmp_path / "watchdog").read_text() == written

@@ -23,6 +23,9 @@ else
         sync
         echo u > /proc/sysrq-trigger
         sleep 2
+        # As in base/files/shutdown.
+        ipmi=/sys/module/ipmi_watchdog/parameters/nowayout
+        [ "$(cat $ipmi)" != N ] || printf V >/dev/watchdog
         chroot /run/initramfs kexec -e
         reboot
     ' </dev/null >/dev/null 2>&1 &
