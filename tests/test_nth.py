@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from anemos.initramfs import boot
 from anemos.initramfs.boot import Boot
 from anemos.log import BAD_INPUT, FAILED
 from anemos.run import CommandFailed, run
-from anemos.system import imgbuild
+from anemos.system import imgbuild, layout
 from anemos.system.layout import MIB
 from anemos.workstation.deploy import payload, reach
 from tests import brain, nth, tiny
@@ -152,6 +152,16 @@ class Machine:
         """REQUEST: fields of progress.Request."""
         (self.here / "resuming").write_text(json.dumps(request))
         return self.again()
+
+    def given(self, **changed: object) -> None:
+        """Other words in boot.json."""
+        file = self.here / "boot.json"
+        boot.save(replace(boot.load(file), **changed), file)  # type: ignore[arg-type]
+
+    def pack(self, text: str) -> str:
+        """The payload of the IMGBUILD TEXT in place of the other one; its SHA-256."""
+        (self.here / "payload").unlink()
+        return pack(self.top, self.here, text)
 
     def again(self, which: int = 0, way: str = "none") -> int:
         """Exit status of the brain. The command WHICH is broken in this WAY."""
@@ -302,6 +312,105 @@ def test_installation(machine: Machine, everything: bool, report: Report) -> Non
         return f"resumed{by_hand}"
 
     try_all(commands, attempt, 0 if everything else 6, report)
+
+
+# Faults by name: docs/reliability.md has them, too
+
+
+def other_file(machine: Machine) -> None:
+    file = machine.here / "payload"
+    run(["tar", "--delete", "--file", file, "secrets/etc/key"])
+    machine.given(payload=sha256(file))
+
+
+def other_disk(machine: Machine) -> None:
+    spec = imgbuild.load(machine.top / "mx")
+    shown = {"system": asdict(disks.Device("sda", "OTHER", "", MIB))}
+    machine.given(agreed={"layout": layout.digest(spec.layout, spec.keep), "erase": shown})
+
+
+def other_layer(machine: Machine) -> None:
+    (machine.here / "layer").write_bytes(b"none")
+
+
+def other_file_system(machine: Machine) -> None:
+    options = ["-q", "-F", "-E", f"offset={MIB}"]
+    run(["mkfs.ext4", *options, machine.disk("data"), "14M"])
+
+
+BEFORE: dict[str, tuple[Callable[[Machine], object], str]] = {
+    # name: (what is done to the machine, what it says)
+    "payload-missing": (lambda m: (m.here / "payload").unlink(), "payload: not there"),
+    "payload-without-a-file": (other_file, "secrets/etc/key is not what was packed"),
+    "layer-damaged": (other_layer, "layer: damaged on the way"),
+    "another-layout-than-shown": (lambda m: m.given(agreed={"layout": ""}), "not what the plan"),
+    "another-disk-than-shown": (other_disk, "the plan has shown sda"),
+    "kept-file-system-made-anew": (other_file_system, "is not what it was"),
+    "kept-partition-gone": (
+        lambda m: run(["sfdisk", "--quiet", "--delete", m.disk("system"), "7"]),
+        "no partition 7",
+    ),
+    "no-word": (lambda m: (m.here / "go").unlink(), "no word from the operator"),
+    "operator-aborts": (lambda m: (m.here / "abort").write_text("she says no"), "she says no"),
+}
+
+
+def named(faults: Mapping[str, object]) -> list[Any]:
+    """The first in every check, the others with --all."""
+    first, *others = faults
+    return [first, *(pytest.param(name, marks=pytest.mark.all) for name in others)]
+
+
+@pytest.mark.parametrize("name", named(BEFORE))
+def test_before_the_point_of_no_return(machine: Machine, name: str, report: Report) -> None:
+    damage, says = BEFORE[name]
+    machine.renew()
+    damage(machine)
+    before = machine.digests()
+    assert machine.again() == initramfs.TOLD
+    report("fault", ("returned", "" if machine.digests() == before else "kept bytes changed"))
+    assert says in failure(machine)
+    assert not machine.passed
+    assert machine.digests() == before
+
+
+AFTER = {
+    # name: (the IMGBUILD's provision(), what it says)
+    "provision-fails": ("provision() { false; }\n", "in provision(): `"),
+    "disk-full": ("provision() { cat /dev/zero >/zeros; }\n", "No space left"),
+    "provision-kills-all": ("provision() { kill -KILL -1; }\n", "No such process"),
+}
+
+
+@pytest.mark.parametrize("name", named(AFTER))
+def test_after_the_point_of_no_return(machine: Machine, name: str, report: Report) -> None:
+    """The machine waits, and a corrected payload makes the new system."""
+    text, says = AFTER[name]
+    machine.renew()
+    kept = machine.kept()
+    machine.given(payload=machine.pack(f"{IMGBUILD.partition('provision')[0]}{text}"))
+    assert machine.again() == initramfs.TOLD
+    assert says in failure(machine)
+    assert machine.passed
+    assert machine.resume(payload=machine.pack(IMGBUILD)) == 0, machine.end()
+    report("fault", ("went on", "" if machine.kept() == kept else "kept bytes changed"))
+    assert (machine.proof()[:3], machine.kept()) == (WORKS, kept)
+
+
+@pytest.mark.all
+def test_layer_that_is_none(machine: Machine, report: Report) -> None:
+    """It is what was sent. Another one is sent."""
+    machine.renew()
+    kept = machine.kept()
+    other_layer(machine)
+    machine.given(layer=sha256(machine.here / "layer"))
+    assert machine.again() == initramfs.TOLD
+    assert "tar" in failure(machine)
+    assert machine.passed
+    shutil.copy(machine.top / "fresh/here/layer", machine.here)
+    assert machine.resume(layer=sha256(machine.here / "layer")) == 0, machine.end()
+    report("fault", ("went on", "" if machine.kept() == kept else "kept bytes changed"))
+    assert (machine.proof()[:3], machine.kept()) == (WORKS, kept)
 
 
 # The old system, and the workstation's phases
