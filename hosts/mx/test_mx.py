@@ -795,6 +795,13 @@ EXPECTED = (
     # The resolver knows nothing but the names of the tests.
     "dnssec_probe",
     "DNSSEC validation may be unavailable",
+    # The tests empty the queue while Postfix works on it.
+    "open active [0-9A-F]+: No such file or directory",
+    # A slow machine: after a reload, Dovecot's processes take their time to end. So does its clock.
+    "Processes aren't dying after reload",
+    "Sent SIGTERM to [0-9]+ .*processes",
+    "Killed with signal 15 ",
+    "Time moved forward by",
 )
 
 
