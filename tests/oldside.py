@@ -1,20 +1,20 @@
-"""Anemos in the base image, on the old system that yard.py makes: python -m tests.oldside COMMAND.
+"""Anemos in the base image, on the old system that yard.py makes: python -m tests.oldside.
 
 It asks neither which network there is nor which drivers: those of this machine do not count.
 """
 
-import json
 import sys
 from pathlib import Path
 
 from anemos import disks, kexec
+from anemos.border.network import Network
 from anemos.server import __main__ as server
 from anemos.server import drivers, logins, network
 from tests import brain
 
 LOADED = Path("/run/loaded")  # /sys/kernel/kexec_loaded
 TOP = Path("/run/yard")
-NETWORK = {"interfaces": [], "left": [], "dns": ["192.0.2.1"]}
+NETWORK: Network = {"interfaces": [], "left": [], "dns": ["192.0.2.1"], "operator": "inet"}
 
 
 def stand_in() -> None:
@@ -34,4 +34,4 @@ def stand_in() -> None:
 
 if __name__ == "__main__":
     stand_in()
-    server.main(sys.argv[1], json.load(sys.stdin))
+    server.main(sys.stdin.read())

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import pytest
 import sh
 
 from anemos import disks
+from anemos.border import boot
+from anemos.border.boot import Boot
+from anemos.border.deployment import Agreed
+from anemos.border.network import Network
 from anemos.files import sha256
 from anemos.initramfs import __main__ as initramfs
-from anemos.initramfs import boot
-from anemos.initramfs.boot import Boot
 from anemos.log import BAD_INPUT, FAILED
 from anemos.run import CommandFailed, run
 from anemos.system import imgbuild, layout
@@ -98,7 +100,7 @@ PATH=$top/bin:$PATH
 "$@"
 : # no exec: sshd does not go into the background when the first process has started it
 """
-NETWORK: dict[str, Any] = {
+NETWORK: Network = {
     "interfaces": [
         {
             "name": "eth0",
@@ -273,8 +275,7 @@ def make_here(top: Path, here: Path) -> None:
             disks.fingerprint("data", brain.device(data, "DATA")),
             disks.fingerprint("old", brain.device(system, "SYSTEM"), 7),
         ]
-    kept = [asdict(each) for each in found]
-    words = Boot(DEPLOYMENT, "mx", "0" * 64, packed, layered, brain.PORT, NETWORK, kept)
+    words = Boot(DEPLOYMENT, "mx", "0" * 64, packed, layered, brain.PORT, NETWORK, found)
     boot.save(words, here / "boot.json")
 
 
@@ -325,8 +326,8 @@ def other_file(machine: Machine) -> None:
 
 def other_disk(machine: Machine) -> None:
     spec = imgbuild.load(machine.top / "mx")
-    shown = {"system": asdict(disks.Device("sda", "OTHER", "", MIB))}
-    machine.given(agreed={"layout": layout.digest(spec.layout, spec.keep), "erase": shown})
+    shown = {"system": disks.Device("sda", "OTHER", "", MIB)}
+    machine.given(agreed=Agreed(layout.digest(spec.layout, spec.keep), shown))
 
 
 def other_layer(machine: Machine) -> None:
@@ -343,7 +344,7 @@ BEFORE: dict[str, tuple[Callable[[Machine], object], str]] = {
     "payload-missing": (lambda m: (m.here / "payload").unlink(), "payload: not there"),
     "payload-without-a-file": (other_file, "secrets/etc/key is not what was packed"),
     "layer-damaged": (other_layer, "layer: damaged on the way"),
-    "another-layout-than-shown": (lambda m: m.given(agreed={"layout": ""}), "not what the plan"),
+    "another-layout-than-shown": (lambda m: m.given(agreed=Agreed("other")), "not what the plan"),
     "another-disk-than-shown": (other_disk, "the plan has shown sda"),
     "kept-file-system-made-anew": (other_file_system, "is not what it was"),
     "kept-partition-gone": (
@@ -423,7 +424,7 @@ OLD_STAND_INS = {
 root=$1; shift
 case $1 in
 kexec) exec "$@" ;; # it is a stand-in, too
-python3) exec {shutil.which("chroot")} "$root" {OLD_SIDE} -B -m tests.oldside "$5" ;;
+python3) exec {shutil.which("chroot")} "$root" {OLD_SIDE} -B -m tests.oldside ;;
 *) exec {shutil.which("chroot")} "$root" "$@" ;;
 esac""",
     "kexec": 'case "$*" in *--unload*) echo 0 ;; *) echo 1 ;; esac >/run/loaded',

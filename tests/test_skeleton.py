@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from anemos.log import BAD_INPUT
-from anemos.run import CommandFailed, run
+from anemos.run import Argv, CommandFailed, run
 from anemos.system import imgbuild
 from anemos.workstation import images
 
@@ -51,8 +51,8 @@ def install(wheel: Path, repository: Path) -> None:
     (library,) = venv.glob("lib/python3.*/site-packages")
     others = [path for path in sys.path if path.endswith("site-packages")]
     (library / "others.pth").write_text("\n".join(others))
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--prefix", venv]
-    run([*pip, wheel])
+    pip: Argv = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index"]
+    run([*pip, "--prefix", venv, wheel])
     (venv / "anemos").mkdir()
     (venv / "anemos/packages").touch()
     python = (venv / "bin/python").resolve()

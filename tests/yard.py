@@ -21,7 +21,7 @@ from anemos.log import FAILED, Failure, die
 from anemos.workstation import places
 from anemos.workstation.deploy import clean, consent, facts, phases, reach, staged
 from anemos.workstation.deploy.facts import Identity
-from anemos.workstation.deploy.plan import Sizes
+from anemos.workstation.deploy.sizes import Sizes
 from anemos.workstation.deploy.state import State, payload_file
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import TimedOut
@@ -47,7 +47,7 @@ def stand_in(top: Path) -> None:
         (reach, "SERVER", top / "scripts"),
         (reach, "give_word", lambda *_: None),
         (staged, "PAUSE_S", 0),
-        (facts, "gather", lambda *_: SimpleNamespace(base="")),
+        (facts, "gather", lambda *_: SimpleNamespace(base="", kexec=True, lockdown="")),
         (phases, "measure", lambda *_: Sizes(0, 0, 0, base_is_there=False)),
         (phases, "require", lambda *_: None),
         (phases, "arrive", arrive),
