@@ -188,11 +188,11 @@ def test_limit_and_a_good_end() -> None:
         run(shell("trap 'exit 0' TERM; while :; do sleep 0.1; done"), timeout=0.5)
 
 
-@pytest.mark.parametrize("trap", ["exit", f"kill -INT {os.getpid()}"])
+@pytest.mark.parametrize("trap", ["exit", "kill -INT $us"])
 def test_signal_ends_the_command(tmp_path: Path, trap: str) -> None:
     """One to us alone, and a second one meanwhile."""
     file = tmp_path / "pid"
-    script = f"trap '{trap}' TERM; echo $$ >{file}; kill -INT {os.getpid()}"
+    script = f"us={os.getpid()}; trap '{trap}' TERM; echo $$ >{file}; kill -INT $us"
     with pytest.raises(KeyboardInterrupt):
         run(shell(f"{script}; while :; do sleep 0.1; done"))
     ended(file)
