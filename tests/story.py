@@ -32,6 +32,7 @@ from anemos.run import Argv, run
 from anemos.system import chroot
 from anemos.workstation import places
 from anemos.workstation.ssh import Endpoint, connect
+from anemos.workstation.vm import vm
 from tests import tree
 from tests.tree import DEMO_S, ROOT, Done, Tree
 
@@ -139,7 +140,9 @@ virtual_mailbox_base = /var/mail
 virtual_uid_maps = static:65534
 virtual_gid_maps = static:8
 """
-# $1: the port where it takes mail itself, on the loopback interface.
+# Seconds from one mail to the next: an emulated server takes some for each.
+PACE = {"kvm": 1, "tcg": 5}
+# $1: the port where it takes mail itself, on the loopback interface. $2: see PACE.
 SEND = r"""
 postconf -F '*/*/chroot = n'
 postconf -MX smtp/inet
@@ -151,7 +154,7 @@ until [ -e /stop ]; do
     printf 'To: <alice@example.org>\nSubject: Number %s\n\nText\n' $number |
         sendmail -f someone@example.com alice@example.org
     echo $number >/sent
-    sleep 1
+    sleep "$2"
 done
 exec sleep infinity
 """
@@ -159,7 +162,7 @@ exec sleep infinity
 
 @dataclass
 class Sender:
-    """Postfix in a root and in namespaces of its own: one mail a second for Alice.
+    """Postfix in a root and in namespaces of its own: one mail after the other for Alice.
 
     It takes mail for example.com, too, at its PORT.
     """
@@ -207,7 +210,8 @@ def sending(directory: Path, server: int, port: int) -> Iterator[Sender]:
     (sender.root / "etc/postfix/main.cf").write_text(CONFIG.format(port=server))
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
     enter = [*namespaces, "sh", "-c", chroot.ENTER, "sh", str(sender.root), str(directory)]
-    with Popen([*enter, "sh", "-c", SEND, "sh", str(sender.port)]) as process:
+    words = [str(sender.port), str(PACE[vm.accelerator()])]
+    with Popen([*enter, "sh", "-c", SEND, "sh", *words]) as process:
         try:
             yield sender
         finally:
