@@ -256,7 +256,7 @@ def test_boot(images: dict[str, Path], tmp_path: Path, loader: str, way: str) ->
 @pytest.mark.parametrize(
     ("way", "default", "lost", "started"),
     [
-        ("bios", "a", "", "a"),
+        pytest.param("bios", "a", "", "a", marks=pytest.mark.all),
         ("bios", "b", "", "b"),
         ("uefi", "b", "", "b"),
         ("bios", "b", "b", "a"),
