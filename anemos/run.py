@@ -8,11 +8,11 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import sh
@@ -191,40 +191,56 @@ def _execute(
     """
     pipes = [os.pipe() for _ in outputs]
     streams = {ours: output for (ours, _), output in zip(pipes, outputs, strict=True)}
-    # Held back, until it is known what they have to end; by all threads but ours for ever.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def prepare() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # nobody else would tell it of our SIGKILL
-        unblock()
-
+    command = None
     try:
-        command = _start(argv, [theirs for _, theirs in pipes], prepare, options)
-        ended = _announced(command)
+        with _held_back():
+            command = _start(argv, [theirs for _, theirs in pipes], options)
+            ended = _announced(command)
         try:
-            unblock()
             _follow(ended, streams, limit)
-        except BaseException:
-            _end(command.pid)
-            raise
         finally:
             os.close(ended)
         return int(command.exit_code)
+    except BaseException:
+        if command is not None:
+            _end(command.pid)
+        raise
     finally:
-        unblock()
         for ours in streams:
             os.close(ours)
 
 
-def _start(
-    argv: Argv, pipes: Sequence[int], prepare: Callable[[], None], options: Mapping[str, Any]
-) -> Any:
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """What ends us by an exception waits until it is known what it has to end, too.
+
+    By Python's handlers, which run in the main thread alone: the kernel would give a signal that
+    this thread blocks to another one, whose handler is the main thread's, too (signal(7)).
+    """
+    known = {each: signal.getsignal(each) for each in ENDING}
+    ours = {each: handler for each, handler in known.items() if callable(handler)}
+    if current_thread() is not main_thread():
+        ours = {}
+    came: list[int] = []
+    for each in ours:
+        signal.signal(each, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in ours.items():
+            signal.signal(each, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _prepare() -> None:
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # nobody else would tell it of our SIGKILL
+
+
+def _start(argv: Argv, pipes: Sequence[int], options: Mapping[str, Any]) -> Any:
     program, *arguments = (os.fspath(word) for word in argv)
     # In the background, but sh has True also ignore SIGHUP.
-    options = {**options, "_bg": 1, "_bg_exc": False, "_preexec_fn": prepare}
+    options = {**options, "_bg": 1, "_bg_exc": False, "_preexec_fn": _prepare}
     options |= {"_out": pipes[0], "_err": pipes[-1]}
     try:
         return sh.Command(program, search_paths=environment()["PATH"].split(":"))(

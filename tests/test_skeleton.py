@@ -1,6 +1,7 @@
 """A repository of one's own, with Anemos as an ordinary package from a wheel."""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -154,9 +155,8 @@ def test_secrets(infra: Path, short_home: Path) -> None:
         file.write("secrets='PASSWORD password'\n")
     key = ["gpg", "--batch", "--passphrase", "", "--quick-generate-key", "Alice"]
     run(key)
-    listed = run(["gpg", "--with-colons", "--list-keys"]).splitlines()
-    (fingerprint, *_) = (line.split(":")[9] for line in listed if line.startswith("fpr:"))
-    (infra / "secrets/recipients").write_text(fingerprint)
+    fingerprints = re.findall(r"\b[0-9A-F]{40}\b", run(["gpg", "--list-keys"]))
+    (infra / "secrets/recipients").write_text(fingerprints[0])
     inv(infra, "secrets.generate", "--host", "vault")
     assert (infra / "secrets/vault/PASSWORD.gpg").is_file()
     assert run([infra / "inv", "secrets.check"], cwd=Path("/")) == ""
