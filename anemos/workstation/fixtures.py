@@ -72,9 +72,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
     safe = [each for each in items if each.get_closest_marker("safe")]
-    if wrong := [each.nodeid for each in safe if "throwaway" in each.fixturenames]:
+    # No node ids: these begin where pytest takes its root to be.
+    names = [f"{each.path.name}::{each.name}" for each in safe if "throwaway" in each.fixturenames]
+    if names:
         what = "marked `safe`, but they need a throw-away VM or its secrets"
-        raise pytest.UsageError(f"{what}: {', '.join(wrong)}")
+        raise pytest.UsageError(f"{what}: {', '.join(names)}")
 
 
 @pytest.fixture(scope="session")
