@@ -1,10 +1,11 @@
 """The tasks `secrets.*`: a developer's daily use of secrets. HOST is optional where all can do."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from invoke.collection import Collection
 from invoke.context import Context
 
+from anemos.workstation import Result
 from anemos.workstation.cli.command import command
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def own() -> "Vault":
 
 
 @command
-def list_(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+def list_(c: Context, host: str = "", json: bool = False) -> Result:
     """List secrets: to whom they are encrypted, whether their signatures hold, who uses them."""
     from anemos.workstation.secrets import audit
 
@@ -26,7 +27,7 @@ def list_(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
 
 
 @command
-def edit(c: Context, host: str = "", name: str = "", json: bool = False) -> dict[str, Any]:
+def edit(c: Context, host: str = "", name: str = "", json: bool = False) -> Result:
     """Change a secret of HOST in $EDITOR, or begin a new one."""
     from anemos.workstation.secrets import vault
 
@@ -34,7 +35,7 @@ def edit(c: Context, host: str = "", name: str = "", json: bool = False) -> dict
 
 
 @command
-def set_(c: Context, host: str = "", name: str = "", json: bool = False) -> dict[str, Any]:
+def set_(c: Context, host: str = "", name: str = "", json: bool = False) -> Result:
     """Read a secret of HOST from standard input, or ask for it on a terminal."""
     from anemos.workstation.secrets import vault
 
@@ -51,7 +52,7 @@ def generate(
     also: str = "",
     csr: bool = False,
     json: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Make what the IMGBUILD declares and HOST lacks, or one secret; print public halves."""
     from anemos.workstation.secrets import generate
 
@@ -67,7 +68,7 @@ def generate(
 
 
 @command
-def rekey(c: Context, host: str = "", former: str = "", json: bool = False) -> dict[str, Any]:
+def rekey(c: Context, host: str = "", former: str = "", json: bool = False) -> Result:
     """Encrypt secrets anew after a change of secrets/recipients."""
     from anemos.workstation.secrets import vault
 
@@ -75,7 +76,7 @@ def rekey(c: Context, host: str = "", former: str = "", json: bool = False) -> d
 
 
 @command
-def check(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+def check(c: Context, host: str = "", json: bool = False) -> Result:
     """See that all secrets are encrypted to the recipients, and signed by one. A Git hook."""
     from anemos.workstation.secrets import audit
 

@@ -12,6 +12,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 
 from anemos.log import die
+from anemos.workstation import Result
 from anemos.workstation.cli import secret_tasks
 from anemos.workstation.cli.command import command
 
@@ -39,7 +40,7 @@ def alone(host: str, **options: Any) -> "Host":
 @command
 def plan(
     c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
-) -> dict[str, Any]:
+) -> Result:
     """Tell what deploying HOST would do, and everything that stands in its way."""
     from anemos.workstation.deploy import phases
 
@@ -47,7 +48,7 @@ def plan(
 
 
 @command
-def reveal_secrets(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+def reveal_secrets(c: Context, host: str = "", json: bool = False) -> Result:
     """Decrypt the secrets of HOST, into memory only."""
     from anemos.workstation.deploy import phases
 
@@ -57,7 +58,7 @@ def reveal_secrets(c: Context, host: str = "", json: bool = False) -> dict[str, 
 @command
 def pack(
     c: Context, host: str = "", deployment: str = "", build_on: str = "", json: bool = False
-) -> dict[str, Any]:
+) -> Result:
     """Make the payload of HOST; base image and package layer, unless they are cached."""
     from anemos.workstation.deploy import phases
 
@@ -65,7 +66,7 @@ def pack(
 
 
 @command
-def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> dict[str, Any]:
+def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) -> Result:
     """Send the payload, and what else the server lacks, into its memory."""
     from anemos.workstation.deploy import chain
 
@@ -75,7 +76,7 @@ def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) 
 @command
 def build_initramfs(
     c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
-) -> dict[str, Any]:
+) -> Result:
     """Put the initramfs together on the server."""
     from anemos.workstation.deploy import chain
 
@@ -85,7 +86,7 @@ def build_initramfs(
 @command
 def kexec(
     c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False
-) -> dict[str, Any]:
+) -> Result:
     """Jump into the initramfs, which ERASES the system disks and installs HOST."""
     from anemos.workstation.deploy import chain
 
@@ -93,7 +94,7 @@ def kexec(
 
 
 @command
-def watch(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+def watch(c: Context, host: str = "", json: bool = False) -> Result:
     """Follow the installation of HOST to its end."""
     from anemos.workstation.deploy import watch
 
@@ -101,7 +102,7 @@ def watch(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
 
 
 @command
-def verify(c: Context, host: str = "", tests: bool = False, json: bool = False) -> dict[str, Any]:
+def verify(c: Context, host: str = "", tests: bool = False, json: bool = False) -> Result:
     """Prove that HOST runs what was deployed."""
     from anemos.workstation.deploy import verify
 
@@ -117,7 +118,7 @@ def deploy(
     adopt: bool = False,
     build_on: str = "",
     json: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
     from anemos.workstation.deploy import chain
 
@@ -125,7 +126,7 @@ def deploy(
 
 
 @command
-def status(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+def status(c: Context, host: str = "", json: bool = False) -> Result:
     """Tell what runs on HOST now, and how far it is."""
     from anemos.workstation.deploy import status
 
@@ -133,7 +134,7 @@ def status(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
 
 
 @command
-def rescue(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+def rescue(c: Context, host: str = "", json: bool = False) -> Result:
     """Open a shell on HOST, in the initramfs too."""
     from anemos.workstation.deploy import recovery
 
@@ -143,7 +144,7 @@ def rescue(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
 @command
 def resume(
     c: Context, host: str = "", repack: bool = False, step: str = "", json: bool = False
-) -> dict[str, Any]:
+) -> Result:
     """Go on with an installation that is held, or that failed after the point of no return."""
     from anemos.workstation.deploy import recovery
 
@@ -151,7 +152,7 @@ def resume(
 
 
 @command
-def abort(c: Context, host: str = "", json: bool = False) -> dict[str, Any]:
+def abort(c: Context, host: str = "", json: bool = False) -> Result:
     """Before the point of no return: back to the old system."""
     from anemos.workstation.deploy import recovery
 
@@ -166,7 +167,7 @@ def build(
     output: str = "",
     check: bool = False,
     json: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Build the image of HOST as files, with throw-away secrets."""
     from anemos.workstation import build
 
@@ -181,7 +182,7 @@ def demo(
     start: bool = False,
     stop: bool = False,
     json: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Deploy HOST to a stock server in a local VM, and prove it."""
     from anemos.workstation.vm import demo
 
@@ -199,7 +200,7 @@ def test(
     redeploy: bool = False,
     stop: bool = False,
     json: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Install HOST, or each one, in a local VM, with throw-away secrets, and prove it."""
     from anemos.workstation.vm import rehearsal
 
@@ -222,7 +223,7 @@ def export(
     gateway: str = "",
     dns: str = "",
     json: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Write kernel, initrd and command line that install HOST on a machine started by hand."""
     from anemos.workstation.deploy import export
 
@@ -231,7 +232,7 @@ def export(
 
 
 @command
-def go(c: Context, host: str = "", yes: str = "", json: bool = False) -> dict[str, Any]:
+def go(c: Context, host: str = "", yes: str = "", json: bool = False) -> Result:
     """Let the initramfs that was started by hand ERASE the system disks and install HOST."""
     from anemos.workstation.deploy import chain
 
@@ -247,7 +248,7 @@ def new(
     gateway: str = "",
     dns: str = "",
     json: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Begin hosts/HOST, or a repository of your own for hosts and secrets."""
     from anemos.workstation import skeleton
 
@@ -258,7 +259,7 @@ def new(
 
 
 @command
-def adopt(c: Context, host: str = "", fingerprint: str = "", json: bool = False) -> dict[str, Any]:
+def adopt(c: Context, host: str = "", fingerprint: str = "", json: bool = False) -> Result:
     """Show the key that a new machine presents, and pin it in its host.toml."""
     from anemos.workstation import adopt
 
@@ -266,7 +267,7 @@ def adopt(c: Context, host: str = "", fingerprint: str = "", json: bool = False)
 
 
 @command
-def clean(c: Context, host: str = "", yes: str = "", json: bool = False) -> dict[str, Any]:
+def clean(c: Context, host: str = "", yes: str = "", json: bool = False) -> Result:
     """Remove what an interrupted run left in memory: here, and with --host on that server."""
     from anemos.workstation.deploy import clean
 

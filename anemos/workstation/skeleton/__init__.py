@@ -6,12 +6,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from anemos import log
 from anemos.log import die
 from anemos.run import run
-from anemos.workstation import places
+from anemos.workstation import Result, places
 
 HERE = Path(__file__).parent
 PIN = "anemos.pin"
@@ -41,7 +40,7 @@ class Network:
         return {name: str(word) for name, word in words.items()}
 
 
-def repository(directory: str) -> dict[str, Any]:
+def repository(directory: str) -> Result:
     """Make a git repository in DIRECTORY that uses the Anemos that runs here. Raises Failure."""
     top, pinned = places.given(directory), pin()
     if top.exists():
@@ -67,7 +66,7 @@ def pin() -> str:
     return f"{commit} {url}"
 
 
-def host(name: str, network: Network) -> dict[str, Any]:
+def host(name: str, network: Network) -> Result:
     """Begin hosts/NAME: a small Debian, which one may log in to. Raises Failure."""
     if not re.fullmatch(NAME, name):
         die(f"{name!r} is no name for a host: small letters, digits and -")
