@@ -7,6 +7,7 @@ import pytest
 
 from anemos import kexec, memory
 from anemos.border import stage
+from anemos.border.requests import Load
 from anemos.initramfs import events
 from anemos.log import FAILED, Failure
 from anemos.run import CommandFailed, run
@@ -146,10 +147,10 @@ def test_memory_is_asked_again(
 
     if lacking:
         with pytest.raises(Failure, match="memory: 24 MiB needed to load it, 23") as caught:
-            server.load(0)
+            server.load(Load(0, late=False))
         assert caught.value.status == FAILED
     else:
-        server.load(0)
+        server.load(Load(0, late=False))
     assert len(loaded) == (not lacking)
 
 

@@ -52,11 +52,11 @@ def test_nothing_secret_on_the_disk(
     digest = sha256(stage / "payload")
     (stage / "payload").unlink()
 
-    server.main(requests.text(BuildEntry(base, digest, "l", 1.5, "/boot/grub", given)))
+    server.main(requests.text(BuildEntry(base, digest, "l", 1.5, True, "/boot/grub", given)))
 
     said = json.loads(capsys.readouterr().out)
     told = said["boot"]
-    assert (told["payload"], told["layer"], told["once"]) == (digest, "l", True)
+    assert (told["payload"], told["layer"], told["late"]) == (digest, "l", True)
     assert told["agreed"] == {"layout": "x", "erase": {}}
     entries = unpack(grub / "anemos/initrd")
     assert list(entries) == [
@@ -67,7 +67,7 @@ def test_nothing_secret_on_the_disk(
         "anemos/ssh/ssh_host_once_key",
     ]
     (tmp_path / "boot.json").write_bytes(entries["anemos/boot.json"][1])
-    assert boot.load(tmp_path / "boot.json").once
+    assert boot.load(tmp_path / "boot.json").late
     (tmp_path / "key").write_bytes(entries["anemos/ssh/ssh_host_once_key"][1])
     (tmp_path / "key").chmod(0o600)
     public = run(["ssh-keygen", "-y", "-f", tmp_path / "key"])
@@ -174,6 +174,8 @@ def test_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == []
     (tmp_path / "DELIVERED").touch()
     delivery.receive(2222)
+    (tmp_path / "DELIVERED").touch()
+    delivery.receive(2222)  # under the old system's key from the beginning
 
     assert done == ["2222 False"]
     assert not (tmp_path / "DELIVERED").exists()

@@ -426,8 +426,10 @@ def test_jump_without_consent(agreed: None, packed: Agreed, hint: str) -> None:
     assert (caught.value.status, caught.value.hint) == (BAD_INPUT, hint)
 
 
-def jump(monkeypatch: pytest.MonkeyPatch, seen: Identity, *, hold: bool = False) -> dict[str, Any]:
-    State("mx", deployment="d-1", remote_base="/base", agreed=AGREED).save()
+def jump(
+    monkeypatch: pytest.MonkeyPatch, seen: Identity, *, hold: bool = False, **state: Any
+) -> dict[str, Any]:
+    State("mx", deployment="d-1", remote_base="/base", agreed=AGREED, **state).save()
     monkeypatch.setattr(facts, "identify", lambda remote: Identity("old", False, "", 1.0))
     monkeypatch.setattr(reach, "await_boot", lambda *_, **__: seen)
     return phases.kexec(HOST, hold)
@@ -441,7 +443,7 @@ def test_jump(monkeypatch: pytest.MonkeyPatch, agreed: None, lost: bool) -> None
     assert jump(monkeypatch, Identity("new", True, "d-1", 2.0))["boot_id"] == "new"
 
     assert server.done == [
-        "enter.sh /base Load 0",
+        "enter.sh /base Load 0 False",
         "jump.sh /base",
         "await end",
         "touch /run/anemos/go",
@@ -482,6 +484,29 @@ def test_one_shot_boot(monkeypatch: pytest.MonkeyPatch, agreed: None) -> None:
     ]
     assert keys == ["ssh-ed25519 B"]
     assert load_state(HOST).sent == {"payload": 7}
+
+
+def test_package_layer_that_follows(
+    agreed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It goes to the initramfs, which has all else and answers under the pinned key."""
+    server = Server(monkeypatch)
+    (places.memory("mx") / "payload").write_text("payload")
+    (tmp_path / "layer").write_text("layer")
+
+    jump(monkeypatch, Identity("new", True, "d-1", 2.0), way="late", layer=f"{tmp_path}/layer")
+
+    assert server.done == [
+        "enter.sh /base Load 0 True",
+        "jump.sh /base",
+        "await end",
+        "touch /run/anemos/coming",
+        "/run/anemos/layer: layer",
+        "touch /run/anemos/delivered",
+        "sh -c while [ -e /run/anemos/delivered ]; do sleep 0.2; done",
+        "touch /run/anemos/go",
+    ]
+    assert load_state(HOST).sent == {"layer": 5}
 
 
 def test_one_shot_boot_that_was_not_built() -> None:
@@ -540,7 +565,7 @@ def test_jump_that_is_held(monkeypatch: pytest.MonkeyPatch, agreed: None) -> Non
     server = Server(monkeypatch)
 
     assert jump(monkeypatch, Identity("new", True, "d-1", 2.0), hold=True)["held"]
-    assert server.done == ["enter.sh /base Load 3600", "jump.sh /base", "await end"]
+    assert server.done == ["enter.sh /base Load 3600 False", "jump.sh /base", "await end"]
 
 
 @pytest.mark.parametrize(
@@ -684,7 +709,7 @@ def test_answer_that_is_none(monkeypatch: pytest.MonkeyPatch, said: str) -> None
     monkeypatch.setattr(reach, "enter", lambda *_, **__: said)
 
     with pytest.raises(Failure, match="Load: the server's answer: no JSON") as caught:
-        reach.answer(cast(Remote, None), "/base", Load(0), Keys)
+        reach.answer(cast(Remote, None), "/base", Load(0, late=False), Keys)
 
     assert caught.value.status == FAILED
     assert "PRIVATE" not in caught.value.message

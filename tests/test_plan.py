@@ -169,7 +169,7 @@ ONCE = replace(SIZES, copies=ways.Once.COPIES)
 def test_way_into_the_initramfs() -> None:
     locked = replace(FACTS, lockdown="none [integrity] confidentiality")
     found = {
-        (start, given.kexec): ways.chosen(replace(HOST, start=start), given).NAME
+        (start, given.kexec): ways.chosen(replace(HOST, start=start), given, SIZES).NAME
         for start in ("auto", "kexec", "once")
         for given in (FACTS, NO_KEXEC)
     }
@@ -179,8 +179,32 @@ def test_way_into_the_initramfs() -> None:
         ("once", True),
         ("once", False),
     ]
-    assert ways.chosen(AUTO, locked).NAME == "once"
-    assert ways.chosen(AUTO, replace(locked, efi=True)).NAME == "kexec"
+    assert ways.chosen(AUTO, locked, SIZES).NAME == "once"
+    assert ways.chosen(AUTO, replace(locked, efi=True), SIZES).NAME == "kexec"
+
+
+@pytest.mark.parametrize(
+    ("build_on", "layer", "way"),
+    [("workstation", SIZES.layer, "late"), ("workstation", 0, "kexec"), ("server", MIB, "kexec")],
+)
+def test_package_layer_that_follows(build_on: Any, layer: int, way: str) -> None:
+    """Where the old system's memory does not hold it, and there is one to send."""
+    host, sizes = replace(AUTO, build_on=build_on), replace(SIZES, layer=layer)
+    small = replace(FACTS, memory_available=sizes.before_jump - 1)
+    assert ways.chosen(host, FACTS, sizes).NAME == "kexec"
+    assert way == ways.chosen(host, small, sizes).NAME
+
+
+def test_small_machine() -> None:
+    sizes = ways.measured(ways.Late(), SIZES)
+    small = replace(FACTS, memory_available=sizes.before_jump)
+    assert SIZES.before_jump - sizes.before_jump == 3 * SIZES.layer
+    assert problems(small, sizes) == []
+    assert len(problems(replace(small, memory_available=sizes.before_jump - 1), sizes)) == 1
+    lines = dict(plan.describe(HOST, spec(), small, sizes))
+    assert lines["boot"].endswith(
+        "; the package layer follows the jump: the old system's memory does not hold it"
+    )
 
 
 def test_once() -> None:

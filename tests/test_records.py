@@ -24,10 +24,10 @@ GIVEN = json.loads(records.text(BOOT))
 ASKED = [
     Fingerprints(WANTED),
     Bootstrap("p"),
-    Build("/base", "p", "", 1.5),
-    BuildEntry("/base", "p", "", 1.5, "/boot/grub", Deployment("d", "mx", WANTED, AGREED)),
+    Build("/base", "p", "", 1.5, late=True),
+    BuildEntry("/base", "p", "", 1.5, True, "/boot/grub", Deployment("d", "mx", WANTED, AGREED)),
     Arm("grub", "/boot/grub", "vda1", 0),
-    Load(60),
+    Load(60, late=False),
 ]
 
 
@@ -42,11 +42,11 @@ def test_request(request_: Request) -> None:
 
 def test_another_version() -> None:
     """It may say more, and need not say what has a usual value."""
-    given = {key: value for key, value in GIVEN.items() if key not in ("time", "once")}
+    given = {key: value for key, value in GIVEN.items() if key not in ("time", "late")}
 
     found = records.parse(Boot, json.dumps(given | {"colour": 1}))
 
-    assert (found.time, found.once, found.host) == (0.0, False, "mx")
+    assert (found.time, found.late, found.host) == (0.0, False, "mx")
 
 
 @pytest.mark.parametrize(

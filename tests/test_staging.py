@@ -78,10 +78,10 @@ def log_in(host: Path) -> None:
     (host / "root/.ssh/authorized_keys").write_text("ssh-ed25519 AAAA operator\n")
 
 
-def build(stage: Path, **changed: str) -> Built:
+def build(stage: Path, late: bool = False, /, **changed: str) -> Built:
     digests = {name: sha256(stage / name) for name in {"payload", "layer"} - changed.keys()}
     digests |= changed
-    return staging.build(Build(f"/base-{BASE}.squashfs", **digests, now=1.5))
+    return staging.build(Build(f"/base-{BASE}.squashfs", **digests, now=1.5, late=late))
 
 
 def unpack(initramfs: Path) -> dict[str, tuple[int, bytes]]:
@@ -99,6 +99,15 @@ def unpack(initramfs: Path) -> dict[str, tuple[int, bytes]]:
             found[name] = (mode, data[start : start + size])
         at = -(-(start + size) // 4) * 4
     return found
+
+
+def test_layer_that_follows(stage: Path) -> None:
+    """The initramfs knows it, and it need not be on the server."""
+    digest = sha256(stage / "layer")
+    (stage / "layer").unlink()
+    given = build(stage, True, layer=digest)
+    assert (given.boot.late, given.boot.layer) == (True, digest)
+    assert "anemos/layer" not in unpack(stage / "initramfs")
 
 
 def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
@@ -341,7 +350,7 @@ def test_build_command(
     base.write_bytes(b"hsqs")
     digest = sha256(stage / "payload")
 
-    asked = Build(f"/var/lib/anemos/base-{BASE}.squashfs", digest, "", 1.5)
+    asked = Build(f"/var/lib/anemos/base-{BASE}.squashfs", digest, "", 1.5, late=False)
 
     server.main(requests.text(asked))
 

@@ -39,7 +39,7 @@ class Boot:
     network: Network
     kept: list[Fingerprint] | None  # taken in the old system, if there was one
     time: float = 0.0  # the workstation's: seconds since the epoch; 0: not told
-    once: bool = False  # payload, layer and host keys are still to come (initramfs/delivery.py)
+    late: bool = False  # the rest is still to come (initramfs/delivery.py)
     agreed: Agreed = field(default_factory=Agreed)
 
     @property

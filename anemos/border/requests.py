@@ -38,6 +38,7 @@ class Build:
     payload: str  # SHA-256
     layer: str  # SHA-256, "" for none
     now: float  # the workstation's time, seconds since the epoch
+    late: bool  # the layer comes after the jump
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Load:
     """The initramfs for kexec: Keys to be delivered, none. HOLD: seconds, see server/kexec.py."""
 
     hold: int
+    late: bool  # as of Build
 
 
 @dataclass(frozen=True)

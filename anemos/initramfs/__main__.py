@@ -61,7 +61,7 @@ def main() -> None:
         network.up(given.network)
         sshd.start(given.ssh_port)
         set_clock(given.time)
-    if given.once:
+    if given.late:
         delivery.receive(given.ssh_port)
     if seconds := boot.held():
         hold(seconds)

@@ -24,7 +24,7 @@ def answer(request: requests.Request) -> object:
         case requests.Arm():
             return once.arm(request, Path("/proc/cmdline").read_text())
         case requests.Load():
-            return kexec.load(request.hold)
+            return kexec.load(request)
 
 
 def main(text: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from anemos import kexec, memory
 from anemos.border import stage
-from anemos.border.requests import Keys
+from anemos.border.requests import Keys, Load
 from anemos.log import FAILED, die
 
 KERNEL = Path("/boot/vmlinuz")
@@ -14,7 +14,7 @@ CONSOLES = ("console=tty0", "console=ttyS0")
 SAFETY = ("panic=10", "oops=panic")
 LOADING = 24 << 20  # bytes: kexec(8) and, twice, the kernel image; the initramfs twice, too
 DEADLINE = 900  # seconds, as in initramfs/init
-DELIVERY = 1800  # what the one of a one-shot boot gets more, as in initramfs/delivery.py
+DELIVERY = 1800  # what it gets more when something is still to come, as in initramfs/delivery.py
 
 
 def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
@@ -31,11 +31,12 @@ def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
     return " ".join([*(consoles or CONSOLES), *SAFETY, *held, *late])
 
 
-def load(hold: int) -> Keys:
-    """HOLD: see `cmdline`. Returns no keys: the initramfs has them. Raises Failure, also when there
-    is not enough memory any more."""
+def load(asked: Load) -> Keys:
+    """Returns no keys: the initramfs has them. Raises Failure, also when there is not enough memory
+    any more."""
     need, there = 2 * stage.INITRAMFS.stat().st_size + LOADING, memory.available()
     if need > there:
         die(f"memory: {need >> 20} MiB needed to load it, {there >> 20} available", status=FAILED)
-    kexec.load(KERNEL, stage.INITRAMFS, cmdline(Path("/proc/cmdline").read_text(), hold))
+    words = cmdline(Path("/proc/cmdline").read_text(), asked.hold, DELIVERY if asked.late else 0)
+    kexec.load(KERNEL, stage.INITRAMFS, words)
     return {}

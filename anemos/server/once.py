@@ -46,7 +46,7 @@ fi
 
 def build(asked: BuildEntry) -> Built:
     """Write kernel and initramfs into PLACE. Raises Failure."""
-    boot = staging.describe(asked, asked.deployment, once=True)
+    boot = staging.describe(asked, asked.deployment)
     key = write(staging.old(asked.base), boot, staging.old(asked.directory) / PLACE)
     return Built(boot, logins.public(staging.HOST), key)
 

@@ -49,8 +49,8 @@ def build(asked: Build) -> Built:
     return Built(boot, logins.public(HOST))
 
 
-def describe(asked: Build, given: Deployment, once: bool = False) -> Boot:
-    """The deployment GIVEN, and this system as it is now. ONCE: see Boot."""
+def describe(asked: Build, given: Deployment) -> Boot:
+    """The deployment GIVEN, and this system as it is now."""
     came = came_in_by()
     drivers.check_disks(given)
     captured = network.capture(HOST, came.address, came.client)
@@ -67,7 +67,7 @@ def describe(asked: Build, given: Deployment, once: bool = False) -> Boot:
         captured,
         disks.fingerprints(given.keep),
         asked.now,
-        once,
+        asked.late,
         given.agreed,
     )
 
@@ -80,7 +80,7 @@ def check(file: Path, digest: str) -> None:
 def assemble(boot: Boot, base: Path) -> None:
     """Base and layer are put in once, as memory is dear; the small rest anew every time."""
     keys = logins.ssh_keys(HOST)
-    length = foundation(base, boot.layer)
+    length = foundation(base, "" if boot.late else boot.layer)
     with stage.INITRAMFS.open("r+b") as file:
         file.seek(length)
         file.truncate()

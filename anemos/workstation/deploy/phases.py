@@ -105,8 +105,9 @@ def cached_layer(host: Host, spec: Imgbuild) -> str:
 
 def measure(host: Host, state: State, seen: Facts) -> Sizes:
     """What is to be sent, as far as it is made."""
-    sizes = (size(state.base), size(state.layer), size(payload_file(host)))
-    return Sizes(*sizes, bool(seen.base), ways.chosen(host, seen).COPIES)
+    parts = (size(state.base), size(state.layer), size(payload_file(host)))
+    sizes = Sizes(*parts, base_is_there=bool(seen.base))
+    return ways.measured(ways.chosen(host, seen, sizes), sizes)
 
 
 # --- reveal, pack
@@ -222,7 +223,7 @@ def stage(state: State, remote: Remote, sizes: Sizes) -> None:
 def send_all(host: Host, state: State, remote: Remote, seen: Facts, sizes: Sizes) -> None:
     state.server_layer = ""  # it went with what was staged before
     state.sent = {"base": 0, "layer": 0, "payload": 0}
-    way = ways.chosen(host, seen)
+    way = ways.chosen(host, seen, sizes)
     state.way = way.NAME
     way.send(host, state, remote, seen, sizes)
     state.remote_base = seen.base or f"{HERE / Path(state.base).name}"
@@ -245,8 +246,9 @@ def build_initramfs(host: Host) -> Result:
     state = sending.packed(host, "remote_base", "upload")
     with staged.undone(host), connect(reach.endpoint(host)) as remote:
         layer = layer_digest(host, state, remote)
-        asked = Build(state.remote_base, sha256(payload_file(host)), layer, time.time())
-        built = ways.of(state).build(host, state, remote, asked)
+        way = ways.of(state)
+        words = (state.remote_base, sha256(payload_file(host)), layer, time.time())
+        built = way.build(host, state, remote, Build(*words, late=way.LATE))
         check_logins(remote, built.logins)
     state.kept, network = built.boot.kept or [], built.boot.network
     for each in network["left"]:

@@ -41,7 +41,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
     return [
         *_system(facts),
         *_staged(host, facts),
-        *ways.chosen(host, facts).problems(host, facts, sizes),
+        *ways.chosen(host, facts, sizes).problems(host, facts, sizes),
         *_memory(facts, sizes),
         *_network(facts),
         *_disks(spec, facts),
@@ -285,7 +285,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("warning", each) for each in _warnings(spec, facts)),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
         *(("network", f"left behind: {each}") for each in left_behind(facts)),
-        ("boot", ways.chosen(host, facts).describe(host, facts, sizes)),
+        ("boot", ways.chosen(host, facts, sizes).describe(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),
     ]
@@ -361,8 +361,9 @@ def _arithmetic(host: Host, sizes: Sizes, facts: Facts) -> list[str]:
         f"{each / MIB:.0f}" for each in (sizes.base, sizes.layer, sizes.payload)
     )
     parts = f"(base {base} + layer {layer} + payload {payload})"
+    held = f"(base {base} + payload {payload})" if sizes.late else parts
     staged = [] if sizes.base_is_there else [f"base {base}"]
-    copies = [f"{sizes.copies} x {parts}"] if sizes.copies else []
+    copies = [f"{sizes.copies} x {held}"] if sizes.copies else []
     before = " + ".join([*copies, *staged, f"{STAGING_MEMORY // MIB} to work with"])
     after = f"2 x {parts} + {WORKING_MEMORY // MIB} to work with"
     if sizes.after_jump == 2 * sizes.files:

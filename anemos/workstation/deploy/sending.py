@@ -23,7 +23,15 @@ def packed(host: Host, needs: str = "", hint: str = "") -> State:
 
 def deployment(host: Host, state: State, remote: Remote) -> None:
     """Payload and package layer: to the old system, or after a one-shot boot to the initramfs."""
+    payload(host, state, remote)
+    layer(state, remote)
+
+
+def payload(host: Host, state: State, remote: Remote) -> None:
     state.sent["payload"] = send(remote, payload_file(host), stage.PAYLOAD)
+
+
+def layer(state: State, remote: Remote) -> None:
     if state.layer:
         state.sent["layer"] = send(remote, Path(state.layer), stage.LAYER)
 

@@ -20,6 +20,7 @@ class Sizes:
     payload: int
     base_is_there: bool
     copies: int = 3  # of the initramfs, in the old system's memory: see ways.py
+    late: bool = False  # the package layer comes after the jump
 
     @property
     def sent(self) -> int:
@@ -36,7 +37,8 @@ class Sizes:
         The layer's part is gone when the kernel gets its copies.
         """
         staged = 0 if self.base_is_there else self.base
-        return self.copies * self.initramfs + staged + STAGING_MEMORY
+        held = self.initramfs - (self.layer if self.late else 0)
+        return self.copies * held + staged + STAGING_MEMORY
 
     @property
     def after_jump(self) -> int:

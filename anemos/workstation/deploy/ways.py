@@ -5,7 +5,7 @@ What a way has to remember between the phases is in the State.
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,6 +29,7 @@ ENTRY_ROOM = 24 * MIB
 class Way(Protocol):
     NAME: str  # in the State
     COPIES: int  # of the initramfs, that the old system's memory holds
+    LATE: bool  # whether something is sent to the initramfs
     SUSPECT: str  # what may be the reason when the jump has led back into the old system
 
     def problems(self, host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
@@ -62,7 +63,7 @@ class Way(Protocol):
 class Kexec:
     """The old system's memory holds the initramfs, and its kernel starts it: kexec(8)."""
 
-    NAME, COPIES, SUSPECT = "kexec", 3, ""
+    NAME, COPIES, LATE, SUSPECT = "kexec", 3, False, ""
 
     def problems(self, host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
         return no_kexec(facts)
@@ -86,7 +87,7 @@ class Kexec:
         pass
 
     def load(self, state: State, remote: Remote, hold: int) -> Keys:
-        return reach.answer(remote, state.remote_base, Load(hold), Keys)
+        return reach.answer(remote, state.remote_base, Load(hold, self.LATE), Keys)
 
     def script(self, state: State) -> list[str]:
         return ["jump.sh", state.remote_base]
@@ -98,11 +99,32 @@ class Kexec:
         pass
 
 
+class Late(Kexec):
+    """The same on a small machine: the package layer is sent when the initramfs answers."""
+
+    NAME, LATE = "late", True
+
+    def describe(self, host: Host, facts: Facts, sizes: Sizes) -> str:
+        why = "the old system's memory does not hold it"
+        return f"{super().describe(host, facts, sizes)}; the package layer follows the jump: {why}"
+
+    def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
+        sending.payload(host, state, remote)
+
+    def check(self, host: Host) -> None:
+        sending.packed(host)
+
+    def deliver(self, host: Host, state: State, where: Endpoint, keys: Keys) -> None:
+        with delivered(where) as remote:
+            sending.layer(state, remote)
+        state.save()
+
+
 class Once:
     """GRUB or the firmware takes a boot entry, once (server/once.py). What must not lie on the old
     disk is sent when the initramfs answers, under a host key of its own."""
 
-    NAME, COPIES = "once", 0
+    NAME, COPIES, LATE = "once", 0, True
     SUSPECT = "its boot loader or firmware does not take the entry"
 
     def problems(self, host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
@@ -145,29 +167,43 @@ class Once:
         return state.once_key
 
     def deliver(self, host: Host, state: State, where: Endpoint, keys: Keys) -> None:
-        with connect(replace(where, host_key=state.once_key), status=FAILED) as remote:
-            try:
-                remote.sh(["touch", f"{stage.COMING}"])
-                for name, key in keys.items():
-                    remote.put(key.encode(), f"{stage.SSH}/{name}", mode=0o600)
-                sending.deployment(host, state, remote)
-                remote.sh(["touch", f"{stage.DELIVERED}"])
-                taken = f"while [ -e {stage.DELIVERED} ]; do sleep 0.2; done"
-                remote.sh(["sh", "-c", taken])
-            except BaseException:
-                with suppress(Failure):  # half an hour sooner
-                    remote.put(b"not all was delivered\n", f"{stage.ABORT}", mode=0o600)
-                raise
+        with delivered(replace(where, host_key=state.once_key)) as remote:
+            for name, key in keys.items():
+                remote.put(key.encode(), f"{stage.SSH}/{name}", mode=0o600)
+            sending.deployment(host, state, remote)
         state.save()
 
 
-WAYS: dict[str, Way] = {each.NAME: each for each in (Kexec(), Once())}
+@contextmanager
+def delivered(where: Endpoint) -> Iterator[Remote]:
+    """The initramfs, which waits for what is sent to it meanwhile, until it has taken all."""
+    with connect(where, status=FAILED) as remote:
+        try:
+            remote.sh(["touch", f"{stage.COMING}"])
+            yield remote
+            remote.sh(["touch", f"{stage.DELIVERED}"])
+            remote.sh(["sh", "-c", f"while [ -e {stage.DELIVERED} ]; do sleep 0.2; done"])
+        except BaseException:
+            with suppress(Failure):  # half an hour sooner
+                remote.put(b"not all was delivered\n", f"{stage.ABORT}", mode=0o600)
+            raise
 
 
-def chosen(host: Host, facts: Facts) -> Way:
+WAYS: dict[str, Way] = {each.NAME: each for each in (Kexec(), Late(), Once())}
+
+
+def chosen(host: Host, facts: Facts, sizes: Sizes) -> Way:
     """The one that host.toml names, or else the one that the old system leaves."""
     auto = "once" if any(no_kexec(facts)) else "kexec"
-    return WAYS[auto if host.start == "auto" else host.start]
+    way = WAYS[auto if host.start == "auto" else host.start]
+    short = measured(way, sizes).before_jump > facts.memory_available
+    sent = sizes.layer and host.build_on == "workstation"
+    return WAYS["late"] if way.NAME == "kexec" and short and sent else way
+
+
+def measured(way: Way, sizes: Sizes) -> Sizes:
+    """SIZES for this WAY."""
+    return replace(sizes, copies=way.COPIES, late=way.LATE)
 
 
 def of(state: State) -> Way:
