@@ -18,7 +18,7 @@ from anemos.workstation.cli.command import PURPOSES
 from anemos.workstation.cli.program import Inv
 from docs import reference
 from tasks import ns
-from tests import test_faults
+from tests import reach, test_faults
 from tests.imaging import describe, image
 
 pytestmark = pytest.mark.real("run")
@@ -171,3 +171,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         heads = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if anchor else ()
         slugs = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in heads]
         assert target.is_file() and (not anchor or anchor in slugs), f"{file}#{anchor}"
+
+
+def test_reach_is_what_the_tests_say() -> None:
+    assert (ROOT / "docs/reach.md").read_text() == reach.page(reach.proofs())

@@ -29,7 +29,7 @@ FOREIGN_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz1HwHReFVvD5obVsALAgJ
 SERVER = """\
 imgname=mx
 target=debian
-debian_suite=bookworm
+debian_suite=trixie
 format=disk
 bootloader=grub
 cmdline='console=ttyS0 net.ifnames=0'
@@ -126,6 +126,15 @@ def small(project: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.mark.proves(
+    source="started by hand",
+    target="Debian 13",
+    firmware="BIOS",
+    disk="SCSI",
+    network="static IPv4",
+    arch="amd64",
+    login="root",
+)
 def test_real_server(project: Tree) -> None:
     """Its own network, disks and keys; a machine without its GPG key, its SSH key and itself."""
     demo = (ROOT / "hosts/demo/IMGBUILD").read_text()

@@ -921,6 +921,7 @@ print(json.dumps([before, [state("bond0"), state("office")]]))
 @pytest.mark.vm
 @pytest.mark.root
 @pytest.mark.real("run", "ssh")
+@pytest.mark.proves(network=("DHCP", "bond", "VLAN"), arch="amd64")
 def test_bond_and_vlan() -> None:
     """Captured, taken down, made again; and the lease of the card that leads here is kept."""
     cards: list[str] = []

@@ -135,9 +135,10 @@ def entries(base: Path, given: Mapping[str, object]) -> list[Entry]:
 def boot(directory: Path, files: list[Path]) -> str:
     """Run the guest to its end; what its console says."""
     words = [*vm.machine(vm.accelerator()), "-m", "768", "-smp", "2", "-no-reboot"]
-    for file, serial in zip(files, "FS", strict=True):
+    words += ["-device", "ahci,id=sata"]
+    for file, serial, kind in zip(files, "FS", ("ide-hd,bus=sata.0", "nvme"), strict=True):
         words += ["-drive", f"file={file},format=raw,if=none,id={serial},cache=unsafe"]
-        words += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
+        words += ["-device", f"{kind},drive={serial},serial={serial}"]
     base = images.base()
     with (
         images.boot_files(base) as (kernel, initrd),
@@ -163,6 +164,7 @@ def old_bytes(file: Path) -> str:
         return hashlib.sha256(disk.read(OLD[1] * MIB)).hexdigest()
 
 
+@pytest.mark.proves(disk=("SATA", "NVMe", "RAID", "LVM", "LUKS"), arch="amd64")
 def test_stack(tmp_path: Path) -> None:
     first, _ = files = [tmp_path / "first", tmp_path / "second"]
     for file, size in zip(files, (2048, 1024), strict=True):
@@ -193,10 +195,10 @@ def test_stack(tmp_path: Path) -> None:
     mounted = [[at, node.replace("mapper/vg0-", "vg0/")] for at, node in seen["mounted"][1]]
     assert mounted == [
         ["/target", "/dev/vg0/root"],
-        ["/target/boot", "/dev/vda3"],
-        ["/target/boot/efi", "/dev/vda2"],
+        ["/target/boot", "/dev/sda3"],
+        ["/target/boot/efi", "/dev/sda2"],
         ["/target/home", "/dev/vg0/home"],
-        ["/target/srv", "/dev/vdb3"],
+        ["/target/srv", "/dev/nvme0n1p3"],
     ]
     plan = grammar.parse(LAYOUT)
     assert seen["uuids"] == {e.path: layout.fs_uuid(e, "two") for e in plan.filesystems()}

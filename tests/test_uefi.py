@@ -205,6 +205,15 @@ def test_old_system(pair: Pair) -> None:
     assert re.search(r"boot +kexec; this system was started by the firmware's entry", pair.logs[0])
 
 
+@pytest.mark.proves(
+    source="Debian 13",
+    target="Debian 12",
+    firmware="UEFI",
+    disk=("virtio", "RAID", "LVM", "LUKS"),
+    network="static IPv4",
+    arch="amd64",
+    login="root",
+)
 def test_new_system(pair: Pair) -> None:
     """Our entries come before the old system's. The layout's volumes carry it."""
     report = pair.runs[0]
