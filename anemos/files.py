@@ -17,6 +17,16 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def text(file: Path) -> str:
+    """What somebody else has written to FILE, "" without one. Bytes that are not UTF-8 stand there
+    as surrogates, and become the same bytes again where it is written."""
+    return file.read_text(errors="surrogateescape") if file.is_file() else ""
+
+
+def encoded(data: str | bytes) -> bytes:
+    return data.encode(errors="surrogateescape") if isinstance(data, str) else data
+
+
 def replace(file: Path, data: str | bytes, mode: int = 0o666, beside: Path | None = None) -> None:
     """Make DATA the content of FILE: nobody ever reads half of it. MODE: less the umask.
 
@@ -26,7 +36,7 @@ def replace(file: Path, data: str | bytes, mode: int = 0o666, beside: Path | Non
     with named(file):
         try:
             fresh.touch(mode)
-            fresh.write_bytes(data.encode() if isinstance(data, str) else data)
+            fresh.write_bytes(encoded(data))
             settle(fresh, file)
         finally:
             fresh.unlink(missing_ok=True)

@@ -71,7 +71,7 @@ def test_status(changed: Mapping[str, str], state: str, shown: str) -> None:
     seen = status.parse(said(**changed))
 
     assert seen.state == state
-    text = "\n".join(which for _, which in status.describe(seen, "d-1", {}))
+    text = "\n".join(which for _, which in status.describe(seen, "d-1", status.Known()))
     assert shown in text
     assert ("this workstation's last" in text) == (seen.deployment == "d-1")
 
@@ -130,12 +130,12 @@ def test_unreachable_since_this_deployment(reached: str, shown: str) -> None:
     status.remember(HOST, status.parse(said(stamp=STAMP)))
     before = status.last_known(HOST)
     State("mx", deployment="d-1", old_boot_id="b", reached=reached).save()
-    later = float(before["time"]) + 10
+    later = before.time + 10
     os.utime(places.state("mx") / "state.json", (later, later))
 
     seen = status.last_known(HOST)
-    assert before["deployment"] == "d-0"
-    assert (seen["deployment"], str(seen["state"])[: len(shown)]) == ("d-1", shown)
+    assert before.deployment == "d-0"
+    assert (seen.deployment, seen.state[: len(shown)]) == ("d-1", shown)
 
 
 def test_machine_that_does_not_wait() -> None:

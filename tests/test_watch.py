@@ -311,7 +311,7 @@ def test_the_old_system_itself_is_evidence(monkeypatch: pytest.MonkeyPatch) -> N
         run(monkeypatch, [LOG], "d-0")
 
     assert caught.value.status == FAILED
-    assert status.last_known(HOST)["deployment"] == "d-0"
+    assert status.last_known(HOST).deployment == "d-0"
 
 
 def test_another_system_after_the_point_of_no_return(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """boot.json: what the initramfs is told by the old system; and what it tells the new one."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from anemos.border import records, stage
 from anemos.border.deployment import Agreed
 from anemos.border.network import Network
 from anemos.disks import Fingerprint
+from anemos.log import FAILED, die
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ def base_hash(image: str | Path) -> str:
 
 
 def held(cmdline: Path = Path("/proc/cmdline")) -> float:
-    """For how many seconds the operator wants to look around first, by the kernel command line."""
-    words = dict(word.partition("=")[::2] for word in cmdline.read_text().split())
-    return float(words.get("anemos.hold", 0))
+    """For how many seconds the operator wants to look around first, by the kernel command line.
+
+    Raises Failure.
+    """
+    words = dict(word.partition("=")[::2] for word in files.text(cmdline).split())
+    seconds = words.get("anemos.hold", "0")
+    if not re.fullmatch("[0-9]{1,9}", seconds):
+        die(f"anemos.hold={seconds} is no number of seconds", status=FAILED)
+    return float(seconds)

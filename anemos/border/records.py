@@ -12,6 +12,7 @@ from anemos.log import FAILED, die
 
 Kind = TypeVar("Kind")
 Kinds = tuple[Any, ...]  # what stands between the brackets of a type
+LARGE = 2**63
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # JSON can say it, no file and no argument can
 
 
@@ -51,8 +52,10 @@ def make(kind: Any, value: object, where: str) -> Any:
         return maker(get_args(kind), value, where)
     if isinstance(kind, type) and issubclass(kind, tuple):  # a NamedTuple
         return kind(*row((*get_type_hints(kind).values(),), value, where))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < LARGE:
         return float(value)
+    if kind is Any:
+        return value
     if type(value) is not kind or nonsense(value):
         raise ValueError(f"{where} makes no sense")
     return value

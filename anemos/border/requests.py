@@ -12,6 +12,7 @@ from anemos.border import records
 from anemos.border.boot import Boot
 from anemos.border.deployment import Deployment
 from anemos.disks import Wanted
+from anemos.log import FAILED, die
 
 Keys = dict[str, str]  # private SSH host keys and their public halves, by the names of files
 
@@ -98,7 +99,13 @@ def text(request: Request) -> str:
     return json.dumps({"command": type(request).__name__, **asdict(request)})
 
 
+@dataclass(frozen=True)
+class Named:
+    command: str
+
+
 def read(text: str) -> Request:
     """Raises Failure."""
-    command = json.loads(text)["command"]
-    return records.load(KINDS[command], text, command)
+    command = records.load(Named, text, "request").command
+    kind = KINDS.get(command) or die("request: its command makes no sense", status=FAILED)
+    return records.load(kind, text, command)

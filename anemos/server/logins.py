@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from anemos import keys
+from anemos import files, keys
 from anemos.border.requests import Logins
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, run
@@ -91,14 +91,14 @@ def expanded(words: Iterable[str], home: str) -> Iterator[str]:
 def home(host: Path) -> str:
     """root's, by passwd(5)."""
     file = tree.resolved(host, "etc/passwd")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((line.split(":")[5] for line in lines if line.startswith("root:")), "/root")
+    entries = [line.split(":") for line in files.text(file).split("\n")]
+    return next((each[5] for each in entries if each[0] == "root" and len(each) > 5), "/root")
 
 
 def public(host: Path) -> Logins:
     """The same as anybody may see it."""
     found = host_keys(host)
     own = [key.decode().strip() for name, key in found.items() if name.endswith(".pub")]
-    lines = authorized(host).decode(errors="replace").splitlines()
+    lines = authorized(host).decode(errors="replace").split("\n")
     listed = [KEY.search(line) for line in lines if not re.match(r"\s*(#|cert-authority)", line)]
     return Logins(own, [" ".join(each.groups()) for each in listed if each])

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from anemos import files
+from anemos.border import records
 from anemos.border.network import (
     Address,
     Bond,
@@ -23,7 +25,7 @@ from anemos.border.network import (
     Route,
     Vlan,
 )
-from anemos.log import die
+from anemos.log import FAILED, die
 from anemos.run import CommandFailed, run
 from anemos.system import tree
 
@@ -88,6 +90,7 @@ BOND_MODES = {
     "primary": ("active-backup", "balance-tlb", "balance-alb"),
 }
 VLAN_FLAGS = {"REORDER_HDR", "GVRP", "MVRP", "LOOSE_BINDING", "BRIDGE_BINDING"}
+STRANGE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 PLAIN_TABLES = ("local", "main", "default")
 HINT = "change that in the old system for the deployment, or come in by another address"
 # systemd-resolved's list of real servers, where resolv.conf names only itself (its man page).
@@ -98,8 +101,10 @@ def capture(host: Path, needed: str, client: str = "") -> Network:
     """HOST: the system's root. Raises Failure when something would not be carried over, like the
     address NEEDED, by which the operator came, or the way to CLIENT, where he came from.
     """
-    links, routes, rules = ask()
-    found = chosen(links, routes, rules, needed)
+    try:
+        found = chosen(*ask(), needed)
+    except STRANGE as error:
+        die(f"what ip(8) tells of the network makes no sense: {error}", status=FAILED)
     check_way_back(needed, client, found["interfaces"])
     ipv6 = any(interface["ipv6"] for interface in found["interfaces"])
     found["dns"] = [each for each in nameservers(host) if ipv6 or ":" not in each]
@@ -109,8 +114,8 @@ def capture(host: Path, needed: str, client: str = "") -> Network:
 def ask() -> tuple[list[Link], list[Record], list[Record]]:
     """Links, routes and rules, as ip(8) and sysfs tell them."""
 
-    def told(*words: str) -> Any:
-        return json.loads(run(["ip", *words]) or "[]")
+    def told(*words: str) -> list[Link]:
+        return records.parse(list[Link], run(["ip", *words]) or "[]")
 
     links = [hardware(link) | link for link in told("-json", "-details", "address", "show")]
     return (
@@ -141,8 +146,11 @@ def hardware(link: Link) -> dict[str, str]:
     return found
 
 
-def chosen(links: list[Link], routes: list[Record], rules: list[Record], needed: str) -> Network:
-    """What `capture` returns, without name servers. Pure. Raises Failure."""
+def chosen(
+    links: list[Link], routes: list[Record], rules: Sequence[Record], needed: str
+) -> Network:
+    """What `capture` returns, without name servers. Pure. Raises Failure, and STRANGE for what no
+    ip(8) should say."""
     interfaces = select(links, routes, needed)
     check_operator(links, interfaces, needed)
     names = {name for interface in interfaces for name in interface["bears"]}
@@ -477,7 +485,14 @@ def check_way_back(needed: str, client: str, interfaces: Iterable[Interface]) ->
 
 def nameservers(host: Path) -> list[str]:
     """What answers in another system, too: no resolver on the machine itself."""
-    files = [tree.resolved(host, path) for path in ("etc/resolv.conf", RESOLVED)]
-    lines = [line.split() for file in files if file.is_file() for line in file.open()]
+    places = [tree.resolved(host, path) for path in ("etc/resolv.conf", RESOLVED)]
+    lines = [line.split() for file in places for line in files.text(file).splitlines()]
     found = [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
-    return [each for each in dict.fromkeys(found) if not each.startswith(("127.", "::1"))]
+    return [each for each in dict.fromkeys(found) if outside(each)]
+
+
+def outside(server: str) -> bool:
+    """Whether SERVER is an address, and of another machine."""
+    with suppress(ValueError):
+        return not ipaddress.ip_address(server).is_loopback
+    return False

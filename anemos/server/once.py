@@ -92,8 +92,7 @@ def arm(asked: Arm, old: str) -> Keys:
 def arm_grub(directory: Path, words: str) -> None:
     (directory / PLACE / "env").write_bytes(environment("anemos_once=1"))
     custom = directory / "custom.cfg"
-    there = without(custom.read_text()) if custom.exists() else ""
-    files.replace(custom, there + block(words))
+    files.replace(custom, without(files.text(custom)) + block(words))
 
 
 def arm_firmware(device: str, words: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anemos import log
+from anemos import files, log
 from anemos.run import run
 from anemos.system import bootstrap, definition, fstab, initrd, layout, tree
 from anemos.system.bootstrap import identity
@@ -73,7 +73,7 @@ def append(root: Path, path: str, text: str) -> None:
     """Add TEXT to what the definition, or a package, has put at PATH; once, if done again."""
     if text:
         file = tree.inside(root, path)
-        there = file.read_text() if file.is_file() and not file.is_symlink() else ""
+        there = "" if file.is_symlink() else files.text(file)
         tree.write(root, path, there.replace(text, "") + text)
 
 

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from anemos.files import sha256
+from anemos.files import encoded, sha256
 from anemos.log import die
 
 MAX_LINKS = 40  # path_resolution(7)
@@ -46,7 +46,7 @@ def write(root: Path, path: str, data: str | bytes, mode: int = 0o644) -> Path:
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(fd, "wb") as file:
         os.fchmod(fd, mode)
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(encoded(data))
     return target
 
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from anemos.files import text
 from anemos.log import die
 from anemos.system import chroot, slots, tree
 from anemos.system.bootloader import bios, kernels, places
@@ -156,7 +157,7 @@ def configure(target: Target) -> None:
     tree.write(root, SETTINGS, settings)
     if kernel.stays:  # Arch, Alpine: only Debian's grub-mkconfig reads all files of that directory
         given = tree.inside(root, "etc/default/grub")
-        own = given.read_text() if given.is_file() else ""
+        own = text(given)
         tree.write(root, "etc/default/grub", f"{own}\n. /{SETTINGS}\n")
 
 

@@ -1,8 +1,8 @@
 """What server/facts.sh says about a server, as values."""
 
-import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class Network(NamedTuple):
 
     links: list[capture.Link]
     routes: list[capture.Record]
-    rules: list[capture.Record]
+    rules: Sequence[capture.Record]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def gather(remote: Remote, base_hash: str = "") -> Facts:
 def parse(text: str) -> Facts:
     """TEXT: `key=value` lines; the last says that they are complete. Raises Failure."""
     try:
-        return interpret([line.split("=", 1) for line in text.splitlines() if "=" in line])
+        return interpret([line.split("=", 1) for line in text.split("\n") if "=" in line])
     except (
         LookupError,
         TypeError,
@@ -167,8 +167,8 @@ def interpret(pairs: list[list[str]]) -> Facts:
             Device(name, serial, wwn, int(size) * SECTOR) for name, size, serial, wwn, _ in disks
         ),
         models={name: model for name, *_, model in disks},
-        contents=tuple(line for line in every("content") if len(line.split(" ")) > 1),
-        mounts=every("mount"),
+        contents=tuple(line for line in map(blanks, every("content")) if len(line.split()) > 1),
+        mounts=tuple(line for line in map(blanks, every("mount")) if len(line.split()) == 3),
         addresses=every("address"),
         routes=every("route"),
         listening=tuple(sorted(int(port, 16) for port in every("listen"))),
@@ -188,15 +188,23 @@ def interpret(pairs: list[list[str]]) -> Facts:
     )
 
 
+def blanks(line: str) -> str:
+    """LINE, whose words blanks divide, with others than the plain ones as proc(5) writes them."""
+    return re.sub(r"[^\S ]", lambda other: f"\\{ord(other[0]):03o}", line)
+
+
 def pairs_of(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((value.split("|")[0], value.split("|")[1]) for value in values)
 
 
 def network(one: Mapping[str, str], rules: tuple[str, ...]) -> Network | None:
+    def told(text: str) -> list[capture.Link]:
+        return records.parse(list[capture.Link], text)
+
     try:
-        links = json.loads(one["ip_links"])
-        routes = [json.loads(one.get(f"ip_routes{family}", "[]")) for family in (4, 6)]
-        said = [rule for each in rules for rule in json.loads(each)]
+        links = told(one["ip_links"])
+        routes = [told(one.get(f"ip_routes{family}", "[]")) for family in (4, 6)]
+        said = [rule for each in rules for rule in told(each)]
     except (KeyError, ValueError):
         return None
     return Network(links, capture.routes_of(*routes), said)

@@ -103,7 +103,7 @@ def left_behind(facts: Facts) -> list[str]:
     if not facts.network or len(facts.connection) != 4:
         return []
     # ip(8) of another time: it is not the base image's
-    with suppress(LookupError, TypeError, ValueError):
+    with suppress(*network.STRANGE):
         return network.chosen(*facts.network, facts.connection[2])["left"]
     return []
 

@@ -84,7 +84,10 @@ def load_state(host: Host, needs: str = "", hint: str = "") -> State:
 def read(file: Path) -> State:
     """What another version of Anemos has written, too: fields that both know."""
     try:
-        return records.parse(State, file.read_bytes())
+        found = records.parse(State, file.read_bytes())
+        if found.reached not in LEAST:
+            raise ValueError("reached makes no sense")
+        return found
     except ValueError as error:
         hint = "remove it; what it knew of the deployment is lost"
         die(f"{file}: cannot be read: {error}", hint=hint)

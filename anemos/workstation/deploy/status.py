@@ -1,6 +1,5 @@
 """What runs on a host now, from server/status.sh."""
 
-import json
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,8 +26,17 @@ FAILED_THERE = "failed"  # after it, or where there is none: waiting for `resume
 UNREACHABLE = "unreachable"
 LEFT = "left for the initramfs"  # the old system; no more is known
 LAST = "last-status.json"
-Known = dict[str, str | float]  # time, state, deployment; {} for nothing
+END_OF_TIME = 2**33  # seconds since the epoch: localtime(3) takes it
 REACHED = {"": LEFT, WORD: "told to install", PASSED: INSTALLING, DONE: DEPLOYED}
+
+
+@dataclass(frozen=True)
+class Known:
+    """STATE: "" when nothing is."""
+
+    time: float = 0.0  # seconds since the epoch
+    state: str = ""
+    deployment: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def ask(remote: Remote) -> Status:
 def parse(text: str) -> Status:
     """TEXT: `key=value` lines. Raises Failure."""
     try:
-        one = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        one = dict(line.split("=", 1) for line in text.split("\n") if "=" in line)
         stamp = facts.stamp_of(one["stamp"])
         event = records.parse(Event, one.get("event") or "{}")
         return Status(
@@ -99,7 +107,7 @@ def status(host: Host) -> Result:
     for what, which in describe(seen, load_state(host).deployment, before):
         log.info(f"{what:8} {which}")
     told = {k: v for k, v in asdict(seen).items() if k != "stamp"}
-    return {"host": host.name, **told, "last_known": before}
+    return {"host": host.name, **told, "last_known": asdict(before) if before.state else {}}
 
 
 def known(host: Host, seen: Status) -> State:
@@ -119,8 +127,8 @@ def known(host: Host, seen: Status) -> State:
 def remember(host: Host, seen: Status) -> Known:
     """For the day when it does not answer any more; what was remembered until now."""
     before = last_known(host)
-    known = {"time": time.time(), "state": seen.state, "deployment": seen.deployment}
-    files.replace(places.state(host.name) / LAST, json.dumps(known))
+    known = Known(time.time(), seen.state, seen.deployment)
+    files.replace(places.state(host.name) / LAST, records.text(known))
     return before
 
 
@@ -135,23 +143,24 @@ def last_known(host: Host) -> Known:
     if not state.old_boot_id:  # no jump yet
         return asked(host)
     at = state_file(host.name).stat().st_mtime
-    ours: Known = {"time": at, "state": REACHED[state.reached], "deployment": state.deployment}
-    return max(asked(host), ours, key=lambda each: float(each.get("time", 0)))
+    ours = Known(at, REACHED[state.reached], state.deployment)
+    return max(asked(host), ours, key=lambda each: each.time)
 
 
 def asked(host: Host) -> Known:
-    """What `status` was told last."""
+    """What `status` was told last; nothing, if that file is damaged."""
     with suppress(OSError, ValueError):
-        return dict(json.loads((places.state(host.name) / LAST).read_text()))
-    return {}
+        found = records.parse(Known, (places.state(host.name) / LAST).read_bytes())
+        return found if 0 <= found.time < END_OF_TIME else Known()
+    return Known()
 
 
 def describe(seen: Status, ours: str, before: Known) -> list[tuple[str, str]]:
     """SEEN as (what, which) lines. OURS: the deployment that this workstation knows of; BEFORE:
     what was last known. Pure."""
     if seen.state == UNREACHABLE:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(before.get("time", 0))))
-        known = f"{before['state']} {before['deployment']} at {when}" if before else "nothing"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(before.time))
+        known = f"{before.state} {before.deployment} at {when}" if before.state else "nothing"
         return [("runs", "unreachable"), ("why", seen.message), ("known", known.replace("  ", " "))]
     which = (
         f"{seen.deployment}, this workstation's last"

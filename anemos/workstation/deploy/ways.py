@@ -12,7 +12,7 @@ from typing import Protocol
 from anemos.border import payload, stage
 from anemos.border.deployment import Deployment
 from anemos.border.requests import Arm, Build, BuildEntry, Built, Keys, Load
-from anemos.log import FAILED, Failure
+from anemos.log import FAILED, Failure, die
 from anemos.workstation.deploy import reach, sending
 from anemos.workstation.deploy.facts import Entry, Facts
 from anemos.workstation.deploy.sizes import MIB, Sizes
@@ -208,7 +208,8 @@ def measured(way: Way, sizes: Sizes) -> Sizes:
 
 def of(state: State) -> Way:
     """The one that `upload` has chosen."""
-    return WAYS[state.way]
+    known = WAYS.get(state.way)
+    return known or die(f"{state.host}: way {state.way!r} is unknown", hint="./inv upload")
 
 
 def no_kexec(facts: Facts) -> Iterator[str]:
