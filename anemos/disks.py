@@ -17,6 +17,14 @@ SECTOR = 512  # the unit of /sys/block/*/size, not the disk's own (kernel: block
 SERIALS = ("serial", "device/serial", "device/vpd_pg80")
 VPD_HEAD = 4
 WWNS = ("wwid", "device/wwid")
+# A disk's place in sysfs: below PCI devices. Of SAS, USB, iSCSI, Hyper-V and Xen no slot is told.
+PCI = r"[0-9a-f]{4,}(?::[0-9a-f]{2}){2}\.[0-7]"
+PLACE = re.compile(
+    rf".*/devices/pci[^/]*/(?:{PCI}/)*(?P<pci>{PCI})/(?:virtio\d+/)?"
+    r"(?:block|(?P<nvme>nvme)/nvme\d+|(?:(?P<ata>ata)\d+/)?host(?P<host>\d+)/target[^/]*"
+    r"/\d+:(?P<unit>\d+:\d+:\d+)/block)/[^/]+"
+)
+HOST, PORT = re.compile(r"host\d+"), "ata_port/{}/port_no"
 VIRTUAL = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd", "bcache", "zd", "drbd")
 # What blkid(8) calls the members of something larger that have one UUID in common...
 POOL = re.compile(r".*raid_member|btrfs|bcachefs|stratis|zfs_member")
@@ -35,6 +43,7 @@ class Device:
     serial: str
     wwn: str
     size: int  # bytes
+    slot: str = ""  # where it is plugged in, as /dev/disk/by-path calls it
 
     @property
     def path(self) -> Path:
@@ -57,7 +66,8 @@ class Device:
     def words(self) -> str:
         """What names it in `layout` and `keep`, as it is written there."""
         known = {"serial": self.serial, "wwn": self.wwn}
-        return phrase({k: v for k, v in known.items() if v} or {"size": str(self.size)})
+        last = {"path": self.slot} if self.slot else {"size": str(self.size)}
+        return phrase({k: v for k, v in known.items() if v} or last)
 
 
 def phrase(match: Mapping[str, str]) -> str:
@@ -72,8 +82,11 @@ def quoted(value: str) -> str:
 
 def plain(key: str, value: str) -> str:
     """VALUE as it is compared: sysfs, udev and lsblk(8) write WWNs and blanks in different ways."""
-    value = " ".join(value.split())
-    return re.sub(r"^(0x|naa\.|eui\.)", "", value.lower()) if key == "wwn" else value
+    if key == "path":
+        return re.sub(r"^(/dev/disk/by-path/)?(virtio-)?|(?<=\d)\.0$", "", value)
+    if key == "wwn":
+        value = re.sub(r"^(0x|naa\.|eui\.|nvme\.|uuid\.)", "", value.lower())
+    return " ".join(value.replace("_", " ").split())
 
 
 def devices(sys_block: Path = SYS_BLOCK) -> list[Device]:
@@ -89,7 +102,29 @@ def hidden(entry: Path) -> bool:
 
 def device(entry: Path) -> Device:
     size = int((entry / "size").read_text()) * SECTOR
-    return Device(entry.name, attribute(entry, SERIALS), attribute(entry, WWNS), size)
+    names = attribute(entry, SERIALS), attribute(entry, WWNS)
+    place = entry.resolve()
+    controller = next((each.parent for each in place.parents if HOST.fullmatch(each.name)), place)
+    hosts = [int(each.name[4:]) for each in controller.glob("host*")]
+    number = attribute(entry, ["nsid"]) or attribute(controller, [PORT.format(controller.name)])
+    return Device(entry.name, *names, size, slot(f"{place}", number, min(hosts, default=0)))
+
+
+def slot(place: str, number: str, first: int) -> str:
+    """What udev calls the slot of a disk at PLACE in sysfs, "" for what is not known (systemd:
+    udev-builtin-path_id.c).
+
+    NUMBER: of its name space or its port. FIRST: of the hosts, which the kernel counts through, the
+    controller's first.
+    """
+    found = PLACE.fullmatch(place)
+    if not found:
+        return ""
+    kind = found["nvme"] or found["ata"]
+    if kind:
+        return f"pci-{found['pci']}-{kind}-{number}" if number else ""
+    unit = f"-scsi-{int(found['host']) - first}:{found['unit']}" if found["host"] else ""
+    return f"pci-{found['pci']}{unit}"
 
 
 def attribute(entry: Path, places: Sequence[str]) -> str:
@@ -152,7 +187,7 @@ def told(argv: Argv, *nothing: int) -> str:
 
 
 def matches(found: Device, match: Mapping[str, str]) -> bool:
-    known = {"serial": found.serial, "wwn": found.wwn, "size": str(found.size)}
+    known = {"serial": found.serial, "wwn": found.wwn, "path": found.slot, "size": str(found.size)}
     return all(plain(key, known[key]) == plain(key, value) for key, value in match.items())
 
 
@@ -170,8 +205,8 @@ def resolve(name: str, match: Mapping[str, str], found: Sequence[Device]) -> Dev
 def spelled(name: str, found: Sequence[Device], hits: Sequence[Device]) -> str:
     """How to write the disk NAME when HITS, none or several of FOUND, match: the first, say."""
     for one in hits or found:
-        match = {"serial": one.serial, "wwn": one.wwn, "size": str(one.size)}
-        for keys in (("serial", "wwn"), ("serial", "wwn", "size")):
+        match = {"serial": one.serial, "wwn": one.wwn, "path": one.slot, "size": str(one.size)}
+        for keys in (("serial", "wwn"), ("serial", "wwn", "path"), (*match,)):
             wanted = {key: match[key] for key in keys if match[key]}
             if wanted and [each for each in found if matches(each, wanted)] == [one]:
                 return f"{one.name} is written: disk {name} {phrase(wanted)}"

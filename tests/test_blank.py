@@ -35,7 +35,7 @@ def test_kept_disk(tmp_path: Path, part: int) -> None:
     assert (found.name, found.serial, found.size) == ("data", "S", 40 * MIB)
     assert records.parse(Fingerprint, records.text(found)) == found
     assert [(number, kind) for number, _, kind in found.filesystems if kind] == [(part, "ext4")]
-    image = Image("data", "S", "", 40 * MIB, drive.file)
+    image = Image("data", "S", "", 40 * MIB, file=drive.file)
     table = disks.partition_table(image)
     assert [each["number"] for each in table] == ([part] if part else [])
     offset = table[0]["start"] * 512 if part else 0
@@ -56,7 +56,7 @@ def test_kept_partitions_of_a_system_disk(tmp_path: Path, table: str) -> None:
 
     assert [each.name for each in prints] == ["mail", "www"]
     assert len({each.digest for each in prints}) == 2
-    image = Image("system", "S", "", 400 * MIB, drive.file)
+    image = Image("system", "S", "", 400 * MIB, file=drive.file)
     ends = [part["start"] + part["size"] for part in disks.partition_table(image)]
     assert sorted(ends) == [(400 - 33) * 2048, (400 - 1) * 2048]
     assert list(tmp_path.iterdir()) == [drive.file]

@@ -76,12 +76,31 @@ DISKS: dict[str, tuple[Attributes, tuple[str, str]]] = {
     ),
     "mmcblk0": ({"device/serial": "0x5f3a21bc\n"}, ("0x5f3a21bc", "")),
 }
+# Places in sysfs -> attributes, and what udev calls the slot.
+IDE, SCSI, CARD = "pci0000:00/0000:00:1f.2", "pci0000:00/0000:00:05.0", "pci0000:00/0000:00:1c.0"
+PORTS: dict[str, Attributes] = {"../../../../../ata_port/ata4/port_no": "2\n"}
+SLOTS: dict[str, tuple[Attributes, str]] = {
+    f"{IDE}/ata4/host3/target3:0:0/3:0:0:0/block/sdf": (PORTS, "pci-0000:00:1f.2-ata-2"),
+    f"{SCSI}/virtio2/host4/target4:0:1/4:0:1:0/block/sdg": ({}, "pci-0000:00:05.0-scsi-0:0:1:0"),
+    f"{CARD}/host7/target7:2:0/7:2:0:0/block/sdh": ({}, "pci-0000:00:1c.0-scsi-1:2:0:0"),
+    f"{CARD}/0000:05:00.0/nvme/nvme1/nvme1n1": ({"nsid": "1\n"}, "pci-0000:05:00.0-nvme-1"),
+    "pci0000:00/0000:00:02.0/virtio1/block/vde": ({}, "pci-0000:00:02.0"),
+    f"{CARD}/host6/port-6:0/end_device-6:0/target6:0:0/6:0:0:0/block/sdi": ({}, ""),  # SAS
+    "pci0000:00/0000:00:14.0/usb1/1-1/1-1:1.0/host8/target8:0:0/8:0:0:0/block/sdj": ({}, ""),
+    "pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/nvme/nvme2/nvme2n1": ({"nsid": "1"}, ""),
+    "virtual/nvme-subsystem/nvme-subsys3/nvme3n1": ({"nsid": "1"}, ""),
+}
 NO_DISKS = ["loop0", "ram0", "zram0", "dm-0", "md127", "sr0", "fd0", "nbd0"]
 
 
 @pytest.fixture
 def block(sysfs: Tree, tmp_path: Path) -> Path:
     for name, (attributes, _) in DISKS.items():
+        sysfs(name, attributes)
+    for place, (attributes, _) in SLOTS.items():
+        name = Path(place).name
+        (tmp_path / "devices" / place).mkdir(parents=True)
+        (tmp_path / "block" / name).symlink_to(f"../devices/{place}")
         sysfs(name, attributes)
     for name in NO_DISKS:
         sysfs(name, {"serial": "no"})
@@ -97,9 +116,11 @@ def block(sysfs: Tree, tmp_path: Path) -> Path:
 def test_devices(block: Path) -> None:
     found = {device.name: device for device in disks.devices(block)}
 
-    assert {name: (each.serial, each.wwn) for name, each in found.items()} == {
+    assert {name: (each.serial, each.wwn) for name, each in found.items() if name in DISKS} == {
         name: names for name, (_, names) in DISKS.items()
     }
+    slots = {Path(place).name: slot for place, (_, slot) in SLOTS.items()}
+    assert {name: each.slot for name, each in found.items()} == dict.fromkeys(DISKS, "") | slots
     assert {device.size for device in found.values()} == {2048 * MIB}
     assert list(found) == sorted(found)
 
@@ -135,6 +156,8 @@ def test_nodes(name: str, whole: str, first: str) -> None:
 ONE = Device("sda", "A", "naa.1", 1000)
 TWO = Device("sdb", "B", "naa.2", 1000)
 BARE = Device("sdc", "", "", 2000)
+SLOT = Device("sdd", "", "", 4000, "pci-0000:00:1f.2-ata-1")
+VIRTIO = Device("vda", "WD A 1", "", 8000, "pci-0000:00:04.0")
 
 
 @pytest.mark.parametrize(
@@ -147,10 +170,14 @@ BARE = Device("sdc", "", "", 2000)
         ({"wwn": "0x2"}, TWO),  # as lsblk(8) shows it
         ({"wwn": "2"}, TWO),
         ({"wwn": "NAA.2"}, TWO),
+        ({"path": "pci-0000:00:1f.2-ata-1"}, SLOT),
+        ({"path": "/dev/disk/by-path/pci-0000:00:1f.2-ata-1.0"}, SLOT),
+        ({"path": "virtio-pci-0000:00:04.0"}, VIRTIO),
+        ({"serial": "WD_A  1"}, VIRTIO),  # as udevadm(8) shows it
     ],
 )
 def test_resolve(match: dict[str, str], expected: Device) -> None:
-    assert disks.resolve("system", match, [ONE, TWO, BARE]) is expected
+    assert disks.resolve("system", match, [ONE, TWO, BARE, SLOT, VIRTIO]) is expected
 
 
 @pytest.mark.parametrize(
@@ -184,6 +211,7 @@ NAMESPACES = [Device("nvme0n1", "S", "eui.01", 1), Device("nvme0n2", "S", "eui.0
         ([replace(each, wwn="") for each in NAMESPACES], {"serial": "S"}, "serial=S size=1"),
         ([Device("sda", "WD  A 1", "", 1), BARE], {"serial": "x"}, 'disk system serial="WD  A 1"'),
         ([Device("sda", "", "", 7)], {"serial": "x"}, "disk system size=7"),
+        ([SLOT, replace(SLOT, slot="p")], {"size": "4000"}, "system path=pci-0000:00:1f.2-ata-1"),
     ],
 )
 def test_refusal_that_says_what_to_write(
@@ -197,6 +225,28 @@ def test_refusal_that_says_what_to_write(
     assert line in said
     (disk,) = grammar.parse(f"{said}\npart r fs=ext4 mount=/").disks
     assert disks.resolve("system", disk.match, found) == found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("wwn-0x5002538e40a1b2c3", Device("sda", "S3Z8NB0K", "naa.5002538E40A1B2C3", 1)),
+        ("scsi-35002538e40a1b2c3", Device("sda", "S3Z8NB0K", "naa.5002538e40a1b2c3", 1)),
+        ("ata-Samsung_SSD_860_S3Z8NB0K", Device("sda", "S3Z8NB0K", "", 1)),
+        (
+            "nvme-eui.36344730527001230025384e00000001",
+            Device("n", "", "eui.36344730527001230025384e00000001", 1),
+        ),
+        ("nvme-SAMSUNG_MZQL21T9HCJR-00A07_S64GNE0R700123", Device("n", "S64GNE0R700123", "", 1)),
+        ("nvme-SAMSUNG_MZQL21T9HCJR-00A07_S64GNE0R700123_1", Device("n", "S64GNE0R700123", "", 1)),
+        ("nvme-nvme.1344-3138", Device("n", "", "nvme.1344-3138", 1)),
+        ("virtio-demo-system", Device("vda", "demo-system", "", 1)),
+    ],
+)
+def test_names_in_by_id(name: str, device: Device) -> None:
+    for written in (name, f"/dev/disk/by-id/{name}"):
+        (disk,) = grammar.parse(f"disk d id={written}\npart r fs=ext4 mount=/").disks
+        assert disks.matches(device, disk.match)
 
 
 @pytest.mark.parametrize("odd", ["WD ABC  123", 'a"b c', "it's", "t10.ATA     WDC WD10"])

@@ -196,7 +196,10 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("target=debian\nformat='dir gz'\n", "format=dir does not know 'gz'"),
         ("target=debian\nformat=disk\n", "format=disk needs a layout"),
         ("target=debian\nimgname=a/b\n", "imgname 'a/b' is no name of a file"),
-        ("target=debian\nlayout='disk a'\n", "'disk a': which disk? one of serial=, wwn=, size="),
+        (
+            "target=debian\nlayout='disk a'\n",
+            "'disk a': which disk? one of serial=, wwn=, path=, size=, id=",
+        ),
         ("target=debian\nkeep='part a'\n", "keep: 'part a': disk= names a disk of the layout"),
         ("target=debian\nformat='dir\ntar gz'\n", "format has several lines, it takes one"),
         ("target='debian\nalpine'\n", "target has several lines, it takes one"),

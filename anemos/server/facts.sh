@@ -81,6 +81,11 @@ for disk in /sys/block/*; do
     serial=$(printf '%s' "$serial" | plain)
     wwn=$(first "$disk/wwid" "$disk/device/wwid" | plain)
     model=$(first "$disk/device/model" | plain)
+    # Its slot, as disks.py reads it: place, number on the controller, and the controller's first host.
+    place=$(readlink -f "$disk")
+    number=$(first "$disk/nsid" "${place%%/host*}"/ata_port/*/port_no)
+    hosts=$(for host in "${place%%/host[0-9]*}"/host[0-9]*; do echo "${host##*/host}"; done | sort -n)
+    fact slot "${disk##*/}|$place|$number|${hosts%%[!0-9]*}"
     fact disk "${disk##*/}|$(cat "$disk/size")|$serial|$wwn|$model"
 done
 # What is on them, mounted or not: name, file system or the like, label.
@@ -125,6 +130,13 @@ for family in 4 6; do
     answer "ip_rules" "-$family" -json rule show
 done
 fact connection "${SSH_CONNECTION:-}"
+# Hardware watchdogs: name, what it is, whether it ticks, whether nothing stops it. IPMI's has no number.
+for watchdog in /sys/class/watchdog/*; do
+    [ ! -e "$watchdog" ] || fact watchdog "${watchdog##*/}|$(first "$watchdog/identity" | plain)|$(
+        first "$watchdog/state")|$(first "$watchdog/nowayout" | tr 01 NY)"
+done
+ipmi=$(first /sys/module/ipmi_watchdog/parameters/nowayout)
+[ -z "$ipmi" ] || fact watchdog "watchdog|IPMI||$ipmi"
 # Listening TCP ports, hexadecimal, as /proc/net/tcp has them (proc(5)): state 0A is LISTEN.
 cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | sed -n 's/^ *[0-9]*: [0-9A-F]*:\([0-9A-F]*\) [^ ]* 0A .*/\1/p' |
     sort -u | while read -r port; do fact listen "$port"; done

@@ -50,7 +50,12 @@ OWN = re.compile(r"/(boot|usr|var|var/lib(/(anemos|apk|apt|dpkg|pacman)(/.*)?)?)
 IN_PLACE = ("ext4", "vfat")  # they write a file's bytes where they are (slots.py)
 OPTIONS = re.compile(r"[^\s#,]+(,[^\s#,]+)*")
 SECRET = re.compile(r"(?!.*(^|/)\.\.?(/|$))[^/]+(/[^/]+)+")
-MATCHES = ("serial", "wwn", "size")
+MATCHES = ("serial", "wwn", "path", "size")
+# Names in /dev/disk/by-id: what udev(7) makes of a WWN, or of model and serial.
+BY_ID = re.compile(
+    r"(?:/dev/disk/by-id/)?(?:(?:wwn-|nvme-(?=(?:eui|nvme|uuid)\.)|scsi-3)(?P<wwn>.+)"
+    r"|(?:virtio-|(?:ata|nvme|mmc)-.+_)(?P<serial>[^_]{3,})(?:_\d+)?)"
+)
 WORD = re.compile(r"""(?:[^\s"]|"[^"]*")+""")
 ESCAPED = re.compile(r"\\0(40|42|47)")  # a blank and both quotes, as in fstab(5)
 LEVELS = ("0", "1", "10")
@@ -263,14 +268,26 @@ def check_options(line: str, words: str, mounted: bool) -> None:
 
 def take_match(line: str, options: dict[str, str]) -> dict[str, str]:
     found = {key: options.pop(key) for key in MATCHES if key in options}
+    if name := options.pop("id", ""):
+        found |= by_id(line, name)
     match = {key: ESCAPED.sub(lambda m: chr(int(m[1], 8)), word) for key, word in found.items()}
     if not match:
-        raise ValueError(f"{line!r}: which disk? one of {', '.join(m + '=' for m in MATCHES)}")
+        raise ValueError(
+            f"{line!r}: which disk? one of {', '.join(m + '=' for m in (*MATCHES, 'id'))}"
+        )
     if "size" in match:
         match["size"] = str(length(line, match["size"]))
     if not all(plain(*pair) for pair in match.items()):  # many disks have no serial number at all
         raise ValueError(f"{line!r}: {', '.join(match)} must not be empty")
     return match
+
+
+def by_id(line: str, name: str) -> dict[str, str]:
+    """The serial or the WWN in a NAME that udev has made."""
+    found = BY_ID.fullmatch(name)
+    if not found or name.rpartition("-")[2].startswith("part"):
+        raise ValueError(f"{line!r}: id= names no disk; ./inv plan shows how to write them")
+    return {key: value for key, value in found.groupdict().items() if value}
 
 
 def one_of(line: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -321,7 +321,7 @@ def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
 def check_apart(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
     """No whole disk is both erased and kept. Sizes alone name no disk; serials and WWNs do."""
     for erased, each in product(disks.disks, [each for each in kept if not each.disk]):
-        for key in ("serial", "wwn"):
+        for key in ("serial", "wwn", "path"):
             pair = [plain(key, one.match.get(key, "")) for one in (erased, each)]
             if pair[0] and pair[0] == pair[1]:
                 words = f"{key}={each.match[key]}"

@@ -24,6 +24,8 @@ class Drive:
 
     def words(self) -> list[str]:
         """Raises ValueError for what no disk of QEMU's can be."""
+        if "path" in self.match:
+            raise ValueError(f"disk {self.name!r}: a local VM has no slot {self.match['path']}")
         file = escape(str(self.file))
         drive = f"file={file},format=raw,if=none,id={self.name},cache=unsafe,discard=unmap"
         identity = [f"serial={escape(self.serial)}"] if self.serial else []

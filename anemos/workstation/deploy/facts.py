@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from anemos import disks
 from anemos.border import records, stage
 from anemos.border.boot import Seen
 from anemos.disks import SECTOR, Device
@@ -27,6 +28,13 @@ class Partition(NamedTuple):
     number: int
     start: int  # bytes
     size: int  # bytes
+
+
+class Watchdog(NamedTuple):
+    name: str
+    identity: str
+    state: str  # "active", "inactive", or "" where the kernel does not tell
+    lasting: bool  # nothing stops it once it ticks: nowayout
 
 
 class Entry(NamedTuple):
@@ -83,6 +91,7 @@ class Facts:
     identities: tuple[tuple[str, str], ...] = ()  # (sda2, "btrfs UUID")
     staged: str = ""  # "deployment who since" (server/stage.sh), if anything is
     network: Network | None = None  # None where ip(8) knows no JSON
+    watchdogs: tuple[Watchdog, ...] = ()
     connection: tuple[str, ...] = ()  # the operator's address and port, then the server's
 
     @property
@@ -146,7 +155,8 @@ def interpret(pairs: list[list[str]]) -> Facts:
     def every(key: str) -> tuple[str, ...]:
         return tuple(value for name, value in pairs if name == key)
 
-    disks = [value.split("|", 4) for value in every("disk")]
+    found = [value.split("|", 4) for value in every("disk")]
+    slots = {name: slot(*where) for name, *where in (each.split("|") for each in every("slot"))}
     return Facts(
         user=one["user"],
         name=one["name"],
@@ -164,9 +174,10 @@ def interpret(pairs: list[list[str]]) -> Facts:
         container=one.get("container", ""),
         modules=every("module"),
         disks=tuple(
-            Device(name, serial, wwn, int(size) * SECTOR) for name, size, serial, wwn, _ in disks
+            Device(name, serial, wwn, int(size) * SECTOR, slots.get(name, ""))
+            for name, size, serial, wwn, _ in found
         ),
-        models={name: model for name, *_, model in disks},
+        models={name: model for name, *_, model in found},
         contents=tuple(line for line in map(blanks, every("content")) if len(line.split()) > 1),
         mounts=tuple(line for line in map(blanks, every("mount")) if len(line.split()) == 3),
         addresses=every("address"),
@@ -184,6 +195,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         identities=pairs_of(every("identity")),
         staged=one.get("staged", ""),
         network=network(one, every("ip_rules")),
+        watchdogs=tuple(watchdog(*value.split("|")) for value in every("watchdog")),
         connection=tuple(one.get("connection", "").split()),
     )
 
@@ -218,6 +230,14 @@ def first_option(options: tuple[str, ...]) -> str:
         if attributes and int(attributes[0], 16) & (CATEGORY | ACTIVE) == ACTIVE:
             return number.lower()
     return ""
+
+
+def slot(place: str, number: str, first: str) -> str:
+    return disks.slot(place, number, int(first or 0))
+
+
+def watchdog(name: str, identity: str, state: str, nowayout: str) -> Watchdog:
+    return Watchdog(name, identity, state, nowayout == "Y")
 
 
 def partition(disk: str, name: str, number: str, start: str, size: str) -> Partition:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +21,7 @@ MARKER = "anemos-test"  # a file on every kept disk
 class Image(Device):
     """A disk in FILE. File systems of its partitions lie beside it, in FILE1, FILE2..."""
 
-    file: Path
+    file: Path = field(kw_only=True)
 
     @property
     def path(self) -> Path:
@@ -68,7 +68,7 @@ def taken(wanted: Kept, image: Image) -> Fingerprint:
 def make(file: Path, match: Mapping[str, str], size: int) -> Image:
     file.touch(0o600)
     os.truncate(file, size)
-    return Image(file.name, match.get("serial", ""), match.get("wwn", ""), size, file)
+    return Image(file.name, match.get("serial", ""), match.get("wwn", ""), size, file=file)
 
 
 def partition(image: Image, table: str, numbers: Sequence[int], largest: int = PART_SIZE) -> None:
