@@ -1,6 +1,7 @@
 """What the initramfs's kernel would not drive, asked before the jump."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,32 @@ def test_disks(sys: Path, role: str) -> None:
         drivers.check_disks(given)
     (sys / "devices/pci0000:00/sda-0/modalias").write_text("pci:nic\n")
     drivers.check_disks(given)
+
+
+@pytest.mark.parametrize(
+    ("nowayout", "identity", "alias", "why"),
+    [
+        ("0", "iTCO_wdt", "pci:none", ""),
+        ("1", "iTCO_wdt", "pci:nic", ""),
+        ("1", "iTCO_wdt", "pci:none", "the initramfs has no driver for it .pci:none."),
+        (
+            "1",
+            "iTCO_wdt",
+            "",
+            "watchdog1 .iTCO_wdt. cannot be stopped: the initramfs has no driver",
+        ),
+        ("1", "Software Watchdog", "", ""),
+    ],
+)
+def test_watchdog_that_nothing_stops(
+    sys: Path, monkeypatch: pytest.MonkeyPatch, nowayout: str, identity: str, alias: str, why: str
+) -> None:
+    monkeypatch.setattr(drivers, "WATCHDOGS", sys / "watchdog")
+    if alias:
+        attach(sys, "net", "watchdog1", alias)
+        (sys / "net").rename(sys / "watchdog")
+    (sys / "watchdog/watchdog1").mkdir(parents=True, exist_ok=True)
+    (sys / "watchdog/watchdog1/nowayout").write_text(f"{nowayout}\n")
+    (sys / "watchdog/watchdog1/identity").write_text(f"{identity}\n")
+    with pytest.raises(Failure, match=why) if why else nullcontext():
+        drivers.check_watchdogs()

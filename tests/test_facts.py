@@ -421,6 +421,29 @@ def test_network() -> None:
 
 
 @pytest.mark.real("run")
+def test_watchdogs_by_every_number(tmp_path: Path) -> None:
+    for number, state in {0: "active", 15: "inactive"}.items():
+        place = tmp_path / f"class/watchdog{number}"
+        place.mkdir(parents=True)
+        for name, said in {"identity": "i|TCO wdt", "state": state, "nowayout": "0"}.items():
+            (place / name).write_text(f"{said}\n")
+    (tmp_path / "ipmi").write_text("Y\n")
+    text = facts.SCRIPT.read_text()
+    for old, new in {
+        "/sys/class/watchdog/": f"{tmp_path}/class/",
+        "/sys/module/ipmi_watchdog/parameters/nowayout": f"{tmp_path}/ipmi",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+
+    assert facts.parse(run(["sh", "-c", text, "facts", ""])).watchdogs == (
+        ("watchdog0", "iTCO wdt", "active", False),
+        ("watchdog15", "iTCO wdt", "inactive", False),
+        ("watchdog", "IPMI", "", True),
+    )
+
+
+@pytest.mark.real("run")
 def test_network_of_this_machine() -> None:
     text = run(["sh", "-c", facts.SCRIPT.read_text(), "facts", ""])
 

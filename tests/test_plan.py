@@ -782,3 +782,23 @@ def test_network_that_facts_do_not_tell() -> None:
     assert problems(replace(came_by("172.17.0.1"), connection=())) == []
     assert problems(replace(came_by("172.17.0.1"), network=None)) == []
     assert problems(came_by("172.17.0.1", links=[{"ifname": "of another time"}])) == []
+
+
+def test_watchdogs() -> None:
+    """Those that tick, and those that nothing stops."""
+    text = (DATA / "facts-virtio").read_text()
+    dogs = "watchdog=watchdog0|iTCO_wdt|active|N\nwatchdog=watchdog1|i6300ESB timer|inactive|N\n"
+    dogs += "watchdog=watchdog2|wdat_wdt|inactive|Y\nwatchdog=watchdog|IPMI||{}\n"
+    stops, stays = (
+        facts.parse(text.replace("end=end", dogs.format(way) + "end=end")) for way in "NY"
+    )
+
+    assert [
+        line for what, line in plan.describe(HOST, spec(), stops, SIZES) if what == "watchdog"
+    ] == [
+        "watchdog0 (iTCO_wdt) ticks: the jump stops it, or the initramfs takes it over",
+        "watchdog2 (wdat_wdt) cannot be stopped: the initramfs has to drive it",
+    ]
+    assert problems(stops) == []
+    (line,) = problems(stays)
+    assert line.startswith("IPMI's watchdog cannot be stopped")

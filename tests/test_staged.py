@@ -359,7 +359,6 @@ set -e
 mount -t tmpfs tmpfs /run
 here=$1; PATH=$here/bin:$PATH
 echo 1 >/run/loaded
-echo N >/run/nowayout
 sh -c 'trap "echo in order >/run/database; exit" TERM; while :; do /bin/sleep 0.1; done' &
 sh -c 'trap "" TERM; while :; do /bin/sleep 0.1; done' &
 stubborn=$!
@@ -367,7 +366,7 @@ stubborn=$!
 trap '' TERM # as the first process
 sh "$here/jump.sh" /base
 until [ -e /run/jumped ]; do /bin/sleep 0.1 || :; done
-cat /run/database /run/sysrq /run/watchdog
+cat /run/database /run/sysrq
 ! kill -0 $stubborn 2>/dev/null || [ "$(cut -d ' ' -f 3 /proc/$stubborn/stat)" = Z ]
 """
 
@@ -380,8 +379,6 @@ def test_processes_end_before_the_jump(tmp_path: Path) -> None:
         "/sys/kernel/kexec_loaded": "/run/loaded",
         "/proc/sysrq-trigger": "/run/sysrq",
         "/run/systemd/system": "/run/none",
-        "/sys/module/ipmi_watchdog/parameters/nowayout": "/run/nowayout",
-        "/dev/watchdog": "/run/watchdog",
     }.items():
         assert old in text
         text = text.replace(old, new)
@@ -391,7 +388,7 @@ def test_processes_end_before_the_jump(tmp_path: Path) -> None:
         "sleep": '[ "$1" != 300 ] || exec /bin/sleep 99\nexec /bin/sleep 1',
         "mount": "",
         "reboot": "",
-        "chroot": "touch /run/jumped",
+        "chroot": '[ "$*" != "/run/initramfs /shutdown reboot" ] || touch /run/jumped',
     }.items():
         program = tmp_path / "bin" / name
         program.write_text(f"#!/bin/sh\n{script}\n")
@@ -400,28 +397,87 @@ def test_processes_end_before_the_jump(tmp_path: Path) -> None:
     alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     said = run([*alone, "sh", "-c", OPENRC, "sh", tmp_path], timeout=60)
 
-    assert said == "in order\nu\nV"
+    assert said == "in order\nu\n"
+
+
+WATCHDOGS = {
+    # name: (nowayout, state, its bus's alias) -> what is written when the jump works, and fails
+    "watchdog0": (("0", "active", "platform:iTCO_wdt"), ("V", "V.")),
+    "watchdog1": (("0", "active", "pci:v00008086d000025AB"), (".", ".")),
+    "watchdog2": (("0", "inactive", "pci:v00008086d000025AB"), ("V", "V")),
+    "watchdog3": (("1", "active", "pci:v00008086d000025AB"), ("", "")),
+    "watchdog4": (("0", "active", "pci:unknown"), ("V", "V.")),
+    "watchdog15": (("0", "active", ""), ("V", "V.")),
+}
+STAND_INS = """\
+sync() { :; }; umount() { :; }; busybox() { echo "$*"; }
+modprobe() { case $5 in pci:v*) echo i6300esb ;; esac; }
+kexec() { [ $JUMPS = no ] || exit 0; }
+"""
 
 
 @pytest.mark.real("run")
-@pytest.mark.parametrize(("nowayout", "written"), [("N", "V"), ("Y", ""), ("", "")])
-def test_watchdog_of_ipmi_is_stopped_before_the_jump(
-    tmp_path: Path, nowayout: str, written: str
+@pytest.mark.parametrize(("jumps", "says"), [("yes", ""), ("no", "reboot -f\n")])
+@pytest.mark.parametrize(("ipmi", "written"), [("N", "V"), ("Y", ""), ("", "")])
+def test_watchdogs_before_the_jump(
+    tmp_path: Path, jumps: str, says: str, ipmi: str, written: str
 ) -> None:
-    """Where it can be: with nowayout, or without its driver, nothing is written."""
+    """By every number, and IPMI's: stopped, or handed over. Stand-ins: files."""
+    for name, ((nowayout, state, alias), _) in WATCHDOGS.items():
+        (tmp_path / "class" / name / "device").mkdir(parents=True)
+        (tmp_path / "class" / name / "nowayout").write_text(f"{nowayout}\n")
+        (tmp_path / "class" / name / "state").write_text(f"{state}\n")
+        (tmp_path / "class" / name / "device/modalias").write_text(f"{alias}\n")
+    driver = tmp_path / "modules/6.1.0/kernel/drivers/watchdog/i6300esb.ko"
+    driver.parent.mkdir(parents=True)
+    for file in (driver, tmp_path / "watchdog", *(tmp_path / name for name in WATCHDOGS)):
+        file.touch()
+    (tmp_path / "loaded").write_text("1\n")
+    (tmp_path / "nowayout").write_text(f"{ipmi}\n")
     text = (places.ROOT / "anemos/base/files/shutdown").read_text()
-    for name in ("nowayout", "watchdog", "loaded"):
-        (tmp_path / name).touch()
-    (tmp_path / "nowayout").write_text(f"{nowayout}\n")
     for old, new in {
-        "/sys/module/ipmi_watchdog/parameters/nowayout": "nowayout",
-        "/dev/watchdog": "watchdog",
-        "/sys/kernel/kexec_loaded": "loaded",
-        "(sleep 300; echo b >/proc/sysrq-trigger) &": "",
+        "/sys/class/watchdog": f"{tmp_path}/class",
+        "/lib/modules": f"{tmp_path}/modules",
+        "/sys/module/ipmi_watchdog/parameters/nowayout": f"{tmp_path}/nowayout",
+        ">/dev/": f">>{tmp_path}/",  # a device does not forget what was written before
+        '>"/dev/': f'>>"{tmp_path}/',
+        "/sys/kernel/kexec_loaded": f"{tmp_path}/loaded",
+        "(sleep 300; echo b >/proc/sysrq-trigger) &": ":",
     }.items():
         assert old in text
-        text = text.replace(old, f"{tmp_path}/{new}" if new else ":")
-    stand_ins = 'sync() { :; }; umount() { :; }; busybox() { echo "$*"; }\n'
+        text = text.replace(old, new)
 
-    assert run(["sh", "-c", stand_ins + text, "shutdown", "reboot"]) == "reboot -f\n"
+    assert run(["sh", "-c", f"JUMPS={jumps}\n{STAND_INS}{text}", "shutdown", "reboot"]) == says
+
+    found = {name: (tmp_path / name).read_text() for name in WATCHDOGS}
+    assert found == {name: told[jumps == "no"] for name, (_, told) in WATCHDOGS.items()}
     assert (tmp_path / "watchdog").read_text() == written
+
+
+@pytest.mark.real("run")
+def test_watchdogs_after_the_jump(tmp_path: Path) -> None:
+    """init's guard pets all; after the point of no return it stops those that can be stopped."""
+    text = (places.ROOT / "anemos/initramfs/init").read_text()
+    functions = text[text.index("tend() {") : text.index("# Runs beside the brain")]
+    for name, nowayout in {"watchdog0": "0", "watchdog2": "1", "watchdog6": "0"}.items():
+        (tmp_path / "class" / name).mkdir(parents=True)
+        (tmp_path / "class" / name / "nowayout").write_text(f"{nowayout}\n")
+        (tmp_path / name).touch()
+    (tmp_path / "watchdog5").mkdir()  # cannot be opened
+    functions = functions.replace("/dev/watchdog", f"{tmp_path}/watchdog")
+    functions = functions.replace("/sys/class/watchdog/", f"{tmp_path}/class/")
+    script = f"""
+        HERE={tmp_path} PASSED={tmp_path}/passed armed=
+        {functions}
+        every_watchdog; every_watchdog
+        touch $PASSED; every_watchdog; every_watchdog
+        touch $HERE/leaving; every_watchdog
+        echo "left: $armed"
+    """
+
+    assert run(["sh", "-c", script]).endswith("left: \n")
+
+    found = {
+        name: (tmp_path / name).read_text() for name in ("watchdog0", "watchdog2", "watchdog6")
+    }
+    assert found == {"watchdog0": "\n\nV", "watchdog2": "\n\n\n\nV", "watchdog6": "\n\nV"}

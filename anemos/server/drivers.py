@@ -13,6 +13,8 @@ from anemos.log import die
 from anemos.run import CommandFailed, run
 
 NETWORK, BLOCK = Path("/sys/class/net"), Path("/sys/class/block")
+WATCHDOGS = Path("/sys/class/watchdog")
+SOFTWARE = "Software Watchdog"  # it ends with its kernel
 MODULES = Path("/lib/modules")
 NEED_FIRMWARE = {"bnx2", "bnx2x"}  # of which the base image has none
 BRIDGE = re.compile("pci:.*bc06")  # every kernel has that driver, and it names no device
@@ -44,6 +46,20 @@ def check_disks(given: Deployment) -> None:
     for each in named:
         if why := problem(BLOCK / each.name):
             die(f"{each.describe()}: the initramfs has {why}")
+
+
+def check_watchdogs() -> None:
+    """Raises Failure for one that nothing stops, and that the initramfs would not pet."""
+    for each in sorted(WATCHDOGS.glob("*")):
+        known = {name: disks.attribute(each, [name]) for name in ("nowayout", "identity")}
+        if known["nowayout"] != "1" or known["identity"] == SOFTWARE:
+            continue
+        driven = (each / "device").exists()
+        if why := problem(each / "device") if driven else "no driver for it":
+            die(
+                f"{each.name} ({known['identity']}) cannot be stopped: the initramfs has {why}",
+                hint="load its driver without nowayout, or not at all",
+            )
 
 
 def problem(device: Path) -> str:

@@ -19,14 +19,12 @@ else
         kill -TERM -1 # except the first process and this one: kill(2)
         sleep 10
         kill -KILL -1
-        (sleep 300; echo b >/proc/sysrq-trigger) & # a dead device may keep the rest waiting
+        (sleep 300; echo b >/proc/sysrq-trigger) & # a dead device may keep sync waiting
         sync
         echo u > /proc/sysrq-trigger
         sleep 2
-        # As in base/files/shutdown.
-        ipmi=/sys/module/ipmi_watchdog/parameters/nowayout
-        [ "$(cat $ipmi)" != N ] || printf V >/dev/watchdog
-        chroot /run/initramfs kexec -e
+        for directory in proc sys dev; do mount -o rbind /$directory /run/initramfs/$directory; done
+        chroot /run/initramfs /shutdown reboot
         reboot
     ' </dev/null >/dev/null 2>&1 &
 fi

@@ -53,6 +53,7 @@ def describe(asked: Build, given: Deployment) -> Boot:
     """The deployment GIVEN, and this system as it is now."""
     came = came_in_by()
     drivers.check_disks(given)
+    drivers.check_watchdogs()
     captured = network.capture(HOST, came.address, came.client)
     drivers.check_network(captured)
     if not asked.layer and not captured["dns"]:

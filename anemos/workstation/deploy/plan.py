@@ -59,6 +59,9 @@ def _system(facts: Facts) -> Iterator[str]:
         yield f"this is a container ({facts.container}): its kernel is not its own"
     for module in sorted({"loop", "squashfs"} - set(facts.modules)):
         yield f"the kernel has no {module}"
+    # Of others that nothing stops, build-initramfs finds out whether the initramfs drives them.
+    if any(each.identity == "IPMI" and each.lasting for each in facts.watchdogs):
+        yield "IPMI's watchdog cannot be stopped: load ipmi_watchdog without nowayout"
     if facts.place != "system":
         yield f"this is the initramfs of deployment {facts.deployment}, not a running system"
 
@@ -285,10 +288,19 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("warning", each) for each in _warnings(spec, facts)),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
         *(("network", f"left behind: {each}") for each in left_behind(facts)),
+        *(("watchdog", each) for each in _ticking(facts)),
         ("boot", ways.chosen(host, facts, sizes).describe(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),
     ]
+
+
+def _ticking(facts: Facts) -> Iterator[str]:
+    for name, identity, state, lasting in facts.watchdogs:
+        if lasting:
+            yield f"{name} ({identity}) cannot be stopped: the initramfs has to drive it"
+        elif state == "active":
+            yield f"{name} ({identity}) ticks: the jump stops it, or the initramfs takes it over"
 
 
 def _others(spec: Imgbuild, facts: Facts) -> list[Device]:
