@@ -45,7 +45,8 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(disks, "devices", lambda: [DEVICE])
     monkeypatch.setattr(drivers, "BLOCK", tmp_path)
     monkeypatch.setattr(disks, "fingerprint", lambda name, device, only: PRINT)
-    monkeypatch.setattr(logins, "settings", lambda host: {})
+    monkeypatch.setattr(logins, "settings", lambda host, user: {})
+    monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.setattr(logins, "public_of", lambda key: f"ssh-{key.decode().split()[1]} AAAA")
     stage.mkdir()
     (tmp_path / "initrd").write_bytes(b"first" * 3)  # no multiple of 4
@@ -251,7 +252,7 @@ def test_nobody_could_log_in(stage: Path) -> None:
         allowed.unlink()
         if content is not None:
             allowed.write_text(content)
-        with pytest.raises(Failure, match=r"\.ssh/authorized_keys2: nobody is listed"):
+        with pytest.raises(Failure, match="nobody is listed for root: nobody could"):
             logins.ssh_keys(staging.HOST)
         allowed.touch()
 
@@ -293,6 +294,7 @@ def test_keys_behind_links(stage: Path) -> None:
 def test_what_sshd_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own files, not the usual ones; tokens; options of a key; certificates are no keys."""
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 40000 192.0.2.7 22")
+    monkeypatch.delenv("SUDO_USER", raising=False)
     own, mine = make_key(tmp_path / "own"), make_key(tmp_path / "mine")
     other = make_key(tmp_path / "other")
     (tmp_path / "keys").mkdir()
@@ -312,10 +314,28 @@ def test_what_sshd_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found.authorized == [" ".join(mine.split()[:2])]
 
 
+def test_user_whom_sudo_makes_root(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's keys come first: clouds have a forced command before the same key of root's."""
+    monkeypatch.setenv("SUDO_USER", "debian")
+    host = staging.HOST
+    (host / "etc/passwd").write_text("root:x:0:0::/root:\ndebian:x:1000:1000::/srv/debian:\n")
+    (host / "root/.ssh/authorized_keys").write_text('command="no" ssh-ed25519 AAAA x\n')
+    (host / "srv/debian/.ssh").mkdir(parents=True)
+    (host / "srv/debian/.ssh/authorized_keys").write_text("ssh-ed25519 AAAA x\n")
+
+    both = b'ssh-ed25519 AAAA x\n\ncommand="no" ssh-ed25519 AAAA x\n'
+    assert logins.authorized(host) == both
+    (host / "root/.ssh/authorized_keys").unlink()
+    assert logins.authorized(host) == b"ssh-ed25519 AAAA x\n"
+    (host / "srv/debian/.ssh/authorized_keys").unlink()
+    with pytest.raises(Failure, match="nobody is listed for debian or root"):
+        logins.authorized(host)
+
+
 @pytest.mark.real("run")
 def test_no_sshd_to_ask(tmp_path: Path) -> None:
     """As where another server than OpenSSH's answers."""
-    assert logins.settings(tmp_path) == {}
+    assert logins.settings(tmp_path, "root") == {}
 
 
 # The program

@@ -1,4 +1,5 @@
-"""What the old system's sshd goes by, for root: by which keys it is known, and who may log in.
+"""What the old system's sshd goes by: by which keys it is known, and who may log in as root, or as
+the user whom sudo makes root.
 
 The initramfs takes both over. Paths are the old system's, whose root lies somewhere else here.
 """
@@ -15,7 +16,8 @@ from anemos.run import CommandFailed, run
 from anemos.system import tree
 
 # sshd(8), -T: its settings as they are for one connection; $0: where the operator came from.
-ASK = 'PATH=$PATH:/usr/sbin:/usr/local/sbin; exec sshd -T -C "user=root,host=$0,addr=$0"'
+ASK = 'PATH=$PATH:/usr/sbin:/usr/local/sbin; exec sshd -T -C "user=$1,host=$0,addr=$0"'
+ROOT = "root"
 ALLOWED = ".ssh/authorized_keys .ssh/authorized_keys2"  # sshd_config(5), AuthorizedKeysFile
 # A line of authorized_keys(5), whose options may hold quoted blanks: type and key.
 KEY = re.compile(r"(?:^|\s)((?:sk-)?(?:ssh|ecdsa)-\S+)\s+(AAAA[\w+/]*=*)")
@@ -34,7 +36,7 @@ def host_keys(host: Path) -> dict[str, bytes]:
     system gets them, too, if it has none."""
     usual = sorted(f"/etc/ssh/{key.name}" for key in (host / "etc/ssh").glob("ssh_host_*_key"))
     found: dict[str, bytes] = {}
-    for path in settings(host).get("hostkey", usual):
+    for path in settings(host, ROOT).get("hostkey", usual):
         file = tree.resolved(host, path)
         public = public_of(file.read_bytes()) if file.is_file() else ""
         name = f"ssh_host_{kind(public)}_key"
@@ -59,19 +61,29 @@ def kind(public: str) -> str:
 
 
 def authorized(host: Path) -> bytes:
-    (words,) = settings(host).get("authorizedkeysfile", [ALLOWED])
-    files = [tree.resolved(host, path) for path in expanded(words.split(), home(host))]
-    found = b"\n".join(file.read_bytes() for file in files if file.is_file())
+    """Of the operator, who may be another user than root, and then of root. In this order: sshd
+    takes the first line with a key, and root's may have a forced command."""
+    users = dict.fromkeys([os.environ.get("SUDO_USER") or ROOT, ROOT])
+    found = b"\n".join(text for user in users for text in listed(host, user))
     if not found.strip():
-        die(f"{words}: nobody is listed, so nobody could log in to the initramfs")
+        die(f"nobody is listed for {' or '.join(users)}: nobody could log in to the initramfs")
     return found
 
 
-def settings(host: Path) -> dict[str, list[str]]:
+def listed(host: Path, user: str) -> Iterator[bytes]:
+    (words,) = settings(host, user).get("authorizedkeysfile", [ALLOWED])
+    uid, home = account(host, user)
+    for path in expanded(words.split(), home, user, uid):
+        file = tree.resolved(host, path)
+        if file.is_file():
+            yield file.read_bytes()
+
+
+def settings(host: Path, user: str) -> dict[str, list[str]]:
     """By keyword; {} where sshd does not tell: it may be another server, or none."""
     client = (os.environ.get("SSH_CONNECTION") or "127.0.0.1").split()[0]
     try:
-        lines = run(["chroot", host, "sh", "-c", ASK, client]).splitlines()
+        lines = run(["chroot", host, "sh", "-c", ASK, client, user]).splitlines()
     except Failure:
         return {}
     found: dict[str, list[str]] = {}
@@ -80,19 +92,21 @@ def settings(host: Path) -> dict[str, list[str]]:
     return found
 
 
-def expanded(words: Iterable[str], home: str) -> Iterator[str]:
-    """The files of AuthorizedKeysFile, with its tokens for root (sshd_config(5), TOKENS)."""
-    tokens = {"%h": home, "%u": "root", "%U": "0", "%%": "%"}
+def expanded(words: Iterable[str], home: str, user: str = ROOT, uid: str = "0") -> Iterator[str]:
+    """The files of AuthorizedKeysFile, with its tokens (sshd_config(5), TOKENS)."""
+    tokens = {"%h": home, "%u": user, "%U": uid, "%%": "%"}
     for word in words:
         if word != "none":
             yield str(Path(home, re.sub("%[huU%]", lambda token: tokens[token[0]], word)))
 
 
-def home(host: Path) -> str:
-    """root's, by passwd(5)."""
+def account(host: Path, user: str) -> tuple[str, str]:
+    """Number and home of USER, by passwd(5), or the usual ones."""
     file = tree.resolved(host, "etc/passwd")
     entries = [line.split(":") for line in files.text(file).split("\n")]
-    return next((each[5] for each in entries if each[0] == "root" and len(each) > 5), "/root")
+    found = (words for words in entries if words[0] == user and len(words) > 5)
+    usual = "/root" if user == ROOT else f"/home/{user}"
+    return next(((words[2], words[5]) for words in found), ("0", usual))
 
 
 def public(host: Path) -> Logins:
@@ -100,5 +114,5 @@ def public(host: Path) -> Logins:
     found = host_keys(host)
     own = [key.decode().strip() for name, key in found.items() if name.endswith(".pub")]
     lines = authorized(host).decode(errors="replace").split("\n")
-    listed = [KEY.search(line) for line in lines if not re.match(r"\s*(#|cert-authority)", line)]
-    return Logins(own, [" ".join(each.groups()) for each in listed if each])
+    may = [KEY.search(line) for line in lines if not re.match(r"\s*(#|cert-authority)", line)]
+    return Logins(own, [" ".join(each.groups()) for each in may if each])
