@@ -83,6 +83,29 @@ up = 1200
 
 Editors complete and check the file with [host.schema.json](host.schema.json): a line
 `#:schema ../../docs/host.schema.json` at its top is enough for those that use Taplo.
+
+## A user with sudo
+
+Images for clouds let no root in, but a user like `debian`, who has sudo:
+
+```toml
+user = "debian"
+
+[after]
+user = "root" # the new system's; without it: debian
+```
+
+- sudo has to let that user run all commands, without a terminal. doas does not do.
+- If sudo asks for a password, the task asks you, once, on its terminal. The password stays in the
+  task's memory, and goes to sudo's standard input. A script without a terminal needs `NOPASSWD`
+  in the server's sudoers.
+- What is sent goes to root's commands only. The user can read none of it. `plan` refuses a sudo
+  that writes down what commands read (`log_input`).
+- Into the initramfs root logs in, by the keys that the old system lists for the user and for
+  root.
+- In the new system, the user needs the package `sudo`, a line in sudoers, and a key that it can
+  read. `plan` looks for key and package.
+- `./inv rescue` runs `sudo -i` there. `./inv test` logs in to its VM as root.
 """
 Schema = Mapping[str, Any]
 

@@ -75,6 +75,7 @@ class Commands:
         state = self.directory / "nth"
         shutil.rmtree(state, ignore_errors=True)
         (state / "calls").mkdir(parents=True)
+        (state / "calls").chmod(0o777)  # an ordinary user's count, too
         (state / "broken").write_text(f"{which} {way}\n")
 
     def calls(self) -> list[str]:

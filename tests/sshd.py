@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
-from anemos.run import run
+from anemos.run import Argv, run
 from anemos.workstation.ssh import Endpoint
 
 SSHD = "/usr/sbin/sshd"
@@ -47,8 +47,11 @@ class Server:
         config.write_text("\n".join([*self.settings, *self._settings()]) + "\n")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's empty chroot
-        run([SSHD, "-f", config, "-E", self.directory / "log"])
+        self._launch([SSHD, "-f", config, "-E", self.directory / "log"])
         self._wait_for_pid_file(there=True)  # written when sshd listens, after it has detached
+
+    def _launch(self, argv: Argv) -> None:
+        run(argv)
 
     def _settings(self) -> list[str]:
         return [

@@ -16,14 +16,17 @@ SITES = "Match Group sites\n    AuthorizedKeysFile /etc/ssh/authorized_keys/%u\n
 ELSEWHERE = "AuthorizedKeysFile /etc/ssh/keys/%u\n"
 FOR_ROOT = f"Match User root\n    {ELSEWHERE}"
 
+FOR_ALICE = "Match User alice\n    AuthorizedKeysFile /etc/ssh/authorized_keys/%u\n"
+
 Files = dict[str, str]
 
 
-def problem(tmp_path: Path, files: Files, *secrets: str, **words: str) -> str:
+def problem(tmp_path: Path, files: Files, *secrets: str, user: str = "root", **words: str) -> str:
     for path, text in files.items():
         (tmp_path / "files" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "files" / path).write_text(text)
-    return access.problem(imgbuild.interpret(tmp_path, {"target": "debian"} | words), secrets)
+    spec = imgbuild.interpret(tmp_path, {"target": "debian"} | words)
+    return access.problem(spec, secrets, user)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,21 @@ def test_nobody(tmp_path: Path, files: Files, where: str) -> None:
 def test_among_the_secrets(tmp_path: Path, name: str) -> None:
     assert problem(tmp_path, {}, name) == ""
     assert problem(tmp_path, {CONFIG: ELSEWHERE}, name)
+
+
+def test_ordinary_user(tmp_path: Path) -> None:
+    """Needs a key that sshd can read as that user, and sudo."""
+    own = "home/alice/.ssh/authorized_keys"
+
+    def said(files: Files, *secrets: str, **words: str) -> str:
+        return problem(tmp_path, files, *secrets, user="alice", **{"packages": "sudo"} | words)
+
+    assert "could log in to the new system as alice: files/ does not have a key" in said({}, own)
+    assert said({OWN: KEY}).endswith("login='provision() writes it'")
+    assert said({}, login="provision() writes it") == ""
+    assert said({own: KEY}) == ""
+    assert "sudo is not among `packages`" in said({}, packages="openssh-server")
+    assert said({"etc/ssh/authorized_keys/alice": KEY, CONFIG: FOR_ALICE}) == ""
 
 
 def test_fetched_by_the_server(tmp_path: Path) -> None:

@@ -66,6 +66,21 @@ def test_everything(directory: Path) -> None:
     assert found.identity_file == Path.home() / ".ssh/mx"
 
 
+def test_who_logs_in(directory: Path) -> None:
+    for text, users in {
+        "": ("root", "root"),
+        'user = "debian"\n': ("debian", "debian"),
+        'user = "debian"\n[after]\nuser = "root"\n': ("debian", "root"),
+        '[after]\nuser = "alice"\n': ("root", "alice"),
+    }.items():
+        found = load(directory, MINIMAL + text)
+        assert (found.user, found.new_user) == users
+        assert hosts.new_user("mx") == users[1]
+    for name in ("", "-oProxyCommand=x", "a b", "a@b", "ä", "1", "x\\n"):
+        with pytest.raises(Failure, match=r"user is .*: not the name of a user"):
+            load(directory, MINIMAL + f'user = "{name}"\n')
+
+
 def test_port_must_listen_afterwards(directory: Path) -> None:
     assert load(directory, MINIMAL).ports == [22]
     assert load(directory, MINIMAL + "port = 2222\n").ports == [2222]
@@ -163,7 +178,6 @@ def test_vm(directory: Path) -> None:
             MINIMAL + 'build_on = "cloud"\n',
             f"{WHERE}: build_on is 'cloud': should be 'workstation', 'server' or",
         ),
-        (MINIMAL + 'user = "admin"\n', f"{WHERE}: unknown name 'user'"),
     ],
 )
 def test_errors(directory: Path, text: str | bytes, message: str) -> None:
@@ -200,12 +214,12 @@ def test_all_that_is_wrong_at_once(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "hint"),
     [
-        ("root@mx.example.org", 'write address = "mx.example.org"; the login is always root\'s'),
-        ("admin@192.0.2.1:22", 'address = "192.0.2.1" and port = 22; the login'),
+        ("root@mx.example.org", 'write address = "mx.example.org" and user = "root"'),
+        ("admin@192.0.2.1:22", 'address = "192.0.2.1" and port = 22 and user = "admin"'),
         ("mx.example.org:2222", 'write address = "mx.example.org" and port = 2222'),
         ("[2001:db8::1]", 'write address = "2001:db8::1"'),
         ("[2001:db8::1]:2222", 'address = "2001:db8::1" and port = 2222'),
-        ("ssh://root@mx:22/", 'write address = "mx" and port = 22; the login'),
+        ("ssh://root@mx:22/", 'write address = "mx" and port = 22 and user = "root"'),
         ("mx.example.org/", 'write address = "mx.example.org"'),
         ("mx example", "no entry of ~/.ssh/config"),
         ("192.0.2.1/24", "an IP address or a DNS name"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from anemos.run import CommandFailed, run
 from anemos.system import imgbuild, layout
 from anemos.system.layout import MIB
 from anemos.workstation.deploy import payload, reach
-from tests import brain, nth, tiny
+from anemos.workstation.ssh import Endpoint
+from tests import brain, nth, sudoer, tiny
 from tests.lab import DEPLOYMENT
 from tests.nth import Commands
 from tests.sshd import make_key
@@ -437,6 +439,7 @@ mount --bind "$top" /run/yard
 echo 0 >/run/loaded
 [ ! -e /root/.bashrc ] || mount --bind /dev/null /root/.bashrc # what it starts does not count
 ip link set lo up
+{{}}
 "$@"
 : # no exec, as above
 """
@@ -450,15 +453,18 @@ class Yard:
     commands: Commands
     machine: Machine
 
-    def start(self, which: int = 0, way: str = "none") -> dict[str, Any]:
-        """From the upload to the jump. The command WHICH, on the server, is broken in this WAY."""
+    def start(
+        self, which: int = 0, way: str = "none", user: str = "root", known: str = ":"
+    ) -> dict[str, Any]:
+        """From the upload to the jump, by USER, whom the script KNOWN makes. The command WHICH, on
+        the server, is broken in this WAY."""
         self.commands.arm(which, way)
         (self.top / "end").unlink(missing_ok=True)
         disks = self.machine.top / "fresh/disks"
         with attached(disks / "system") as system, attached(disks / "data") as data:
             (self.top / "nodes").write_text(f"{system} {data}")
-            argv: list[str | Path] = [*ALONE, "sh", "-c", YARD, "sh", self.top]
-            argv += [sys.executable, "-B", "-m", "tests.yard", self.top]
+            argv: list[str | Path] = [*ALONE, "sh", "-c", YARD.format(known), "sh", self.top]
+            argv += [sys.executable, "-B", "-m", "tests.yard", self.top, user]
             env = {"PATH": os.environ["PATH"], "HOME": f"{self.top}/home"}
             subprocess.run(argv, cwd=ROOT, env=env, timeout=900, check=True)
         return dict(json.loads((self.top / "end").read_text()))
@@ -513,6 +519,18 @@ def test_old_system(old_system: Yard, everything: bool, report: Report) -> None:
         return "old system, by clean" if end["left"] else "old system"
 
     try_all(commands, attempt, 0 if everything else 3, report)
+
+
+def test_old_system_by_an_ordinary_user(old_system: Yard) -> None:
+    """The way is the same, and sudo gets the password, nothing else."""
+    top, nobody = old_system.top, Endpoint("", 0, "", None)
+    server = sudoer.Server(top, nobody)
+    sudoer.furnish(server)
+    top.parent.chmod(0o755)
+    words = shlex.join(map(str, sudoer.words(top)))
+    end = old_system.start(user=sudoer.USER, known=f'set -- {words} "$@"{sudoer.KNOWN}')
+    assert (end["status"], end["jumped"]) == (0, True), end
+    assert set(server.tokens) == {sudoer.PASSWORD}
 
 
 Attempt = Callable[[int, str], str]

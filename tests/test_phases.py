@@ -44,7 +44,7 @@ from anemos.workstation.deploy.state import (
     payload_file,
     remember_downtime,
 )
-from anemos.workstation.hosts import Host, Timeouts, VmSettings
+from anemos.workstation.hosts import After, Host, Timeouts, VmSettings
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
@@ -184,6 +184,21 @@ def test_deployment_ids() -> None:
 def test_endpoint(tmp_path: Path) -> None:
     assert reach.endpoint(HOST) == Endpoint("192.0.2.1", 2222, HOST.host_key, None)
     assert reach.endpoint(replace(HOST, identity=f"{tmp_path}/id")).identity == tmp_path / "id"
+
+
+@pytest.mark.parametrize(
+    ("user", "after", "logins"),
+    [
+        ("debian", "", ["debian", "root", "debian"]),
+        ("debian", "root", ["debian", "root", "root"]),
+        ("debian", "alice", ["debian", "root", "alice"]),
+        ("root", "alice", ["root", "root", "alice"]),
+    ],
+)
+def test_users_of_the_three_systems(user: str, after: str, logins: list[str]) -> None:
+    found = reach.endpoint(replace(HOST, user=user, after=After(after))).logins
+    assert [each.user for each in found] == logins
+    assert all(each.sudo == (each.user != "root") for each in found)
 
 
 def test_vm_that_does_not_run() -> None:

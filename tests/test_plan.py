@@ -15,7 +15,7 @@ from anemos.system.imgbuild import Imgbuild
 from anemos.workstation.deploy import facts, plan, ways
 from anemos.workstation.deploy.facts import Entry, Facts, Network
 from anemos.workstation.deploy.sizes import MIB, Sizes
-from anemos.workstation.hosts import Host
+from anemos.workstation.hosts import After, Host
 
 DATA = Path(__file__).parent / "data"
 FACTS = facts.parse((DATA / "facts-virtio").read_text())
@@ -43,7 +43,11 @@ def test_no_problem() -> None:
 
 
 ALONE: list[tuple[dict[str, Any], str]] = [
-    ({"user": "1000"}, "the login is not root's"),
+    ({"user": "1000"}, "commands do not run as root there"),
+    (
+        {"sudo_logs": True},
+        "sudo writes down what commands read, secrets too: log_input in the server's sudoers",
+    ),
     ({"machine": "aarch64"}, "the machine is aarch64; the base image is for x86_64"),
     (
         {"container": "/.dockerenv"},
@@ -137,7 +141,7 @@ def test_all_problems_at_once() -> None:
     )
 
     assert [line.split(":")[0] for line in problems(bad)] == [
-        "the login is not root's",
+        "commands do not run as root there",
         "the machine is aarch64; the base image is for x86_64",
         "this is a container (/.dockerenv)",
         "the kernel has no loop",
@@ -369,6 +373,24 @@ def test_describe() -> None:
             "362 of 977 MiB after it: 2 x (base 60 + layer 20 + payload 1) + 200 to work with",
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("user", "after", "login"),
+    [
+        (
+            "debian",
+            "",
+            "debian with sudo; root in the initramfs, by the same key; debian with sudo",
+        ),
+        ("debian", "root", "debian with sudo; root in the initramfs, by the same key; root"),
+        ("root", "alice", "root; root in the initramfs, by the same key; alice with sudo"),
+    ],
+)
+def test_describe_logins(user: str, after: str, login: str) -> None:
+    host = replace(HOST, user=user, after=After(after))
+    lines = dict(plan.describe(host, spec(), FACTS, SIZES))
+    assert lines["login"] == f"{login} in the new system"
 
 
 def test_describe_a_server_that_was_deployed_before() -> None:

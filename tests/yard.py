@@ -1,4 +1,6 @@
-"""A workstation, and the old system that it works on, in namespaces: python -m tests.yard TOP.
+"""A workstation, and the old system that it works on, in namespaces.
+
+    python -m tests.yard TOP USER
 
 The real phases run the real scripts over a real sshd; oldside.py is Anemos in the base image. What
 comes of it is in TOP/end, as JSON. test_nth.py has made TOP, which is /run/yard, too.
@@ -18,20 +20,21 @@ from typing import Any, NoReturn
 from anemos import log
 from anemos.files import sha256
 from anemos.log import FAILED, Failure, die
-from anemos.workstation import places
+from anemos.workstation import places, sudo
 from anemos.workstation.deploy import clean, consent, facts, phases, reach, staged
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.sizes import Sizes
 from anemos.workstation.deploy.state import State, payload_file
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import TimedOut
-from tests import sshd
+from tests import sshd, sudoer
 from tests.lab import DEPLOYMENT
 from tests.nth import Commands
 from tests.oldside import LOADED
 
 JUMPED = Path("/run/jumped")
 PORT = 2222
+SEEN = SimpleNamespace(base="", kexec=True, lockdown="", memory_available=2**40)
 
 
 def arrive(*_: object) -> Identity:
@@ -47,12 +50,13 @@ def stand_in(top: Path) -> None:
         (reach, "SERVER", top / "scripts"),
         (reach, "give_word", lambda *_: None),
         (staged, "PAUSE_S", 0),
-        (facts, "gather", lambda *_: SimpleNamespace(base="", kexec=True, lockdown="")),
+        (facts, "gather", lambda *_: SEEN),
         (phases, "measure", lambda *_: Sizes(0, 0, 0, base_is_there=False)),
         (phases, "require", lambda *_: None),
         (phases, "arrive", arrive),
         (consent, "check", lambda *_: None),
         (consent, "check_disks", lambda *_: None),
+        (sudo, "asked", lambda _: sudoer.PASSWORD),
     ):
         assert hasattr(module, name)
         setattr(module, name, value)
@@ -95,10 +99,10 @@ def left() -> list[str]:
     return [*files, *ours, *(["a loaded kernel"] if LOADED.read_text() != "0\n" else [])]
 
 
-def main(top: Path) -> None:
+def main(top: Path, user: str) -> None:
     stand_in(top)
     key, identity = (top / "host_key.pub").read_text().strip(), str(top / "identity")
-    host = Host("mx", top / "mx", "127.0.0.1", key, PORT, identity=identity)
+    host = Host("mx", top / "mx", "127.0.0.1", key, PORT, user, identity)
     shutil.copy(top / "payload", payload_file(host))
     (base,) = top.glob("base-*.squashfs")
     State("mx", DEPLOYMENT, sha256(top / "payload"), str(base)).save()
@@ -107,4 +111,4 @@ def main(top: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

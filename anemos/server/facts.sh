@@ -16,6 +16,12 @@ variable() {
 memory() { sed -n "s/^$1: *\([0-9]*\) kB/\1/p" /proc/meminfo; }
 
 fact user "$(id -u)"
+# sudo may write down what commands read (sudoers(5), log_input).
+if [ -n "${SUDO_USER:-}" ]; then
+    case $(sudo -l -U "$SUDO_USER" 2>/dev/null | grep -Eo '!?log_(input|stdin)|\<LOG_INPUT' | tail -n 1) in
+    [lL]*) fact sudo_logs yes ;;
+    esac
+fi
 fact name "$(uname -n)"
 fact machine "$(uname -m)"
 fact kernel "$(uname -r)"

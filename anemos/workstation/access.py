@@ -1,7 +1,7 @@
 """Who may log in to the new system: told before the jump, not found out after it.
 
-As far as the definition tells. It has to be root: Anemos verifies the new system as root, and
-deploys it again as root.
+As far as the definition tells. It has to be root, or a user with sudo: Anemos verifies the new
+system as root, and deploys it again as root.
 """
 
 import re
@@ -13,6 +13,7 @@ from anemos.server import logins
 from anemos.system import template, tree
 from anemos.system.definition import PATCH
 from anemos.system.imgbuild import Imgbuild
+from anemos.workstation.hosts import ROOT
 
 CONFIG = "etc/ssh/sshd_config"
 # With one of these, keys come from elsewhere.
@@ -22,20 +23,27 @@ ELSEWHERE = ("authorizedkeyscommand", "trustedusercakeys")
 Files = Mapping[str, Path | None]
 
 
-def problem(spec: Imgbuild, secrets: Iterable[str]) -> str:
-    """Why root could not log in to the new system over SSH; "" when nothing tells that.
+def problem(spec: Imgbuild, secrets: Iterable[str], user: str = ROOT) -> str:
+    """Why USER could not log in to the new system over SSH, or not be root there; "" when nothing
+    tells that.
 
     SECRETS: the names of the host's. Nothing of them is read.
     """
-    files = defined(spec, secrets)
-    said = settings(files)
-    if spec.login or any(said.get(each, ["none"]) != ["none"] for each in ELSEWHERE):
+    # sshd reads the list as the user, and secrets are root's alone.
+    files = defined(spec, secrets if user == ROOT else ())
+    said = settings(files, user)
+    if spec.login:
         return ""
-    places = lists(said)
+    if user != ROOT and "sudo" not in spec.packages:
+        return f"{user} could not be root in the new system: sudo is not among `packages`"
+    if any(said.get(each, ["none"]) != ["none"] for each in ELSEWHERE):
+        return ""
+    places = lists(said, user)
     if any(opens(each, files, spec) for each in places):
         return ""
+    inputs = "neither files/ nor the secrets have" if user == ROOT else "files/ does not have"
     return (
-        "nobody could log in to the new system as root: neither files/ nor the secrets have a key"
+        f"nobody could log in to the new system as {user}: {inputs} a key"
         f" in /{places[0] if places else 'any file'}; if provision() puts one there, say so in the"
         " IMGBUILD: login='provision() writes it'"
     )
@@ -44,14 +52,15 @@ def problem(spec: Imgbuild, secrets: Iterable[str]) -> str:
 def where(spec: Imgbuild, secrets: Iterable[str]) -> str:
     """The file that one more key of root belongs to, without leading slash."""
     files = defined(spec, secrets)
-    places = lists(settings(files)) or lists({})
+    places = lists(settings(files, ROOT)) or lists({})
     return next((each for each in places if opens(each, files, spec)), places[0])
 
 
-def lists(said: Mapping[str, list[str]]) -> list[str]:
-    """Where root's keys are listed, by what `settings` SAID; without leading slash."""
+def lists(said: Mapping[str, list[str]], user: str = ROOT) -> list[str]:
+    """Where USER's keys are listed, by what `settings` SAID; without leading slash."""
     words = said.get("authorizedkeysfile", logins.ALLOWED.split())
-    return [path.lstrip("/") for path in logins.expanded(words, "/root")]
+    home = "/root" if user == ROOT else f"/home/{user}"
+    return [path.lstrip("/") for path in logins.expanded(words, home, user)]
 
 
 def defined(spec: Imgbuild, secrets: Iterable[str]) -> Files:
@@ -76,10 +85,10 @@ def lines(files: Files, path: str) -> list[str]:
     return file.read_text(errors="replace").splitlines() if file else []
 
 
-def settings(files: Files) -> dict[str, list[str]]:
-    """What the definition's sshd_config(5) says of root: keyword in lower case -> words.
+def settings(files: Files, user: str) -> dict[str, list[str]]:
+    """What the definition's sshd_config(5) says of USER: keyword in lower case -> words.
 
-    The first one counts; one below a Match for root before all others.
+    The first one counts; one below a Match for USER before all others.
     """
     parts = sorted(path for path in files if re.fullmatch(rf"{CONFIG}\.d/[^/]*\.conf", path))
     general: dict[str, list[str]] = {}
@@ -88,7 +97,7 @@ def settings(files: Files) -> dict[str, list[str]]:
         into: dict[str, list[str]] = general
         for keyword, words in statements(lines(files, path), patched=path.endswith(PATCH)):
             if keyword == "match":
-                into = special if for_root(words) else {}
+                into = special if meant(words, user) else {}
             else:
                 into.setdefault(keyword, words)
     return general | special
@@ -103,9 +112,10 @@ def statements(text: Iterable[str], *, patched: bool) -> Iterator[tuple[str, lis
             yield words[0].lower(), words[-1].replace('"', "").split()
 
 
-def for_root(criteria: list[str]) -> bool:
-    """Whether a Match may be for root: `all`, or a User or Group that fits."""
+def meant(criteria: list[str], user: str) -> bool:
+    """Whether a Match may be for USER: `all`, or a User or Group that fits. A group of that name is
+    the usual one."""
     pairs = dict(zip(map(str.lower, criteria[::2]), criteria[1::2], strict=False))
     patterns = [pairs[each] for each in ("user", "group") if each in pairs]
-    fits = all(any(fnmatchcase("root", p) for p in each.split(",")) for each in patterns)
+    fits = all(any(fnmatchcase(user, p) for p in each.split(",")) for each in patterns)
     return criteria == ["all"] or (bool(patterns) and fits)

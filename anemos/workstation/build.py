@@ -27,7 +27,8 @@ def build(name: str, format: str = "", output: str = "", check: bool = False) ->
     real = set(sources.of(name).names(name))
     made = set(throwaway.source(name, name).names(name))
     # What has a boot loader is a machine; an archive or a container needs no login.
-    if spec.bootloader and (wrong := access.problem(spec, real | made)):
+    user = hosts.new_user(name)
+    if spec.bootloader and (wrong := access.problem(spec, real | made, user)):
         die(f"{name}: {wrong}")
     if missing := sorted(real - made):
         log.info(f"Neither declared nor made by test_secrets(): {', '.join(missing)}")

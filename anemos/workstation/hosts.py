@@ -24,12 +24,13 @@ from anemos.workstation.qemu import Network
 
 Positive = Annotated[int, Field(strict=True, gt=0)]
 Port = Annotated[int, Field(strict=True, gt=0, le=65535)]
+ROOT = "root"
 BuildOn = Literal["workstation", "server", "initramfs"]
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 # What people write as an address: more than that.
 SPELT = re.compile(
-    r"(?:ssh://)?(?:[^@/]*@)?(?:\[(?P<six>[^]]*)\]|(?P<name>[^:/]*))(?::(?P<port>\d+))?/?"
+    r"(?:ssh://)?(?:(?P<user>[^@/]*)@)?(?:\[(?P<six>[^]]*)\]|(?P<name>[^:/]*))(?::(?P<port>\d+))?/?"
 )
 
 
@@ -51,8 +52,15 @@ def check_address(text: str) -> str:
     if not found or not is_address(address):
         raise ValueError("write an IP address or a DNS name, no entry of ~/.ssh/config")
     port = f" and port = {found['port']}" if found["port"] else ""
-    root = "; the login is always root's" if "@" in text else ""
-    raise ValueError(f'write address = "{address}"{port}{root}')
+    user = f' and user = "{found["user"]}"' if found["user"] else ""
+    raise ValueError(f'write address = "{address}"{port}{user}')
+
+
+def check_user(text: str) -> str:
+    """Raises ValueError unless TEXT may be a user's name (useradd(8))."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", text):
+        raise ValueError("not the name of a user")
+    return text
 
 
 def check_key(text: str) -> str:
@@ -125,6 +133,13 @@ class VmSettings:
 
 
 @dataclass(frozen=True)
+class After:
+    __pydantic_config__ = RULES
+    user: Annotated[str, AfterValidator(check_user)] = ""
+    """Who logs in. Without it: `user`."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """What host.toml says."""
 
@@ -135,6 +150,8 @@ class Settings:
     """The pinned SSH host key, as in `ssh_host_*_key.pub`. `./inv adopt` writes it."""
     port: Port = 22
     """Port of the server's sshd, before and after a deployment."""
+    user: Annotated[str, AfterValidator(check_user)] = ROOT
+    """Who logs in, before and after a deployment. Any other user than root needs sudo."""
     identity: str = ""
     """File of your private SSH key. Without it: the keys of the agent, and ssh's default keys."""
     build_on: BuildOn = "workstation"
@@ -150,6 +167,8 @@ class Settings:
     server fetches secrets."""
     ports: list[Port] = field(default_factory=lambda: [22])
     """Ports that must listen after a deployment. Without it: `port`."""
+    after: After = field(default_factory=After)
+    """How the new system is reached, if that is another way than before."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     """How long to wait, in seconds."""
     secrets: SecretSettings = field(default_factory=SecretSettings)
@@ -188,11 +207,16 @@ class Host(Settings, Place):
     def identity_file(self) -> Path | None:
         return expanded(self.identity)
 
+    @property
+    def new_user(self) -> str:
+        """Who logs in to the new system."""
+        return self.after.user or self.user
+
     def imgbuild(self) -> Imgbuild:
         return imgbuild.load(self.directory)
 
 
-TABLES = {"timeouts": Timeouts, "secrets": SecretSettings, "vm": VmSettings}
+TABLES = {"after": After, "timeouts": Timeouts, "secrets": SecretSettings, "vm": VmSettings}
 Table = TypeVar("Table")
 
 
@@ -296,6 +320,11 @@ def incomplete(name: str) -> dict[str, Any]:
 def secret_settings(name: str) -> SecretSettings:
     """Where the secrets of the host NAME are, which need not have a complete host.toml yet."""
     return read(name, SecretSettings, incomplete(name).get("secrets", {}), ["secrets"])
+
+
+def new_user(name: str) -> str:
+    """Who logs in to the new system of the host NAME, which need not have a host.toml yet."""
+    return Host(name, find(name), **vars(read(name, Settings, incomplete(name)))).new_user
 
 
 def is_local(name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from anemos import run
 from anemos.log import UNVERIFIED, Failure, Sink, die
 from anemos.run import CommandFailed
-from anemos.workstation import journal, places
+from anemos.workstation import journal, places, sudo
 from anemos.workstation.ssh import Endpoint, connect
 
 VARIABLE = "ANEMOS_MACHINE"  # the machine as JSON; no secret is in it
@@ -26,7 +26,7 @@ PLUGINS = ("anemos.workstation.fixtures", "no:pytest11.testinfra", "no:cacheprov
 
 @dataclass(frozen=True)
 class Machine:
-    """LOGIN: ssh(1)'s argv under the pinned key. PORTS: the machine's -> those that lead there.
+    """WHERE: one login. LOGIN: ssh(1)'s argv for it. PORTS: the machine's -> those that lead there.
 
     NOTES: the JSON file of what the tests wrote down. SECRETS: the directory of the throw-away
     ones, in clear, as secrets.py reveals them; "" for a server.
@@ -55,7 +55,7 @@ def load(text: str) -> Machine:
     """What `dump` has made."""
     given = json.loads(text)
     where = given.pop("where")
-    identity = where.pop("identity")
+    identity, _ = where.pop("identity"), where.pop("also")
     return Machine(Endpoint(**where, identity=Path(identity) if identity else None), **given)
 
 
@@ -70,7 +70,8 @@ def check(directory: Path, machine: Machine, log: Sink) -> str:
         return ""
     env = {VARIABLE: dump(machine), AGENT: os.environ.get(AGENT, "")}
     try:
-        said = run.run(argv_of(files, machine), cwd=places.ROOT, env=env, log=log)
+        argv, data = argv_of(files, machine), sudo.known()
+        said = run.run(argv, data=data, cwd=places.ROOT, env=env, log=log)
     except CommandFailed:
         with suppress(Failure), connect(machine.where) as remote:
             journal.tell(remote, log)
@@ -81,4 +82,12 @@ def check(directory: Path, machine: Machine, log: Sink) -> str:
 def argv_of(files: Sequence[Path], machine: Machine) -> list[str | Path]:
     plugins = [word for name in PLUGINS for word in ("-p", name)]
     only = [] if machine.secrets else ["-m", "safe"]
-    return [sys.executable, "-B", "-m", "pytest", "--quiet", "--no-header", *plugins, *only, *files]
+    words = ["--quiet", "--no-header", *plugins, *only]
+    return [sys.executable, "-B", "-m", "anemos.workstation.machine", *words, *files]
+
+
+if __name__ == "__main__":  # pytest, which gets the passwords that were typed for `check`
+    import pytest
+
+    sudo.learn(sys.stdin.read())
+    sys.exit(pytest.main())

@@ -1,7 +1,7 @@
 """The one module that speaks SSH.
 
 A server is met only under its pinned host key, and no configuration of the user (ssh_config,
-fabric.yaml, known_hosts) has a say. The login is root's.
+fabric.yaml, known_hosts) has a say. The login is root's, or that of a user whom sudo makes root.
 
 Commands and files go through channels of our own instead of fabric's `run` and `put`: `run` leaves
 standard input open or feeds it 100 bytes a second, `put` needs an sftp-server and makes a file
@@ -18,10 +18,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import fabric
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -39,6 +40,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from anemos.log import BAD_INPUT, FAILED, Failure, Sink, die, info
 from anemos.run import Argv, CommandFailed, quote, tail
+from anemos.workstation import sudo
 
 ANSWER_S = 10  # for the TCP handshake, then for the first line of the server
 HANDSHAKE_S = 30  # for each of key exchange, login, opening a channel: emulated machines are slow
@@ -47,12 +49,16 @@ STILL_S = 20  # a file that takes longer than this tells how far it is
 CHUNK = 1 << 18
 WINDOW = 1 << 21  # paramiko's receive window: no channel ever buffers more than this
 
-# The command's output stands between two marks, $1: the login shell's own files (.bashrc) may print
-# before and after it. Its status, death by a signal included, is kept apart from a lost connection:
-# paramiko knows no exit-signal (RFC 4254, 6.10), it tells both as -1.
-FRAMED = 'mark=$1; shift; printf %s "$mark"; "$@"{}; status=$?; printf %s "$mark"; exit $status'
-APART = FRAMED.format("")
-MERGED = FRAMED.format(" 2>&1")  # in order; sshd would read two pipes in any order
+# The command's output stands between two marks: the login shell's own files (.bashrc) may print
+# before and after it, also the command itself, so that a mark comes in two halves, $1 and $2. Its
+# status, death by a signal included, is kept apart from a lost connection: paramiko knows no
+# exit-signal (RFC 4254, 6.10), it tells both as -1.
+FRAMED = (
+    'mark=$1$2; shift 2; printf %s "$mark"; {}"$@"{}; status=$?; printf %s "$mark"; exit $status'
+)
+MERGED = " 2>&1"  # in order; sshd would read two pipes in any order
+# Drops what comes before the header, see sudo.py: read(1p) takes no byte of what follows a line.
+HEADED = 'while read -r line && [ "$line" != "$mark" ]; do :; done; '
 
 # Parameters: path, mode, size. The file begins empty with mode 0600, never wider, and gets its
 # final mode before its first byte; `set -C` is O_EXCL: no link of somebody else is followed. Out of
@@ -94,6 +100,11 @@ class TimedOut(Failure):
     """A command did not end in time; the server may have gone without a word."""
 
 
+# What tells most about a machine with several logins comes first.
+TELLING = [WrongHostKey, LoginRefused, Unreachable]
+_last: "Endpoint | None" = None  # the login that was let in last
+
+
 @dataclass(frozen=True)
 class Answer:
     """STATUS: as a shell tells it. OUT, ERR: what was said on standard output and error."""
@@ -103,13 +114,30 @@ class Answer:
     err: bytes
 
 
+class Login(NamedTuple):
+    """Another way in, under the same key. SUDO: it takes that to be root."""
+
+    address: str
+    port: int
+    user: str
+    sudo: bool
+
+
 @dataclass(frozen=True)
 class Endpoint:
     address: str  # IP address or DNS name, nothing else in it
     port: int
     host_key: str  # "TYPE BASE64", as in a host_key.pub; a comment may follow
     identity: Path | None  # private key file; None: the agent's keys and the default ones
-    user: str = "root"  # another one only in tests, by those who are not root
+    user: str = "root"
+    sudo: bool = False
+    also: tuple[Login, ...] = ()  # of the machine's other systems, the new one's last
+
+    @property
+    def logins(self) -> list["Endpoint"]:
+        """Each way in by itself, to the new system last."""
+        others = [replace(self, **each._asdict(), also=()) for each in self.also]
+        return [replace(self, also=()), *others]
 
     @property
     def known_as(self) -> str:
@@ -222,25 +250,34 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         """As `sh`, for a command that may fail: no CommandFailed. DATA comes in parts."""
         name = quote([f"{self.endpoint}:", *(shown or argv)])
         lost = ConnectionLost(f"{name}: the connection was lost", status=FAILED)
-        mark = f"<{token_hex(8)}>"
-        framed = ["sh", "-c", MERGED if log else APART, "sh", mark, *argv]
+        halves, prompt = (f"<{token_hex(8)}", f"{token_hex(8)}>"), (token_hex(8), token_hex(8))
+        mark, elevate = "".join(halves).encode(), self.endpoint.sudo
+        script = FRAMED.format(HEADED if elevate else "", MERGED if log else "")
+        framed = ["sh", "-c", script, "sh", *halves, *(os.fspath(word) for word in argv)]
         try:
             # Not create_session(): it would dial again by itself after a loss.
             channel = self.transport.open_session(timeout=HANDSHAKE_S)
-            channel.exec_command(quote(framed))
+            channel.exec_command(quote(sudo.elevated(framed, prompt) if elevate else framed))
         except (SSHException, EOFError, OSError):
             raise lost from None
+        begun = bytearray(), bytearray()
         with channel:
             try:
+                if elevate:
+                    begun = sudo.admit(channel, mark, prompt, str(self.endpoint), timeout)
+                    data = chain([mark + b"\n"], data) if mark in begun[0] else ()
                 feed(channel, data, timeout)
-                said = listen(channel, timeout, mark.encode(), log)
-            except TimeoutError:
-                raise TimedOut(f"{name}: no end after {timeout:.0f} s", status=FAILED) from None
+                said = listen(channel, timeout, mark, log, *begun)
+            except TimeoutError as error:
+                end = f"{name}: no end after {timeout:.0f} s\n{tail(str(error))}".rstrip()
+                raise TimedOut(end, status=FAILED) from None
+            except OSError:  # while sudo was answered
+                raise lost from None
         if said.status == -1:
             raise lost
-        if mark.encode() not in said.out:
-            raise not_run(name, (said.out + said.err).decode(errors="replace"))
-        return replace(said, out=between(said.out, mark.encode()))
+        if mark not in said.out:
+            raise not_run(self.endpoint, name, (said.out + said.err).decode(errors="replace"))
+        return replace(said, out=between(said.out, mark))
 
 
 def between(out: bytes, mark: bytes) -> bytes:
@@ -249,11 +286,15 @@ def between(out: bytes, mark: bytes) -> bytes:
     return said.rpartition(mark)[0] if mark in said else said
 
 
-def not_run(name: str, said: str) -> NotRun:
+def not_run(endpoint: Endpoint, name: str, said: str) -> NotRun:
+    forced = (
+        "root's authorized_keys may have a forced command there (command=...), as images for"
+        " clouds do: it has to go, or user in host.toml names who may log in; or the login shell"
+        " does not run commands"
+    )
     return NotRun(
         f"{name}: was not run; this was said instead:\n{tail(said)}".rstrip(),
-        hint="root's authorized_keys may have a forced command there (command=...), as images for"
-        " clouds do: it has to go; or the login shell does not run commands",
+        hint=sudo.HINT.format(endpoint.user) if endpoint.sudo else forced,
         status=BAD_INPUT,
     )
 
@@ -336,11 +377,17 @@ def feed(channel: Channel, data: Iterable[bytes], timeout: float) -> None:
     channel.shutdown_write()
 
 
-def listen(channel: Channel, timeout: float, mark: bytes, log: Sink | None) -> Answer:
+def listen(
+    channel: Channel,
+    timeout: float,
+    mark: bytes,
+    log: Sink | None,
+    out: bytearray,
+    err: bytearray,
+) -> Answer:
     """Wait for the command's end: its status is -1 when the connection was lost. Standard output
-    and error are read in turns: they share one window."""
+    and error are read in turns: they share one window. OUT, ERR: what was said so far."""
     deadline = monotonic() + timeout
-    out, err = bytearray(), bytearray()
     told, ended = 0, False
     while not ended:
         left = deadline - monotonic()
@@ -375,21 +422,51 @@ def tell(out: bytearray, told: int, ended: bool, mark: bytes, log: Sink | None) 
 
 @contextmanager
 def connect(endpoint: Endpoint, *, status: int = BAD_INPUT) -> Iterator[Remote]:
-    """A connection to ENDPOINT, closed at the end.
+    """A connection by one of ENDPOINT's logins, closed at the end.
 
     Raises Unreachable, WrongHostKey, LoginRefused, or Failure for an unusable key of ours; all with
     STATUS but the last.
     """
-    remote = Remote(endpoint)
+    remote = opened(endpoint, status)
     try:
-        try:
-            remote.connect_kwargs["sock"] = dial(endpoint)
-            remote.open()
-        except (OSError, EOFError, SSHException, UnicodeError, OverflowError) as error:
-            raise translate(endpoint, error, status) from None
         yield remote
     finally:
         remote.close()
+
+
+def opened(endpoint: Endpoint, status: int) -> Remote:
+    """By the login that was let in last, or else the first one that is. Raises as `connect` does,
+    what tells most."""
+    global _last  # noqa: PLW0603 (a wait would be refused again and again)
+    failures: list[Failure] = []
+    silent: set[tuple[str, int]] = set()
+    for each in sorted(dict.fromkeys(endpoint.logins), key=lambda each: each != _last):
+        if (each.address, each.port) in silent:
+            continue
+        try:
+            remote = logged_in(each, status)
+        except (Unreachable, WrongHostKey, LoginRefused) as failure:
+            failures.append(failure)
+            if not isinstance(failure, LoginRefused):
+                silent.add((each.address, each.port))
+            continue
+        _last = each
+        return remote
+    raise min(failures, key=lambda each: TELLING.index(type(each)))
+
+
+def logged_in(endpoint: Endpoint, status: int) -> Remote:
+    remote = Remote(endpoint)
+    try:
+        remote.connect_kwargs["sock"] = dial(endpoint)
+        remote.open()
+    except (OSError, EOFError, SSHException, UnicodeError, OverflowError) as error:
+        remote.close()
+        raise translate(endpoint, error, status) from None
+    except BaseException:
+        remote.close()
+        raise
+    return remote
 
 
 def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:
@@ -415,7 +492,7 @@ def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:
             f"{endpoint}: login refused: {reason}",
             hint=f"is the public key of {endpoint.identity or 'the agent (ssh-add -l)'} in the"
             f" authorized_keys of {endpoint.user}, and does sshd_config let {endpoint.user} in"
-            " (PermitRootLogin prohibit-password)?",
+            f" ({'AllowUsers' if endpoint.sudo else 'PermitRootLogin prohibit-password'})?",
             status=status,
         )
     hint = ""

@@ -93,6 +93,7 @@ class Facts:
     network: Network | None = None  # None where ip(8) knows no JSON
     watchdogs: tuple[Watchdog, ...] = ()
     connection: tuple[str, ...] = ()  # the operator's address and port, then the server's
+    sudo_logs: bool = False  # sudo writes down what commands read
 
     @property
     def deployment(self) -> str:
@@ -197,6 +198,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         network=network(one, every("ip_rules")),
         watchdogs=tuple(watchdog(*value.split("|")) for value in every("watchdog")),
         connection=tuple(one.get("connection", "").split()),
+        sudo_logs="sudo_logs" in one,
     )
 
 

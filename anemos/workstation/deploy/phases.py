@@ -78,7 +78,7 @@ def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
 
 def who(host: Host, spec: Imgbuild, names: Iterable[str]) -> str:
     """Why nobody could log in to the new system. A test has asked before it let itself in."""
-    return "" if host.rehearsed else access.problem(spec, names)
+    return "" if host.rehearsed else access.problem(spec, names, host.new_user)
 
 
 def require_access(host: Host) -> None:
@@ -273,8 +273,9 @@ def check_logins(remote: Remote, there: Logins) -> None:
         die(
             f"{remote.endpoint}: the initramfs would not let you in by the key"
             f" {ssh.fingerprint(remote.login_key)}",
-            hint="it takes the AuthorizedKeysFile that sshd -T names for root on the server, and"
-            " knows no certificates and no AuthorizedKeysCommand: list your key there",
+            hint="it takes the AuthorizedKeysFile that sshd -T names for"
+            f" {remote.endpoint.user} on the server, and knows no certificates and no"
+            " AuthorizedKeysCommand: list your key there",
         )
 
 
@@ -341,6 +342,8 @@ def arrive(host: Host, state: State, keys: Keys) -> Identity:
     with log.step("Waiting for the initramfs"):
         ready = reach.rebooted_from(state.old_boot_id)
         limit, key = host.timeouts.initramfs, way.key(state)
+        if where.sudo:  # a system that shuts down lets root alone in (pam_nologin(8))
+            limit += host.timeouts.down
         seen = reach.await_boot(host, where, ready, limit, "initramfs", other_key=key)
     if not seen.in_initramfs or seen.deployment != state.deployment:
         tell_end(where)

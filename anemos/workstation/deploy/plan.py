@@ -17,7 +17,7 @@ from anemos.workstation.deploy import stack, ways
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.sizes import MIB, STAGING_MEMORY, WORKING_MEMORY, Sizes
 from anemos.workstation.deploy.stack import Place
-from anemos.workstation.hosts import Host
+from anemos.workstation.hosts import ROOT, Host
 
 # What a system needs among its packages to find its volumes again: the beginning of the name.
 TOOLS = {
@@ -52,7 +52,9 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
 
 def _system(facts: Facts) -> Iterator[str]:
     if facts.user != "0":
-        yield "the login is not root's"
+        yield "commands do not run as root there"
+    if facts.sudo_logs:
+        yield "sudo writes down what commands read, secrets too: log_input in the server's sudoers"
     if facts.machine != "x86_64":
         yield f"the machine is {facts.machine}; the base image is for x86_64"
     if facts.container:
@@ -279,6 +281,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
     where = f"{facts.name}, kernel {facts.kernel}"
     return [
         ("server", where + (f", deployment {facts.deployment}" if facts.deployment else "")),
+        *(("login", each) for each in _logins(host)),
         *(
             ("ERASE", _disk(disks.resolve(d.name, d.match, facts.disks), facts))
             for d in spec.layout.disks
@@ -301,6 +304,15 @@ def _ticking(facts: Facts) -> Iterator[str]:
             yield f"{name} ({identity}) cannot be stopped: the initramfs has to drive it"
         elif state == "active":
             yield f"{name} ({identity}) ticks: the jump stops it, or the initramfs takes it over"
+
+
+def _logins(host: Host) -> Iterator[str]:
+    """Who logs in to which system, where it is not always root."""
+    if host.user != ROOT or host.new_user != ROOT:
+        old, new = (
+            name if name == ROOT else f"{name} with sudo" for name in (host.user, host.new_user)
+        )
+        yield f"{old}; root in the initramfs, by the same key; {new} in the new system"
 
 
 def _others(spec: Imgbuild, facts: Facts) -> list[Device]:

@@ -18,11 +18,12 @@ from anemos.workstation import places
 from anemos.workstation.deploy import facts
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import WORD, State
-from anemos.workstation.hosts import Host
+from anemos.workstation.hosts import ROOT, Host
 from anemos.workstation.machine import Machine
 from anemos.workstation.ssh import (
     ConnectionLost,
     Endpoint,
+    Login,
     LoginRefused,
     NotRun,
     Remote,
@@ -42,11 +43,19 @@ Ready = Callable[[Identity], bool]
 
 
 def endpoint(host: Host) -> Endpoint:
-    """Where HOST answers, and the key that it is pinned to, in all of its systems."""
+    """Where HOST answers, and the key that it is pinned to, in all of its systems.
+
+    Into the initramfs it is always root who logs in.
+    """
     if not host.address:  # only a local VM may be without
         die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
     port = host.forwarded.get(str(host.port), host.port)
-    return Endpoint(host.address, port, host.host_key, host.identity_file)
+    before, initramfs, after = (
+        Login(host.address, port, user, sudo=user != ROOT)
+        for user in (host.user, ROOT, host.new_user)
+    )
+    only = Endpoint(host.address, port, host.host_key, host.identity_file, before.user, before.sudo)
+    return only if before == initramfs == after else replace(only, also=(initramfs, after))
 
 
 def await_end(host: Host, where: Endpoint, state: State) -> None:
@@ -153,7 +162,7 @@ def login(where: Endpoint, known_hosts: Path) -> list[str]:
 
 def tested(host: Host, secrets: str = "") -> Machine:
     """HOST's machine, as its own tests are given it. SECRETS: see Machine."""
-    where, home = endpoint(host), places.state(host.name)
+    where, home = endpoint(host).logins[-1], places.state(host.name)
     notes = os.fspath(home / "notes.json")
     return Machine(where, login(where, home / "known_hosts"), host.forwarded, notes, secrets)
 

@@ -130,12 +130,14 @@ def go_back(host: Host) -> Result:
 
 
 def rescue(host: Host) -> NoReturn:
-    """Become ssh(1), logged in to HOST, which must hold the pinned key."""
-    where = reach.endpoint(host)
-    with outcome.following(host), connect(where) as remote:
-        in_initramfs = status.ask(remote).state not in (status.SYSTEM, status.DEPLOYED)
+    """Become ssh(1), logged in to HOST as root, which must hold the pinned key."""
+    with outcome.following(host), connect(reach.endpoint(host)) as remote:
+        where = remote.endpoint
+        in_initramfs = not where.sudo and status.ask(remote).in_initramfs
     argv = reach.login(where, places.memory(host.name) / "known_hosts")
     if in_initramfs:
         tail = f"tail -n 20 {stage.LOG}; exec bash -l"
         argv = [*argv, "-t", shlex.join(["sh", "-c", tail])]
+    elif where.sudo:
+        argv = [*argv, "-t", "sudo -i"]
     os.execvp("ssh", argv)

@@ -24,7 +24,7 @@ from anemos.workstation import Result, access, lock, places, report, scratch
 from anemos.workstation.deploy import byhand, chain, consent, phases, plan, reach, watch
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.state import DONE, load_state, payload_file
-from anemos.workstation.hosts import Host, known, load
+from anemos.workstation.hosts import ROOT, After, Host, known, load
 from anemos.workstation.machine import Machine
 from anemos.workstation.qemu import Drive
 from anemos.workstation.secrets import sources, throwaway, trove
@@ -100,7 +100,9 @@ def prepare(host: Host) -> Trial:
     name = f"{host.name}@test"
     forward = [host.port, *host.vm.forward]
     local = Vm(name, places.state(name) / "vm", replace(host.vm, stock="", forward=forward))
-    double = replace(host, name=name, vm=local.settings, address="127.0.0.1", identity="")
+    # As root: let_in() makes that sure, and it is what the VM's initramfs is started for.
+    here = replace(host, name=name, address="127.0.0.1", identity="", user=ROOT, after=After())
+    double = replace(here, vm=local.settings)
     return Trial(host, local, double)
 
 
@@ -265,7 +267,8 @@ def require_access(trial: Trial, made: list[str]) -> None:
     name = trial.host.directory.name
     with suppress(Failure):  # of the real secrets only the names count; they need not be in order
         made = [*made, *sources.of(name).names(name)]
-    phases.refuse(trial.host, access.problem(trial.host.imgbuild(), made))
+    host = trial.host
+    phases.refuse(host, access.problem(host.imgbuild(), made, host.new_user))
 
 
 def let_in(trial: Trial, public: str) -> None:
