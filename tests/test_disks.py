@@ -78,7 +78,7 @@ DISKS: dict[str, tuple[Attributes, tuple[str, str]]] = {
 }
 # Places in sysfs -> attributes, and what udev calls the slot.
 IDE, SCSI, CARD = "pci0000:00/0000:00:1f.2", "pci0000:00/0000:00:05.0", "pci0000:00/0000:00:1c.0"
-PORTS: dict[str, Attributes] = {"../../../../../ata_port/ata4/port_no": "2\n"}
+PORTS: Attributes = {"../../../../../ata_port/ata4/port_no": "2\n"}
 SLOTS: dict[str, tuple[Attributes, str]] = {
     f"{IDE}/ata4/host3/target3:0:0/3:0:0:0/block/sdf": (PORTS, "pci-0000:00:1f.2-ata-2"),
     f"{SCSI}/virtio2/host4/target4:0:1/4:0:1:0/block/sdg": ({}, "pci-0000:00:05.0-scsi-0:0:1:0"),

@@ -156,7 +156,7 @@ def text(data: bytes) -> str:
 
 
 def read_passwd(_: bytes, file: Path) -> None:
-    [*logins.expanded([".ssh/authorized_keys", "%h/keys"], logins.home(file.parents[1]))]
+    [*logins.expanded([".ssh/authorized_keys", "%h/keys"], logins.account(file.parents[1], "root")[1])]
 
 
 def read_resolver(_: bytes, file: Path) -> None:
