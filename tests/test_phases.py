@@ -238,6 +238,13 @@ def test_values_for_templates(tmp_path: Path) -> None:
 
 
 @pytest.mark.real("run")
+@pytest.mark.parametrize("name", ["d 1", "d\n1", "d=1", "d'1", "é", "d" * 65])
+def test_no_id(name: str) -> None:
+    with pytest.raises(Failure, match="no id: at most 64 letters") as caught:
+        phases.pack(HOST, name)
+    assert caught.value.status == BAD_INPUT
+
+
 def test_pack_before_reveal(tmp_path: Path) -> None:
     (tmp_path / "IMGBUILD").write_text("target=debian\n")
 

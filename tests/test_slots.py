@@ -12,10 +12,11 @@ from anemos.log import Failure
 from anemos.run import run
 from anemos.system import grammar, layout, slots
 from anemos.system.slots import SECTOR, SIZE, Record, Slot
+from anemos.workstation.deploy import phases
 from tests.imaging import attached
 
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
-RECORD = Record("a", {"a": Slot("good", UUID), "b": Slot()})
+RECORD = Record("a", {"a": Slot("good", UUID, "d-1", 1700000000), "b": Slot()})
 OTHER = Record("b", {"a": Slot("good", UUID), "b": Slot("good", UUID.replace("0", "f"))})
 LAYOUT = """
 disk system serial=S
@@ -28,7 +29,9 @@ def test_text() -> None:
     data = slots.encoded(RECORD)
     text = data.rstrip(b"#").decode()
     assert text == (
-        f"# GRUB Environment Block\nslot=a\nstate_a=good\nroot_a={UUID}\nstate_b=empty\nroot_b=\n"
+        f"# GRUB Environment Block\nslot=a\n"
+        f"state_a=good\nroot_a={UUID}\ndeployment_a=d-1\nfilled_a=1700000000\n"
+        "state_b=empty\nroot_b=\ndeployment_b=\nfilled_b=0\n"
     )
     assert len(data) == SIZE
     assert data[SECTOR:] == slots.encoded(OTHER)[SECTOR:]  # all that changes is in one sector
@@ -36,8 +39,25 @@ def test_text() -> None:
 
 @given(st.sampled_from("ab"), *[st.sampled_from(slots.STATES)] * 2)
 def test_every_record_is_read_again(default: str, first: str, second: str) -> None:
-    record = Record(default, {"a": Slot(first, UUID), "b": Slot(second, "ABCD-1234")})
+    """The longest one fits into its sector, too."""
+    longest = ("i" * phases.ID_LENGTH, 10**10)
+    record = Record(default, {"a": Slot(first, UUID, *longest), "b": Slot(second, UUID, *longest)})
     assert slots.decoded(slots.encoded(record)) == record
+
+
+def test_an_older_record() -> None:
+    text = f"slot=a\nstate_a=good\nroot_a={UUID}\nstate_b=empty\nroot_b=\n"
+    assert slots.decoded(text.encode()) == Record("a", {"a": Slot("good", UUID), "b": Slot()})
+
+
+def test_what_a_record_counts_as() -> None:
+    """A trial has ended when its slot does not run; the word makes it the default."""
+    trial = RECORD.holding("b", Slot("trial", "B"))
+    assert trial.settled("b") == trial
+    assert trial.settled("a") == RECORD.holding("b", Slot("bad", "B"))
+    assert trial.settled("") == trial.settled("a")
+    assert trial.committed("b") == Record("b", {**RECORD.slots, "b": Slot("good", "B")})
+    assert [trial.running(root) for root in (UUID, "B", "", "C")] == ["a", "b", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +68,7 @@ def test_every_record_is_read_again(default: str, first: str, second: str) -> No
         (slots.encoded(RECORD).replace(b"root_b", b"root_c"), "it has no root_b"),
         (slots.encoded(RECORD).replace(b"slot=a", b"slot=c"), "no record of slots: {'slot': 'c'"),
         (slots.encoded(RECORD).replace(b"good", b"fine"), "'state_a': 'fine'"),
+        (slots.encoded(RECORD).replace(b"17000", b"today"), "today00000"),
     ],
 )
 def test_what_is_no_record(tmp_path: Path, data: bytes, message: str) -> None:
@@ -59,11 +80,13 @@ def test_what_is_no_record(tmp_path: Path, data: bytes, message: str) -> None:
 @pytest.mark.parametrize("slot", ["a", "b"])
 def test_first(slot: str) -> None:
     whole = grammar.parse(LAYOUT).into(slot)
-    record = slots.first(whole, "seed")
+    record = slots.first(whole, "seed", "d-1", 5)
     uuid = layout.fs_uuid(whole.carriers()[f"system/root_{slot}"], "seed")
     assert record.default == slot
     assert {*record.slots} == {"a", "b"}
-    assert [each for each in record.slots.values() if each.state != "empty"] == [Slot("good", uuid)]
+    assert [each for each in record.slots.values() if each.state != "empty"] == [
+        Slot("good", uuid, "d-1", 5)
+    ]
 
 
 def test_nothing_to_write_to(tmp_path: Path) -> None:

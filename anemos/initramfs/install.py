@@ -1,6 +1,7 @@
 """After the point of no return: disks are erased and the new system is written."""
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,7 +80,7 @@ def load_new_kernel(spec: Imgbuild, seed: str) -> None:
 
 def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> None:
     nodes = {name: device.path for name, device in devices.items()}
-    booting.install(spec, TARGET, nodes, seed)
+    booting.install(spec, TARGET, nodes, seed, deployment=seed, now=int(time.time()))
     esps = places.esps(spec.layout)
     for copy in esps[1:]:
         node = storage.node_of(copy, devices)

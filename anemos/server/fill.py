@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,8 @@ def fill(given: Installation, slot: str, node: Path, record: Path) -> None:
         with suppress(Exception):  # the reason of it all is the other one; FILLING is as good
             slots.write(record, known.holding(slot, Slot(EMPTY)))
         raise
-    slots.write(record, known.holding(slot, Slot(FILLED, uuid)))
+    filled = Slot(FILLED, uuid, given.deployment, int(time.time()))
+    slots.write(record, known.holding(slot, filled))
 
 
 def check(given: Installation, slot: str, known: Record, node: Path) -> None:

@@ -47,16 +47,23 @@ def packages_for(imgbuild: Imgbuild) -> str:
     return ", ".join(name for way in sorted(ways(imgbuild)) for name in known[way])
 
 
-def install(imgbuild: Imgbuild, root: Path, disks: Mapping[str, Path], seed: str) -> None:
+def install(
+    imgbuild: Imgbuild,
+    root: Path,
+    disks: Mapping[str, Path],
+    seed: str,
+    deployment: str = "",
+    now: int = 0,
+) -> None:
     """Make the disks bootable. DISKS: device or image file of each disk of the layout, by name.
 
     Below ROOT all of the layout is mounted, or nothing is and the files move to their places later.
-    With slots, it is the one that ROOT is for that starts.
+    With slots, it is the one that ROOT is for that starts; the record tells of DEPLOYMENT and NOW.
     """
     target = Target(imgbuild.layout, imgbuild.cmdline, root, disks, seed)
     LOADERS[imgbuild.bootloader].install(target)
     if shared := imgbuild.layout.shared():
-        record = slots.encoded(slots.first(imgbuild.layout, seed))
+        record = slots.encoded(slots.first(imgbuild.layout, seed, deployment, now))
         tree.write(root, f"{shared.mount}/{slots.FILE}", record)
 
 

@@ -31,10 +31,16 @@ EMPTY, FILLING, FILLED, TRIAL, GOOD, BAD = STATES = (
 
 
 class Slot(NamedTuple):
-    """What is in a slot. ROOT: the UUID of its root file system, by which GRUB finds it."""
+    """What is in a slot. ROOT: the UUID of its root file system, by which GRUB finds it.
+
+    DEPLOYMENT: the id of the one that filled it, when FILLED: seconds since the epoch. "" and 0 of
+    an image, which no deployment has written.
+    """
 
     state: str = EMPTY
     root: str = ""
+    deployment: str = ""
+    filled: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,33 +55,54 @@ class Record:
         assert name != self.default
         return replace(self, slots={**self.slots, name: slot})
 
+    def committed(self, name: str) -> "Record":
+        """The record when the slot NAME has got the word: it is good, and the default."""
+        return Record(name, {**self.slots, name: self.slots[name]._replace(state=GOOD)})
 
-def first(layout: Layout, seed: str) -> Record:
-    """The record of a new system on LAYOUT, in one of its slots. SEED: see layout.fs_uuid."""
+    def settled(self, running: str) -> "Record":
+        """The record as it counts while the slot RUNNING runs: a trial elsewhere has ended."""
+        ended = [name for name, slot in self.slots.items() if slot.state == TRIAL]
+        bad = {name: self.slots[name]._replace(state=BAD) for name in ended if name != running}
+        return replace(self, slots={**self.slots, **bad})
+
+    def running(self, root: str) -> str:
+        """The name of the slot with the file system ROOT, a UUID; "" if there is none."""
+        return next((name for name, slot in self.slots.items() if root == slot.root != ""), "")
+
+
+def first(layout: Layout, seed: str, deployment: str = "", filled: int = 0) -> Record:
+    """The record of a new system on LAYOUT, in one of its slots. SEED: see layout.fs_uuid; the
+    others: see Slot."""
     root = layout.root()
-    whole = Slot(GOOD, fs_uuid(root, seed))
+    whole = Slot(GOOD, fs_uuid(root, seed), deployment, filled)
     return Record(root.what.slot, {**dict.fromkeys(SLOTS, Slot()), root.what.slot: whole})
 
 
 def encoded(record: Record) -> bytes:
     lines = [f"slot={record.default}\n"]
     for name, slot in record.slots.items():
-        lines += [f"state_{name}={slot.state}\n", f"root_{name}={slot.root}\n"]
+        lines += [f"{field}_{name}={value}\n" for field, value in slot._asdict().items()]
     text = HEAD + "".join(lines)
     assert len(text) <= SECTOR
     return text.encode().ljust(SIZE, b"#")
 
 
 def decoded(data: bytes) -> Record:
-    """Raises ValueError for what is no record."""
+    """Raises ValueError for what is no record. An older one does not tell who filled a slot."""
     values = dict(re.findall(r"(?m)^(\w+)=(.*)$", data.decode(errors="replace")))
     names = [key for name in SLOTS for key in (f"state_{name}", f"root_{name}")]
     if missing := [key for key in ("slot", *names) if key not in values]:
         raise ValueError(f"no record of slots: it has no {missing[0]}")
-    slots = {name: Slot(values[f"state_{name}"], values[f"root_{name}"]) for name in SLOTS}
+    slots = {name: slot_of(values, name) for name in SLOTS}
     if values["slot"] not in SLOTS or not {each.state for each in slots.values()} <= {*STATES}:
         raise ValueError(f"no record of slots: {values}")
     return Record(values["slot"], slots)
+
+
+def slot_of(values: Mapping[str, str], name: str) -> Slot:
+    """Raises ValueError."""
+    who, when = values.get(f"deployment_{name}", ""), values.get(f"filled_{name}", "0")
+    return Slot(values[f"state_{name}"], values[f"root_{name}"], who, int(when))
 
 
 def read(file: Path) -> Record:

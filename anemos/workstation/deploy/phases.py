@@ -3,6 +3,7 @@
 What one leaves for the next is a State (state.py).
 """
 
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,6 +49,8 @@ from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import throwaway, trove
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
 from anemos.workstation.values import values
+
+ID_LENGTH = 64  # of a deployment's id
 
 # --- plan
 
@@ -124,12 +127,21 @@ def reveal(host: Host) -> Result:
 
 def pack(host: Host, deployment: str = "") -> Result:
     """Make the payload, and all else that is to be sent."""
+    check_id(deployment)
     agreed = consent.to_pack(host, host.imgbuild())
     state = State(host.name, deployment=deployment or new_deployment(), agreed=agreed)
     state.payload = make_payload(host, state)
     state.base = str(images.base())
     state.save()
     return {"host": host.name, "deployment": state.deployment, "payload_sha256": state.payload}
+
+
+def check_id(deployment: str) -> None:
+    """It goes into the kernel's command line, and with another one into a disk's sector
+    (slots.py)."""
+    if not re.fullmatch(rf"[A-Za-z0-9_.:+-]{{0,{ID_LENGTH}}}", deployment):
+        rule = f"at most {ID_LENGTH} letters, digits and any of _.:+-"
+        die(f"--deployment {deployment}: no id: {rule}")
 
 
 def make_payload(host: Host, state: State) -> str:
