@@ -97,8 +97,9 @@ def test_filled(
     monkeypatch.setattr(installation, "package_layer", package_layer)
     fill.fill(given, "b", node, record)
 
-    uuid = layout.identity("DEPLOYMENT", "system/root_b", "fs")
-    assert (seen, state(record)) == ([Slot("filling")], Slot("filled", uuid))
+    uuid, filled = layout.identity("DEPLOYMENT", "system/root_b", "fs"), state(record)
+    assert (seen, filled[:3]) == ([Slot("filling")], ("filled", uuid, "DEPLOYMENT"))
+    assert filled.filled > 0
     assert run(["blkid", "-p", "-o", "value", "-s", "UUID", node]).strip() == uuid
     with mounts.mounted(node, at=given.root):
         root = given.root
@@ -113,6 +114,7 @@ def test_filled(
             f"UUID={uuid} / ext4 defaults 0 1\nUUID=S /srv ext4 defaults 0 2\n"
         )
         assert (root / "srv").is_dir()
+        assert os.access(root / installation.TRIAL, os.X_OK)
 
 
 @pytest.mark.parametrize("error", [Failure("no"), KeyboardInterrupt()])

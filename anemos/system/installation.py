@@ -14,6 +14,7 @@ from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Layout, Mounted
 
+TRIAL = "usr/lib/anemos/trial"  # see trial.sh
 VISIT = """
 mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"
 mount -t proc proc "$0/proc"; mount -t sysfs -o ro sysfs "$0/sys"
@@ -66,6 +67,8 @@ def definition_layer(given: Installation) -> None:
     # The next deployment need not send the base image.
     base, digest = given.base
     tree.copy(base, root, f"var/lib/anemos/base-{digest}.squashfs", 0o600)
+    if spec.layout.slots():
+        tree.copy(Path(__file__).with_name("trial.sh"), root, TRIAL, 0o755)
     rebuild_initramfs(root, spec.layout, outdated)
 
 
