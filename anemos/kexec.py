@@ -26,3 +26,11 @@ def load(kernel: Path, initrd: Path, line: str) -> None:
         run(load_argv("--kexec-syscall", kernel, initrd, line))
     if LOADED.read_text().strip() != "1":
         die("kexec: the kernel says that nothing is loaded", status=FAILED)
+
+
+def unload() -> None:
+    """Have the kernel forget what was loaded. Raises CommandFailed."""
+    try:
+        run(["kexec", "--kexec-file-syscall", "--unload"])
+    except CommandFailed:
+        run(["kexec", "--kexec-syscall", "--unload"])

@@ -7,6 +7,7 @@ record's fields and its name as "command". The answer is JSON in the last line o
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 from anemos.border import records
 from anemos.border.boot import Boot
@@ -69,6 +70,29 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Try:
+    """The system that DEPLOYMENT has put into the slot that does not run, for one boot by kexec:
+    no Keys. SECONDS: until it has the word, or is reset."""
+
+    deployment: str
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The word for the running system, on trial or committed already: slots.Record."""
+
+    deployment: str
+
+
+@dataclass(frozen=True)
+class Return:
+    """The other slot, filled by DEPLOYMENT and good, is the default from now on: slots.Record."""
+
+    deployment: str
+
+
+@dataclass(frozen=True)
 class Layer:
     layer: str  # SHA-256
     size: int  # bytes
@@ -89,10 +113,8 @@ class Built:
     once_key: str = ""  # public half of the host key of this boot, if it has one of its own
 
 
-Request = Fingerprints | Bootstrap | Build | BuildEntry | Load | Arm
-KINDS: dict[str, type[Request]] = {
-    each.__name__: each for each in (Fingerprints, Bootstrap, Build, BuildEntry, Load, Arm)
-}
+Request = Fingerprints | Bootstrap | Build | BuildEntry | Load | Arm | Try | Commit | Return
+KINDS: dict[str, type[Request]] = {each.__name__: each for each in get_args(Request)}
 
 
 def text(request: Request) -> str:
@@ -107,5 +129,6 @@ class Named:
 def read(text: str) -> Request:
     """Raises Failure."""
     command = records.load(Named, text, "request").command
-    kind = KINDS.get(command) or die("request: its command makes no sense", status=FAILED)
-    return records.load(kind, text, command)
+    if command not in KINDS:
+        die(f"this base image is of an older Anemos: it knows no {command}", status=FAILED)
+    return records.load(KINDS[command], text, command)

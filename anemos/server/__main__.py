@@ -8,23 +8,31 @@ from anemos import disks, log
 from anemos.border import records, requests
 from anemos.log import Failure
 from anemos.run import no_core_dumps
-from anemos.server import kexec, layer, once, staging
+from anemos.server import kexec, layer, once, staging, trial
 
 
 def answer(request: requests.Request) -> object:
+    said: object
     match request:
         case requests.Fingerprints():
-            return disks.fingerprints(request.keep)
+            said = disks.fingerprints(request.keep)
         case requests.Bootstrap():
-            return layer.make(request.payload)
+            said = layer.make(request.payload)
         case requests.BuildEntry():
-            return once.build(request)
+            said = once.build(request)
         case requests.Build():
-            return staging.build(request)
+            said = staging.build(request)
         case requests.Arm():
-            return once.arm(request, Path("/proc/cmdline").read_text())
+            said = once.arm(request, Path("/proc/cmdline").read_text())
         case requests.Load():
-            return kexec.load(request)
+            said = kexec.load(request)
+        case requests.Try():
+            said = trial.start(request)
+        case requests.Commit():
+            said = trial.commit(request)
+        case requests.Return():
+            said = trial.go_back(request)
+    return said
 
 
 def main(text: str) -> None:

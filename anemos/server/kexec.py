@@ -1,4 +1,4 @@
-"""Loads the initramfs of a deployment and its kernel for kexec."""
+"""Loads the initramfs of a deployment and its kernel for kexec; or another kernel."""
 
 from pathlib import Path
 
@@ -32,11 +32,15 @@ def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
 
 
 def load(asked: Load) -> Keys:
-    """Returns no keys: the initramfs has them. Raises Failure, also when there is not enough memory
-    any more."""
-    need, there = 2 * stage.INITRAMFS.stat().st_size + LOADING, memory.available()
+    """Returns no keys: the initramfs has them. Raises Failure."""
+    words = cmdline(Path("/proc/cmdline").read_text(), asked.hold, DELIVERY if asked.late else 0)
+    load_if_it_fits(KERNEL, stage.INITRAMFS, words)
+    return {}
+
+
+def load_if_it_fits(kernel: Path, initrd: Path, words: str) -> None:
+    """Raises Failure, also when there is not enough memory any more."""
+    need, there = 2 * initrd.stat().st_size + LOADING, memory.available()
     if need > there:
         die(f"memory: {need >> 20} MiB needed to load it, {there >> 20} available", status=FAILED)
-    words = cmdline(Path("/proc/cmdline").read_text(), asked.hold, DELIVERY if asked.late else 0)
-    kexec.load(KERNEL, stage.INITRAMFS, words)
-    return {}
+    kexec.load(kernel, initrd, words)

@@ -9,9 +9,10 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from anemos.files import text
-from anemos.log import die
+from anemos.log import FAILED, die
 from anemos.system import chroot, slots, tree
 from anemos.system.bootloader import bios, kernels, places
 from anemos.system.bootloader.kernels import Kernel
@@ -173,6 +174,24 @@ def menu(words: str, boot: Place, kernel: Kernel) -> str:
         + "}\n"
         + CUSTOM
     )
+
+
+class Entry(NamedTuple):
+    """Files of a root file system, and the kernel's command line."""
+
+    kernel: Path
+    initrd: Path
+    words: str
+
+
+def first_entry(root: Path) -> Entry:
+    """What the own grub.cfg of the slot at ROOT starts first. Raises Failure."""
+    text = tree.resolved(root, f"{HOME}/grub.cfg").read_text()
+    linux = re.search(r"^\s*linux\s+(\S+)\s+(.*?)\s*$", text, re.MULTILINE)
+    initrd = re.search(r"^\s*initrd\s+(\S+)\s*$", text, re.MULTILINE)
+    if not linux or not initrd:
+        die(f"{HOME}/grub.cfg of the slot names no kernel and initramfs", status=FAILED)
+    return Entry(tree.resolved(root, linux[1]), tree.resolved(root, initrd[1]), linux[2])
 
 
 def make_core(target: Target, way: str, early: str, name: str) -> Path:
