@@ -237,7 +237,6 @@ def test_values_for_templates(tmp_path: Path) -> None:
     assert values("mx", "d-1", tmp_path / "id", {"NAME": "value"}) == known
 
 
-@pytest.mark.real("run")
 @pytest.mark.parametrize("name", ["d 1", "d\n1", "d=1", "d'1", "é", "d" * 65])
 def test_no_id(name: str) -> None:
     with pytest.raises(Failure, match="no id: at most 64 letters") as caught:
@@ -245,6 +244,7 @@ def test_no_id(name: str) -> None:
     assert caught.value.status == BAD_INPUT
 
 
+@pytest.mark.real("run")
 def test_pack_before_reveal(tmp_path: Path) -> None:
     (tmp_path / "IMGBUILD").write_text("target=debian\n")
 
