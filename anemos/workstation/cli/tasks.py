@@ -110,6 +110,14 @@ def verify(c: Context, host: str = "", tests: bool = False, json: bool = False) 
 
 
 @command
+def commit(c: Context, host: str = "", json: bool = False) -> Result:
+    """Give the system of HOST on trial the word. (No task puts a system on trial yet.)"""
+    from anemos.workstation.deploy import default
+
+    return default.commit(alone(host))
+
+
+@command
 def deploy(
     c: Context,
     host: str = "",
@@ -157,6 +165,14 @@ def abort(c: Context, host: str = "", json: bool = False) -> Result:
     from anemos.workstation.deploy import recovery
 
     return recovery.abort(load(host))
+
+
+@command
+def rollback(c: Context, host: str = "", yes: str = "", json: bool = False) -> Result:
+    """Reboot HOST into its other slot, for good. (No task fills another slot yet.)"""
+    from anemos.workstation.deploy import default
+
+    return default.rollback(alone(host), yes)
 
 
 @command

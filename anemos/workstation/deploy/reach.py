@@ -85,10 +85,12 @@ def await_boot(
     timeout: int,
     what: str,
     other_key: str = "",
+    code: int = FAILED,
 ) -> Identity:
     """Wait for a system that READY accepts; its host key may be OTHER_KEY, too, if there is one.
 
-    Raises Failure at the end, or after a minute when somebody refuses us, or holds another key.
+    Raises Failure, with the status CODE at the end, or after a minute when somebody refuses us, or
+    holds another key.
     """
     start = told = time.monotonic()
     refused: list[float] = []  # since when
@@ -114,7 +116,7 @@ def await_boot(
     die(
         f"{host.name}: no answer from the {what} within {timeout} s",
         hint=f"the last try: {why}",
-        status=FAILED,
+        status=code,
     )
 
 

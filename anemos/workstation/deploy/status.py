@@ -9,6 +9,7 @@ from anemos.border import events, records
 from anemos.border.boot import Seen
 from anemos.border.events import Event
 from anemos.log import FAILED, Failure, die
+from anemos.system import slots
 from anemos.workstation import Result, places
 from anemos.workstation.deploy import facts, plan, reach
 from anemos.workstation.deploy.state import DONE, PASSED, WORD, State, load_state, state_file
@@ -40,6 +41,18 @@ class Known:
 
 
 @dataclass(frozen=True)
+class SlotSeen:
+    """A slot, as it counts now. FILLED: seconds since the epoch; 0 and "": nobody knows."""
+
+    name: str
+    state: str  # one of slots.STATES
+    deployment: str
+    filled: int
+    default: bool
+    runs: bool
+
+
+@dataclass(frozen=True)
 class Status:
     state: str  # one of the above
     deployment: str = ""
@@ -52,6 +65,7 @@ class Status:
     passed: bool = False  # the point of no return
     stamp: Seen = field(default_factory=Seen)
     staged: str = ""  # on a system: what an interrupted deployment left there, see plan.foreign
+    slots: list[SlotSeen] = field(default_factory=list)  # none where there are no slots
 
     @property
     def in_initramfs(self) -> bool:
@@ -80,9 +94,28 @@ def parse(text: str) -> Status:
             "passed" in one,
             stamp,
             one.get("staged", ""),
+            slots_of(text, one),
         )
     except (KeyError, ValueError) as error:
         die(f"the status of the server makes no sense: {error}", status=FAILED)
+
+
+def slots_of(text: str, one: dict[str, str]) -> list[SlotSeen]:
+    """Raises ValueError."""
+    if "slot" not in one:
+        return []
+    record = slots.decoded(text.encode())
+    running = record.running(one.get("root", ""))
+    counts = record.settled(running) if running else record
+    return [
+        SlotSeen(
+            name,
+            *(slot.state, slot.deployment, slot.filled),
+            name == record.default,
+            name == running,
+        )
+        for name, slot in counts.slots.items()
+    ]
 
 
 def state_of(one: dict[str, str], stamp: Seen, event: Event) -> str:
@@ -174,6 +207,7 @@ def describe(seen: Status, ours: str, before: Known) -> list[tuple[str, str]]:
     lines = [("runs", f"{runs}; kernel {seen.kernel}, boot {seen.boot_id}")]
     if seen.staged:
         lines.append(("staged", f"{plan.foreign(seen.staged)}: a task runs, or ./inv clean --host"))
+    lines += [(f"slot {each.name}", told_of(each)) for each in seen.slots]
     left = "it stays" if seen.stays else f"{seen.left} s until the old system is started again"
     means = {
         GOING: f"before the point of no return; {left}",
@@ -185,3 +219,15 @@ def describe(seen: Status, ours: str, before: Known) -> list[tuple[str, str]]:
     if seen.state in means:
         lines += [("state", means[seen.state]), ("log", seen.line)]
     return lines
+
+
+def told_of(slot: SlotSeen) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(slot.filled))
+    words = {
+        slot.state: True,
+        f"deployment {slot.deployment}": slot.deployment,
+        f"filled {when}": slot.filled,
+        "it runs": slot.runs,
+        "the default": slot.default,
+    }
+    return ", ".join(word for word, said in words.items() if said)
