@@ -94,6 +94,9 @@ class Timeouts:
     """Until the new system answers, and then until its units have started."""
     hold: Positive = 3600
     """With `--hold`: until the old system is started again."""
+    trial: Positive = 600
+    """Of a slot on trial: until the word. Then the old system starts again. (No task starts a trial
+    yet.)"""
 
 
 @dataclass(frozen=True)
