@@ -114,15 +114,16 @@ def fill(root: Path, name: str, uuids: dict[str, str]) -> None:
 
 
 def test_trial(server: Server) -> None:
-    before = [each.point for each in mounts.listed()]
-
+    """Nothing that it has mounted stays so."""
     assert answer(requests.read(requests.text(ASKED))) == {}
 
     own = f"{WORDS.format('b')} panic=10 oops=panic init=/{TRIAL}"
     line = f"{own} anemos.trial=600 anemos.deployment=d-1"
     assert server.loaded == [("kernel b", "initrd b", line)]
     assert server.record == Record("a", {"a": OLD, "b": FILLED._replace(state="trial")})
-    assert [each.point for each in mounts.listed()] == before
+    assert [each.point for each in mounts.listed() if each.source in server.nodes.values()] == [
+        server.host
+    ]
 
 
 @pytest.mark.parametrize("fails", ["load", "write"])
@@ -209,6 +210,18 @@ def test_root_that_is_no_slot(server: Server) -> None:
     with pytest.raises(Failure, match=f"/ is no slot of the record: its file system is {OLD.root}"):
         trial.start(ASKED)
     assert server.record == known
+
+
+def test_status_looks_meanwhile(server: Server, tmp_path: Path) -> None:
+    """It has the record's file system read-only for a moment."""
+    point = tmp_path / "point"
+    script = f"mount -r {server.nodes['boot']} {point}; echo; sleep 1; umount {point}"
+    with subprocess.Popen(["sh", "-e", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        trial.start(ASKED)
+        assert process.wait() == 0
+    assert server.record.slots["b"].state == "trial"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The record of slots, as the system in one of them finds it: where fstab(5) says."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import NamedTuple
 
 from anemos import mounts
 from anemos.log import FAILED, die
-from anemos.run import run
+from anemos.run import CommandFailed, run
 from anemos.server import staging
 from anemos.system import fstab, slots
 from anemos.system.layout import SHARED
 from anemos.system.slots import Record
+
+PATIENCE_S = 10.0
 
 
 class Found(NamedTuple):
@@ -37,12 +40,31 @@ def found() -> Iterator[Found]:
     """The record, meanwhile. Raises Failure, for a system that is in no slot, too."""
     with TemporaryDirectory() as name:
         for source in sources():
-            with mounts.mounted("-o", "nosuid,nodev,noexec", source, at=Path(name)):
+            with mounted(source, Path(name)):
                 file = Path(name, slots.FILE)
                 if file.is_file():
                     yield look(file)
                     return
     die(f"no slots here: nothing in /etc/fstab holds {slots.FILE}", status=FAILED)
+
+
+@contextmanager
+def mounted(source: str, at: Path) -> Iterator[None]:
+    """A moment later, if status.sh looks at it now: nobody may write to what another one has
+    mounted read-only. Without --rw, mount(8) would go on read-only then."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            run(["mount", "--rw", "-o", "nosuid,nodev,noexec", source, at])
+            break
+        except CommandFailed:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        run(["umount", at])
 
 
 def sources() -> list[str]:
