@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from anemos.initramfs import fetch
 from anemos.log import BAD_INPUT, FAILED, Failure
-from anemos.system import imgbuild
+from anemos.system import fetch, imgbuild
 from tests import lab
 
 pytestmark = pytest.mark.real("run")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from anemos.border import boot, resuming, stage
+from anemos.border import payload as border
 from anemos.border.boot import Seen
 from anemos.border.resuming import Request
 from anemos.disks import Fingerprint
@@ -416,8 +417,8 @@ def test_incomplete_payload(tmp_path: Path) -> None:
     (tmp_path / "secrets/key").write_text("secret")
     files = {"secrets/key": hashlib.sha256(b"secret").hexdigest()}
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | {"files": files}))
-    brain.check_complete(tmp_path)
+    border.check(tmp_path)
     (tmp_path / "secrets/key").write_text("secre")
 
     with pytest.raises(Failure, match="secrets/key is not what was packed"):
-        brain.check_complete(tmp_path)
+        border.check(tmp_path)

@@ -10,6 +10,7 @@ The same inputs and the same deployment id give the same bytes.
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,21 @@ def manifest(payload: Path) -> Manifest:
         member = members.extractfile(MANIFEST)
         text = member.read() if member else b""
     return records.load(Manifest, text, f"{payload}: {MANIFEST}")
+
+
+def unpack(payload: Path, directory: Path) -> None:
+    """Put all of PAYLOAD into DIRECTORY, in the place of what is there. Raises Failure."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with opened(payload) as archive:
+        archive.extractall(directory)
+
+
+def check(directory: Path) -> None:
+    """Every file that the manifest names, secrets too, is in DIRECTORY as it was packed."""
+    for path, digest in unpacked(directory).files.items():
+        file = directory / path
+        if not file.is_symlink() and not (file.is_file() and files.sha256(file) == digest):
+            die(f"payload: {path} is not what was packed", status=FAILED)
 
 
 def unpacked(directory: Path) -> Manifest:

@@ -7,7 +7,6 @@ reachable over SSH, until init is asked to run this again.
 
 import math
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -18,18 +17,16 @@ from functools import partial
 from pathlib import Path
 
 from anemos import disks, log
-from anemos.border import boot, stage
+from anemos.border import boot, payload, stage
 from anemos.border.boot import Boot
 from anemos.border.deployment import Agreed
 from anemos.border.events import HELD, PASSED, RELEASED
-from anemos.border.payload import opened, unpacked
 from anemos.border.resuming import Request
 from anemos.disks import Device
 from anemos.files import sha256
 from anemos.initramfs import (
     delivery,
     events,
-    fetch,
     hardware,
     install,
     kept,
@@ -40,7 +37,7 @@ from anemos.initramfs import (
 )
 from anemos.log import FAILED, Failure, die
 from anemos.run import no_core_dumps
-from anemos.system import bootstrap, imgbuild, layout
+from anemos.system import bootstrap, fetch, imgbuild, layout
 from anemos.system.bootstrap import TARGETS, fetching
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Kept
@@ -153,11 +150,9 @@ def definition(given: Boot) -> Imgbuild:
         check(stage.LAYER, given.layer)
     mark = stage.UNPACKED / "digest"
     if not mark.is_file() or mark.read_text() != given.payload:
-        shutil.rmtree(stage.UNPACKED, ignore_errors=True)
-        with opened(stage.PAYLOAD) as archive:
-            archive.extractall(stage.UNPACKED)
+        payload.unpack(stage.PAYLOAD, stage.UNPACKED)
         mark.write_text(given.payload)
-    check_complete(stage.UNPACKED)
+    payload.check(stage.UNPACKED)
     spec = imgbuild.load(stage.UNPACKED / "host", name=given.host)
     if not given.layer:
         bootstrap.check(spec)
@@ -169,14 +164,6 @@ def check(file: Path, digest: str) -> None:
         die(f"{file.name}: not there", status=FAILED)
     if sha256(file) != digest:
         die(f"{file.name}: damaged on the way ({file.stat().st_size} bytes)", status=FAILED)
-
-
-def check_complete(directory: Path) -> None:
-    """Every file that the manifest names, secrets too, is there as it was packed."""
-    for path, digest in unpacked(directory).files.items():
-        file = directory / path
-        if not file.is_symlink() and not (file.is_file() and sha256(file) == digest):
-            die(f"payload: {path} is not what was packed", status=FAILED)
 
 
 def await_disks(spec: Imgbuild) -> None:
