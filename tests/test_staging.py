@@ -125,7 +125,7 @@ def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
     assert (found.deployment, found.host, found.base) == ("d-1", "mx", BASE)
     assert (found.ssh_port, found.network, found.kept) == (2222, NETWORK, [PRINT])
     stamp = {"deployment": "d-1", "host": "mx", "base": BASE, "kept": [KEPT]}
-    assert json.loads(found.stamp) == stamp
+    assert json.loads(found.stamp({"keep": "d"})) == {**stamp, "layout": {"keep": "d"}}
 
 
 def test_initramfs(stage: Path) -> None:

@@ -69,7 +69,7 @@ def test_order_and_members() -> None:
         ("mkfs.ext4", "/dev/mapper/more"),
     ]
     wiped = {argv[-1] for argv in words if argv[0] == "wipefs"}
-    nodes = {str(storage.node_of(c, DEVICES)) for c in whole.carriers().values()}
+    nodes = {str(c.node(DEVICES)) for c in whole.carriers().values()}
     assert wiped == nodes - {"/nonexistent"}
     assert [step.data for step in steps if step.data] == 2 * [b"top secret"] + 2 * [b"file\n"]
     everything = " ".join(word for argv in words for word in argv)

@@ -86,7 +86,7 @@ def main():
     plan, found = ready()
     storage.write(plan, found, "one", HERE / "secrets")
     for carrier in plan.mounts():
-        storage.mount(carrier, storage.node_of(carrier, found), TARGET)
+        storage.mount(carrier, carrier.node(found), TARGET)
     run(["swapon", "/dev/vg0/swap"])
     look(found)
     # The second one succeeds.
@@ -94,7 +94,7 @@ def main():
     storage.write(plan, found, "two", HERE / "secrets")
     with storage.mounted(plan, found, TARGET):
         look(found)
-        nodes = {each.path: storage.node_of(each, found) for each in plan.filesystems()}
+        nodes = {each.path: each.node(found) for each in plan.filesystems()}
         seen["uuids"] = {path: disks.probe(node).get("UUID", "") for path, node in nodes.items()}
         seen["array"] = disks.probe(found["second"].part(1)).get("UUID", "")
         seen["luks"] = disks.probe(Path("/dev/md/md0")).get("UUID", "")

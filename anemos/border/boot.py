@@ -11,15 +11,22 @@ from anemos.border.network import Network
 from anemos.disks import Fingerprint
 from anemos.log import FAILED, die
 
+STAMP = "/etc/anemos/deployment.json"  # of a system that was deployed
+
 
 @dataclass(frozen=True)
 class Stamp:
-    """/etc/anemos/deployment.json of a system that was deployed; boot.json has all of it, too."""
+    """What is in STAMP; boot.json has all of it, too, except the layout."""
 
     deployment: str = ""
     host: str = ""
     base: str = ""  # SHA-256 of the base image
     kept: list[Fingerprint] | None = None
+    layout: dict[str, str] = field(default_factory=dict)  # layout.elements
+
+    @property
+    def text(self) -> str:
+        return records.text(self) + "\n"
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,9 @@ class Boot:
     late: bool = False  # the rest is still to come (initramfs/delivery.py)
     agreed: Agreed = field(default_factory=Agreed)
 
-    @property
-    def stamp(self) -> str:
-        """What the new system says of itself, as /etc/anemos/deployment.json."""
-        stamp = Stamp(self.deployment, self.host, self.base, self.kept)
-        return records.text(stamp) + "\n"
+    def stamp(self, layout: dict[str, str]) -> str:
+        """What the new system says of itself. LAYOUT: its elements."""
+        return Stamp(self.deployment, self.host, self.base, self.kept, layout).text
 
 
 def load(file: Path = stage.BOOT) -> Boot:

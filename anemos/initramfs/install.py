@@ -16,7 +16,7 @@ from anemos.initramfs import firmware, kept, leftovers, storage
 from anemos.initramfs.progress import Progress
 from anemos.log import Failure
 from anemos.run import run
-from anemos.system import booting, installation, tree
+from anemos.system import booting, installation, layout, tree
 from anemos.system.bootloader import kernels, places
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.installation import Installation
@@ -55,7 +55,8 @@ def install(
 def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> None:
     layer = stage.LAYER if boot.layer else None
     base = stage.BASE, boot.base
-    words = (boot.deployment, boot.stamp, layer, base, stage.SSH, reached.mounts)
+    stamp = boot.stamp(layout.elements(spec.layout, spec.keep))
+    words = (boot.deployment, stamp, layer, base, stage.SSH, reached.mounts)
     given = Installation(spec, TARGET, *words)
     if PACKAGES in todo:
         with log.step("Package layer"):
@@ -63,6 +64,7 @@ def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> 
     if DEFINITION in todo:
         with log.step("Definition layer"):
             installation.definition_layer(given)
+            installation.leave_base(given)
         reached.applied = boot.payload
         reached.save()
 
@@ -83,7 +85,7 @@ def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> Non
     booting.install(spec, TARGET, nodes, seed, deployment=seed, now=int(time.time()))
     esps = places.esps(spec.layout)
     for copy in esps[1:]:
-        node = storage.node_of(copy, devices)
+        node = copy.node(devices)
         with TemporaryDirectory() as point, mounts.mounted("-t", copy.fs, node, at=Path(point)):
             run(["cp", "--recursive", f"{TARGET}{esps[0].mount}/.", point])
     firmware.register([(nodes[esp.disk.name], esp.number) for esp in esps if esp.disk])

@@ -33,8 +33,7 @@ def secure(keep: tuple[Kept, ...], before: Sequence[Fingerprint] | None) -> list
         if before is not None and found.digest != expected.get(each.name):
             die(f"kept {each.name!r} is not what it was in the old system", status=FAILED)
         if each.mount:
-            uuid, fs = found.filesystem(each.part)
-            mounts.append(Mounted(each.mount, uuid, fs, each.options or "defaults"))
+            mounts.append(each.mounted(found))
         if each.disk:
             run(["blockdev", "--setro", device.part(each.part)])
             log.info(

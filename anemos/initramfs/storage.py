@@ -109,7 +109,7 @@ def activate(plan: Layout, devices: Devices, seed: str, secrets: Path) -> None:
     """Put volumes to use again that `write` has made, and a release taken apart."""
     carriers = plan.carriers()
     for volume in plan.volumes:
-        members = [node_of(carriers[name], devices) for name in volume.on]
+        members = [carriers[name].node(devices) for name in volume.on]
         if volume.kind == "raid":
             uuid = f"--uuid={layout.array_uuid(volume, seed)}"
             run(["mdadm", "--quiet", "--assemble", volume.node, "--run", uuid, *members])
@@ -177,21 +177,14 @@ def make(
     """
     what = carrier.what
     if isinstance(what, Volume):
-        members = [node_of(plan.carriers()[name], devices) for name in what.on if what.kind != "lv"]
+        members = [plan.carriers()[name].node(devices) for name in what.on if what.kind != "lv"]
         yield from MAKERS[what.kind](what, members, seed, keys.get(what.name, b""))
         if what.kind == "vg":
             return
-    node = node_of(carrier, devices)
+    node = carrier.node(devices)
     yield Step(["wipefs", "--all", "--force", "--quiet", node])
     if carrier.fs:
         yield Step(filesystems.make(carrier.fs, layout.fs_uuid(carrier, seed), node))
-
-
-def node_of(carrier: Carrier, devices: Devices) -> Path:
-    if carrier.disk is not None:
-        return devices[carrier.disk.name].part(carrier.number)
-    assert isinstance(carrier.what, Volume)
-    return Path("/nonexistent") if carrier.what.kind == "vg" else carrier.what.node
 
 
 def raid(volume: Volume, members: Sequence[Path], seed: str, _key: bytes) -> Iterator[Step]:
@@ -239,7 +232,7 @@ def mounted(plan: Layout, devices: Devices, target: Path) -> Iterator[None]:
     found = list(devices.values())
     try:
         for carrier in plan.mounts():
-            mount(carrier, node_of(carrier, devices), target)
+            mount(carrier, carrier.node(devices), target)
         yield
     except BaseException:
         try:

@@ -163,4 +163,18 @@ done
 # Which system this is: the initramfs of a deployment, or one that was deployed.
 if [ -e /run/anemos/boot.json ]; then fact place initramfs; else fact place system; fi
 fact stamp "$(first /run/anemos/boot.json /etc/anemos/deployment.json | tr -d '\n')"
+# The record of slots (system/slots.py), as words. Where nothing has mounted what it lies on, it is mounted here, for
+# a moment, and for this shell alone. fstab(5) says what that is: a file system for it, or the EFI system partition.
+first /etc/fstab | while read -r node point kind _; do
+    case "$node $point $kind" in
+    "#"*) continue ;;
+    *" /var/lib/anemos/boot "* | *" vfat") ;;
+    *) continue ;;
+    esac
+    # shellcheck disable=SC2016 # $ is for the inner shell
+    said=$(unshare -m sh -c '
+        grep -q " $1 " /proc/mounts || mount -r "$1"
+        head -c 512 "$1/anemos-slots"' sh "$point" 2>/dev/null | tr '\n' ' ')
+    [ -z "$said" ] || fact record "$said"
+done
 fact end end

@@ -17,7 +17,8 @@ from anemos.system.layout import Layout, Mounted
 TRIAL = "usr/lib/anemos/trial"  # see trial.sh
 VISIT = """
 mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"
-mount -t proc proc "$0/proc"; mount -t sysfs -o ro sysfs "$0/sys"
+mount -t proc proc "$0/proc"
+mount -t sysfs -o ro sysfs "$0/sys" 2>/dev/null || mount --rbind /sys "$0/sys" # as in chroot.py
 exec chroot "$0" "$@"
 """
 
@@ -64,12 +65,15 @@ def definition_layer(given: Installation) -> None:
         tree.inside(root, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
     tree.write(root, "etc/anemos/deployment.json", given.stamp)
     carry_host_keys(given.keys, root)
-    # The next deployment need not send the base image.
-    base, digest = given.base
-    tree.copy(base, root, f"var/lib/anemos/base-{digest}.squashfs", 0o600)
     if spec.layout.slots():
         tree.copy(Path(__file__).with_name("trial.sh"), root, TRIAL, 0o755)
     rebuild_initramfs(root, spec.layout, outdated)
+
+
+def leave_base(given: Installation) -> None:
+    """The next deployment need not send the base image."""
+    base, digest = given.base
+    tree.copy(base, given.root, f"var/lib/anemos/base-{digest}.squashfs", 0o600)
 
 
 def append(root: Path, path: str, text: str) -> None:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from anemos.disks import Wanted
+from anemos.disks import Device, Fingerprint, Wanted
 
 MIB = 1024**2
 UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
@@ -154,6 +154,13 @@ class Carrier:
         esp = isinstance(self.what, Part) and self.what.type == "esp"
         return self.what.options or ("umask=0077,nofail" if esp else "defaults")
 
+    def node(self, devices: Mapping[str, Device]) -> Path:
+        """DEVICES: by the names of the layout's disks."""
+        if self.disk is not None:
+            return devices[self.disk.name].part(self.number)
+        assert isinstance(self.what, Volume)
+        return Path("/nonexistent") if self.what.kind == "vg" else self.what.node
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -177,6 +184,10 @@ class Kept:
     @property
     def wanted(self) -> Wanted:
         return Wanted(self.name, self.match, self.only)
+
+    def mounted(self, found: Fingerprint) -> "Mounted":
+        """Raises Failure when FOUND has nothing that can be mounted."""
+        return Mounted(self.mount, *found.filesystem(self.part), self.options or "defaults")
 
 
 class Mounted(NamedTuple):
@@ -393,6 +404,29 @@ def digest(layout: Layout, keep: Sequence[Kept]) -> str:
     """SHA-256 over all that LAYOUT and KEEP say."""
     text = json.dumps([asdict(layout), [asdict(each) for each in keep]], sort_keys=True)
     return sha256(text.encode()).hexdigest()
+
+
+def elements(layout: Layout, keep: Sequence[Kept]) -> dict[str, str]:
+    """What LAYOUT and KEEP say of each disk, partition and volume, and of their order: digests.
+
+    Another version of Anemos, which knows more words, makes the same of what says none of them.
+    """
+    disks = {f"disk {e.name!r}": {"match": e.match, "table": e.table} for e in layout.disks}
+    rest = {path: vars(each.what) for path, each in layout.carriers().items()}
+    kept = {f"keep {each.name!r}": vars(each) for each in keep}
+    told = {**disks, **rest, **kept, "its order": {"order": [*disks, *rest]}}
+    said = {name: {k: v for k, v in what.items() if v} for name, what in told.items()}
+    texts = {name: json.dumps(what, sort_keys=True) for name, what in said.items()}
+    return {name: sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
+
+
+def difference(before: Mapping[str, str], layout: Layout, keep: Sequence[Kept]) -> str:
+    """Where LAYOUT and KEEP differ from those with the elements BEFORE; "" if nowhere."""
+    now = elements(layout, keep)
+    names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
+    if not before:
+        return "the running system does not tell its layout"
+    return f"the layout differs from the running one in {', '.join(names)}" if names else ""
 
 
 def fs_uuid(carrier: Carrier, seed: str) -> str:

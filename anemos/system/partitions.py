@@ -26,7 +26,7 @@ def around(disk: Disk, dump: str, numbers: Sequence[int]) -> Disk:
     if head.get("label") != LABELS[disk.table]:
         found = head.get("label", "no table")
         raise ValueError(f"{where}: has {found}, not table={disk.table}: partitions are kept")
-    known = entries(dump, int(head.get("sector-size", "512")))
+    known = entries(dump, sector(dump))
     for number in numbers:
         if number not in known:
             raise ValueError(f"{where}: no partition {number} to keep")
@@ -45,6 +45,12 @@ def fitted(disk: Disk, old: Table) -> Disk:
         most = f"at most {MAX_PARTS[disk.table]} partitions, with those that are kept"
         raise ValueError(f"layout: disk {disk.name!r}: {most}")
     return replace(disk, old=old)
+
+
+def sector(dump: str) -> int:
+    """The unit of DUMP, in bytes."""
+    found = re.search(r"(?m)^sector-size: (\d+)$", dump)
+    return int(found[1]) if found else 512
 
 
 def entries(dump: str, sector: int) -> dict[int, Entry]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from anemos import disks
 from anemos.border import records, stage
-from anemos.border.boot import Seen
+from anemos.border.boot import STAMP, Seen
 from anemos.disks import SECTOR, Device
 from anemos.log import FAILED, die
 from anemos.server import network as capture
@@ -19,7 +19,6 @@ ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its 
 GATHER_S = 180.0  # dozens of programs: an emulated machine that was busy took a minute
 SCRIPT = places.PACKAGE / "server/facts.sh"
 ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
-STAMP = "/etc/anemos/deployment.json"  # on a system that was deployed
 
 
 class Partition(NamedTuple):
@@ -92,6 +91,7 @@ class Facts:
     staged: str = ""  # "deployment who since" (server/stage.sh), if anything is
     network: Network | None = None  # None where ip(8) knows no JSON
     watchdogs: tuple[Watchdog, ...] = ()
+    record: bytes = b""  # of slots, as system/slots.py reads it
     connection: tuple[str, ...] = ()  # the operator's address and port, then the server's
     sudo_logs: bool = False  # sudo writes down what commands read
 
@@ -197,6 +197,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         staged=one.get("staged", ""),
         network=network(one, every("ip_rules")),
         watchdogs=tuple(watchdog(*value.split("|")) for value in every("watchdog")),
+        record=one.get("record", "").replace(" ", "\n").encode(),
         connection=tuple(one.get("connection", "").split()),
         sudo_logs="sudo_logs" in one,
     )
