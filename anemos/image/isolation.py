@@ -4,7 +4,6 @@ Mounts, processes and scratch memory end with their namespaces (mount_namespaces
 pid_namespaces(7)); loop devices of `mount -o loop` with their mounts.
 """
 
-import ctypes
 import os
 import pwd
 import signal
@@ -19,16 +18,23 @@ from types import FrameType
 from anemos import log, memory
 from anemos.image import build
 from anemos.log import FAILED, die
+from anemos.namespaces import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    MNT_DETACH,
+    MS_PRIVATE,
+    MS_REC,
+    die_with_parent,
+    libc,
+    mount,
+    unshare,
+)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # prctl(2)
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID = 0x20000, 0x4000000, 0x20000000  # unshare(2)
-MS_REC, MS_PRIVATE = 0x4000, 0x40000  # mount(2)
-MNT_DETACH = 2  # umount(2)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (only a fresh directory is made in it)
 SUBORDINATES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
-libc = ctypes.CDLL(None, use_errno=True)
 ended = ""  # what ended the build, when that was a signal
 pending: list[str] = []
 
@@ -42,7 +48,7 @@ def enter(module: str, arguments: Sequence[str]) -> None:
     if os.geteuid() != 0:
         again = [sys.executable, "-m", module, *arguments]
         os.execvp("unshare", ["unshare", *subordinates(), *again])
-    check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID), "namespaces of our own")
+    unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID)
     socket.sethostname("localhost")  # packages' scripts ask for it, and write it into files
     # Nobody knows its name before, as everybody may write there. Only our namespace fills it.
     place = Path(mkdtemp(prefix="anemos-build-", dir=SHARED_MEMORY))
@@ -51,17 +57,6 @@ def enter(module: str, arguments: Sequence[str]) -> None:
     mount("proc", "/proc", "proc")
     take_memory(place)
     log.sink = sink
-
-
-def mount(source: str, point: str, kind: str, flags: int = 0, options: str = "") -> None:
-    """mount(2). A process for it would take 1/100 s, of the 1.5 s of a warm build."""
-    words = [os.fsencode(word) for word in (source, point, kind)]
-    check(libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(options)), f"mount at {point}")
-
-
-def check(failed: int, what: str) -> None:
-    if failed:
-        die(f"{what}: {os.strerror(ctypes.get_errno())}", status=FAILED)
 
 
 def subordinates() -> list[str]:
@@ -87,7 +82,7 @@ def fork(place: Path) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if child == 0:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
     for number in SIGNALS:
         signal.signal(number, (lambda n, _: os.kill(child, n)) if child else end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
