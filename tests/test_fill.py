@@ -1,17 +1,18 @@
 """The slot that does not run is filled: what is in it then, and what the record says meanwhile."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anemos import mounts
+from anemos.border.requests import Filled
 from anemos.log import Failure
 from anemos.run import run
 from anemos.server import fill
-from anemos.system import imgbuild, installation, layout, slots, tree
+from anemos.system import filesystems, imgbuild, installation, layout, slots, tree
 from anemos.system.installation import Installation
 from anemos.system.layout import MIB, Mounted
 from anemos.system.slots import Record, Slot
@@ -88,21 +89,25 @@ def test_filled(
     given: Installation, node: Path, record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    real = installation.package_layer
+    real = filesystems.make
 
-    def package_layer(what: Installation) -> None:
+    def make(*words: Any) -> Sequence[str | Path]:
         seen.append(state(record))
-        real(what)
+        return real(*words)
 
-    monkeypatch.setattr(installation, "package_layer", package_layer)
-    fill.fill(given, "b", node, record)
+    monkeypatch.setattr(filesystems, "make", make)
+    done = fill.fill(given, "b", node, record)
 
     uuid, filled = layout.identity("DEPLOYMENT", "system/root_b", "fs"), state(record)
     assert (seen, filled[:3]) == ([Slot("filling")], ("filled", uuid, "DEPLOYMENT"))
     assert filled.filled > 0
+    assert done == Filled("b", uuid, "6.1")
     assert run(["blkid", "-p", "-o", "value", "-s", "UUID", node]).strip() == uuid
     with mounts.mounted(node, at=given.root):
         root = given.root
+        owners = {path.lstat().st_uid for path in root.rglob("*")}
+        assert owners == {0, 5}
+        assert (root / "var/lib/anemos" / f"base-{'0' * 64}.squashfs").read_text() == "base"
         assert (root / "etc/motd").read_text() == "hello"
         assert (root / "etc/key").stat().st_uid == 5
         assert (root / "etc/ssh/ssh_host_ed25519_key").read_text() == "key"
@@ -118,20 +123,22 @@ def test_filled(
 
 
 @pytest.mark.parametrize("error", [Failure("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["leave_base", "definition_layer"])
 def test_failure(
     given: Installation,
     node: Path,
     record: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
+    step: str,
 ) -> None:
     """The slot counts as empty; nothing is mounted, and it can be filled again."""
 
-    def definition_layer(_: Installation) -> None:
+    def fail(_: Installation) -> None:
         raise error
 
-    monkeypatch.setattr(installation, "definition_layer", definition_layer)
-    with pytest.raises(type(error)):
+    monkeypatch.setattr(installation, step, fail)
+    with pytest.raises(type(error) if step == "leave_base" else Failure):
         fill.fill(given, "b", node, record)
     assert state(record) == Slot("empty")
     assert not os.path.ismount(given.root)
@@ -169,7 +176,7 @@ def test_what_must_not_be_filled(given: Installation, node: Path, record: Path) 
         fill.fill(given, "a", node, record)
     with (
         mounts.mounted(node, at=given.root),
-        pytest.raises(Failure, match=f"slot b: {node}: Device or resource busy"),
+        pytest.raises(Failure, match=f"{node}: Device or resource busy"),
     ):
         fill.fill(given, "b", node, record)
     assert slots.read(record) == BEFORE

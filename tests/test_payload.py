@@ -110,7 +110,7 @@ def test_manifest(host: Path, secrets: Path) -> None:
             {"name": "more", "match": {"wwn": "naa.1"}, "only": 0},
         ],
         "finish": "reboot",
-        "agreed": {"layout": "", "erase": {}},
+        "agreed": {"layout": "", "erase": {}, "slot": ""},
         "files": {
             "host/IMGBUILD": sha256(IMGBUILD.encode()).hexdigest(),
             "files/etc/motd": sha256(b"hello\n").hexdigest(),

@@ -93,6 +93,22 @@ class Return:
 
 
 @dataclass(frozen=True)
+class Fill:
+    """The staged payload's system in the slot that does not run: Filled."""
+
+    base: str  # as of Build
+    payload: str
+    layer: str  # "": bootstrapped in the slot
+
+
+@dataclass(frozen=True)
+class Filled:
+    slot: str
+    root: str  # UUID of its root file system
+    kernel: str  # as its file in /boot is called, without "vmlinuz-"
+
+
+@dataclass(frozen=True)
 class Layer:
     layer: str  # SHA-256
     size: int  # bytes
@@ -113,7 +129,7 @@ class Built:
     once_key: str = ""  # public half of the host key of this boot, if it has one of its own
 
 
-Request = Fingerprints | Bootstrap | Build | BuildEntry | Load | Arm | Try | Commit | Return
+Request = Fingerprints | Bootstrap | Build | BuildEntry | Load | Arm | Fill | Try | Commit | Return
 KINDS: dict[str, type[Request]] = {each.__name__: each for each in get_args(Request)}
 
 

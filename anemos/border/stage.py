@@ -26,6 +26,9 @@ GO = HERE / "go"  # the operator's word, once the workstation has seen who answe
 ABORT = HERE / "abort"  # why not to pass the point of no return; init writes it, too
 RESUME = HERE / "resume"  # see resuming.py
 
+# In both, from themselves:
+UNPACKED = HERE / "unpacked"  # the payload
+
 # In the initramfs, from itself:
 DEADLINE = HERE / "deadline"  # seconds of /proc/uptime
 RESUMING = HERE / "resuming"  # RESUME, when init has seen it
@@ -33,6 +36,5 @@ RESTARTING = HERE / "restarting"
 LEAVING = HERE / "leaving"
 PASSED = HERE / "point-of-no-return"
 PROGRESS = HERE / "progress.json"
-UNPACKED = HERE / "unpacked"  # the payload
 EVENTS = HERE / "events"  # see events.py
 LOG = HERE / "log"

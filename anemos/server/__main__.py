@@ -8,7 +8,7 @@ from anemos import disks, log
 from anemos.border import records, requests
 from anemos.log import Failure
 from anemos.run import no_core_dumps
-from anemos.server import kexec, layer, once, staging, trial
+from anemos.server import fill, kexec, layer, once, staging, trial
 
 
 def answer(request: requests.Request) -> object:
@@ -26,6 +26,8 @@ def answer(request: requests.Request) -> object:
             said = once.arm(request, Path("/proc/cmdline").read_text())
         case requests.Load():
             said = kexec.load(request)
+        case requests.Fill():
+            said = fill.answer(request)
         case requests.Try():
             said = trial.start(request)
         case requests.Commit():

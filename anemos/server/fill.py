@@ -1,21 +1,115 @@
 """Fills the slot that does not run, while the old system serves. A failure leaves it empty."""
 
+import errno
 import os
+import shutil
 import stat
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from anemos import files, log, mounts
+from anemos import disks, files, log, mounts
+from anemos.border import payload, stage
+from anemos.border.boot import Stamp, base_hash
+from anemos.border.payload import Manifest
+from anemos.border.requests import Fill, Filled
 from anemos.log import FAILED, die
 from anemos.run import run
-from anemos.system import booting, filesystems, installation, layout, slots, tree
+from anemos.server import confined, layer, logins, running, staging
+from anemos.server.running import Running
+from anemos.system import (
+    booting,
+    bootstrap,
+    fetch,
+    filesystems,
+    imgbuild,
+    installation,
+    layout,
+    slots,
+    tree,
+)
+from anemos.system.bootloader import kernels
+from anemos.system.imgbuild import Imgbuild
 from anemos.system.installation import Installation
 from anemos.system.slots import EMPTY, FILLED, FILLING, Record, Slot
 
+# On the tmpfs of enter.sh: what a bootstrap reads, and where the slot is mounted.
+ROOM, ROOT = Path("/tmp/anemos"), Path("/tmp/slot")  # noqa: S108
+KEYS = stage.UNPACKED / "keys"
+IDLE = 19  # nice(1)
+RELEASED_S = 30.0
 
-def fill(given: Installation, slot: str, node: Path, record: Path) -> None:
+
+def answer(asked: Fill) -> Filled:
+    """Fill the slot that does not run with what is staged, which stays. Raises Failure."""
+    give_way()
+    try:
+        spec, given = unpack(asked)
+        with running.found(spec, staging.HOST) as here:
+            if given.agreed.slot != here.other:
+                die(f"slot {here.other} is not what the plan has shown", status=FAILED)
+            return beside(asked, spec, given, here)
+    finally:
+        shutil.rmtree(stage.UNPACKED, ignore_errors=True)
+
+
+def give_way() -> None:
+    """Work when nobody else wants to."""
+    os.nice(IDLE)
+    run(["ionice", "--class=idle", f"--pid={os.getpid()}"])
+
+
+def unpack(asked: Fill) -> tuple[Imgbuild, Manifest]:
+    """The definition, in memory that is never swapped out. Raises Failure."""
+    staging.check(stage.PAYLOAD, asked.payload)
+    payload.unpack(stage.PAYLOAD, stage.UNPACKED)
+    payload.check(stage.UNPACKED)
+    given = payload.unpacked(stage.UNPACKED)
+    spec = imgbuild.load(stage.UNPACKED / "host", name=given.host)
+    # An IMGBUILD is a script: what it says here must be what it said when the plan was shown.
+    if given.agreed.layout != layout.digest(spec.layout, spec.keep):
+        die("layout or keep is not what the plan has shown", status=FAILED)
+    if asked.layer:
+        staging.check(stage.LAYER, asked.layer)
+    elif spec.target == "arch":
+        why = "pacstrap(8) mounts a devtmpfs, which nobody may beside a running system"
+        die(f"target=arch: {why}", hint='host.toml: build_on = "workstation"', status=FAILED)
+    else:
+        bootstrap.check(spec)
+    return spec, given
+
+
+def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Filled:
+    """SPEC, as it was packed, into the slot of HERE that does not run."""
+    base = staging.old(asked.base)
+    kept, elements = disks.fingerprints(given.keep), layout.elements(spec.layout, spec.keep)
+    stamp = Stamp(given.deployment, given.host, base_hash(base), kept, elements)
+    KEYS.mkdir(mode=0o700)
+    for name, key in logins.host_keys(staging.HOST).items():
+        (KEYS / name).write_bytes(key)
+    for each in (ROOM, ROOT):
+        each.mkdir(exist_ok=True)
+    layer.resolve_names(ROOM)
+    return fill(
+        Installation(
+            here.spec,
+            ROOT,
+            given.deployment,
+            stamp.text,
+            stage.LAYER if asked.layer else None,
+            (base, stamp.base),
+            KEYS,
+            here.shared(),
+        ),
+        here.other,
+        here.node,
+        here.record,
+    )
+
+
+def fill(given: Installation, slot: str, node: Path, record: Path) -> Filled:
     """Install what is GIVEN in SLOT, the block device NODE. The record in the file RECORD says of
     each step before it is taken what the slot holds then.
 
@@ -23,45 +117,84 @@ def fill(given: Installation, slot: str, node: Path, record: Path) -> None:
     """
     known = slots.read(record)
     check(given, slot, known, node)
+    fetch_secrets(given)
     spec = replace(given.spec, layout=given.spec.layout.only(slot))
     uuid = layout.fs_uuid(spec.layout.root(), given.deployment)
     slots.write(record, known.holding(slot, Slot(FILLING)))
     try:
-        install(replace(given, spec=spec), node, uuid)
+        kernel = install(replace(given, spec=spec), node, uuid)
     except BaseException:
         with suppress(Exception):  # the reason of it all is the other one; FILLING is as good
             slots.write(record, known.holding(slot, Slot(EMPTY)))
         raise
     filled = Slot(FILLED, uuid, given.deployment, int(time.time()))
     slots.write(record, known.holding(slot, filled))
+    return Filled(slot, uuid, kernel)
 
 
 def check(given: Installation, slot: str, known: Record, node: Path) -> None:
     """Die, before anything is changed, for what cannot be filled, and what must not be."""
     if slot == known.default:
         die(f"slot {slot} is the one that starts", status=FAILED)
-    try:
-        os.close(os.open(node, os.O_RDONLY | os.O_EXCL))  # EBUSY: mounted, or below a volume
-    except OSError as error:
-        die(f"slot {slot}: {node}: {error.strerror}", status=FAILED)
-    for volume in given.spec.layout.volumes:
-        if volume.kind in ("raid", "luks"):  # their UUIDs are from the deployment that made them
-            why = "the new crypttab or mdadm.conf would not name it"
-            die(f"slot {slot}: {volume.kind} {volume.name!r}: {why}", status=FAILED)
+    require_free(node)
+    if why := slots.unfit(given.spec.layout):
+        die(f"slot {slot}: {why}", status=FAILED)
 
 
-def install(given: Installation, node: Path, uuid: str) -> None:
+def require_free(node: Path, patience: float = 0) -> None:
+    """Die when NODE is mounted, or below a volume, and still is after PATIENCE (seconds)."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return os.close(os.open(node, os.O_RDONLY | os.O_EXCL))
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                die(f"{node}: {error.strerror}", status=FAILED)
+        time.sleep(0.1)
+
+
+def fetch_secrets(given: Installation) -> None:
+    """While the slot is as it was: a service that does not answer must not cost the way back."""
+    if given.spec.server_secrets:
+        confined.call(partial(fetch.fetch, given.spec, top(given) / "secrets"), handed(given))
+
+
+def install(given: Installation, node: Path, uuid: str) -> str:
+    """The name of its kernel."""
     fs = given.spec.layout.root().fs
     run(["wipefs", "--all", "--quiet", node])
     run(filesystems.make(fs, uuid, node))
-    with mounts.mounted("-t", fs, node, at=given.root):
-        with log.step("Package layer"):
-            installation.package_layer(given)
-        with log.step("Definition layer"):
-            installation.definition_layer(given)
-        booting.configure(given.spec, given.root, given.deployment)
-        with log.step("Reading it back"):
-            read_back(given.root)
+    try:
+        with mounts.mounted("-t", fs, node, at=given.root):
+            confined.call(partial(write, given), handed(given), given.root)
+            installation.leave_base(given)
+            with log.step("Reading it back"):
+                read_back(given.root)
+            return kernels.newest(given.root).name
+    finally:  # a mount namespace ends a little later than its last process
+        require_free(node, RELEASED_S)
+
+
+def top(given: Installation) -> Path:
+    """Where the payload was unpacked."""
+    return given.spec.directory.parent
+
+
+def handed(given: Installation) -> list[Path]:
+    """What packages and definition see beside the slot; all but the name service is theirs."""
+    own = [top(given), given.keys, *([given.layer] if given.layer else [])]
+    for each in own:
+        confined.give(each)
+    return [*own, layer.ETC]
+
+
+def write(given: Installation) -> None:
+    """All that runs code of packages, or of the definition."""
+    with log.step("Package layer"):
+        installation.package_layer(given)
+    with log.step("Definition layer"):
+        installation.definition_layer(given)
+    booting.configure(given.spec, given.root, given.deployment)
 
 
 def read_back(root: Path) -> None:

@@ -30,7 +30,7 @@ def make(payload: str) -> Layer:
     run(["mount", "-t", "tmpfs", "-o", f"mode=755,size={size}", "tmpfs", ROOM])
     try:
         take_definition(stage.PAYLOAD, ROOM)
-        resolve_names()
+        resolve_names(ROOM)
         os.environ["ZSTD_CLEVEL"] = "1"  # zstd(1): it is unpacked once, and from memory
         output = ROOM / "layer.tar.zst"
         bootstrap.bootstrap(imgbuild.load(ROOM / "host"), output)
@@ -54,9 +54,10 @@ def take_definition(payload: Path, directory: Path) -> None:
         archive.extractall(directory, members)
 
 
-def resolve_names() -> None:
-    """Names resolve as they do in the old system; the base image has no /etc/resolv.conf."""
-    copy = ROOM / "etc"
+def resolve_names(room: Path) -> None:
+    """Names resolve as they do in the old system; the base image has no /etc/resolv.conf. ROOM: a
+    directory in memory."""
+    copy = room / "etc"
     run(["cp", "--archive", ETC, copy])
     resolver = staging.HOST / "etc/resolv.conf"
     if resolver.exists():

@@ -78,6 +78,16 @@ def first(layout: Layout, seed: str, deployment: str = "", filled: int = 0) -> R
     return Record(root.what.slot, {**dict.fromkeys(SLOTS, Slot()), root.what.slot: whole})
 
 
+def unfit(layout: Layout) -> str:
+    """Why LAYOUT's slots cannot be filled, "" when they can. RAID and LUKS have their UUIDs from
+    the deployment that made them."""
+    names = [
+        f"{each.kind} {each.name!r}" for each in layout.volumes if each.kind in ("raid", "luks")
+    ]
+    why = "the new crypttab or mdadm.conf would not name"
+    return f"{why} {', '.join(names)}" if names else ""
+
+
 def encoded(record: Record) -> bytes:
     lines = [f"slot={record.default}\n"]
     for name, slot in record.slots.items():
