@@ -22,6 +22,7 @@ OF_A_HOST = [
     "pack",
     "upload",
     "build-initramfs",
+    "fill",
     "kexec",
     "watch",
     "verify",
@@ -36,7 +37,7 @@ OF_A_HOST = [
     "export",
     "go",
 ]
-ERASING = ["kexec", "deploy"]
+ERASING = ["fill", "kexec", "deploy"]
 
 
 @pytest.fixture

@@ -74,6 +74,21 @@ def upload(c: Context, host: str = "", adopt: bool = False, json: bool = False) 
 
 
 @command
+def fill(
+    c: Context,
+    host: str = "",
+    yes: str = "",
+    adopt: bool = False,
+    build_on: str = "",
+    json: bool = False,
+) -> Result:
+    """OVERWRITE the slot of HOST that does not run with what was packed, while the other serves."""
+    from anemos.workstation.deploy import chain
+
+    return chain.fill(alone(host, adopt=adopt, build_on=build_on), yes)
+
+
+@command
 def build_initramfs(
     c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
 ) -> Result:

@@ -71,19 +71,29 @@ def kexec(host: Host, yes: str = "", hold: bool = False) -> Result:
         return phases.kexec(host, hold)
 
 
+def fill(host: Host, yes: str = "") -> Result:
+    """Write a slot while the old system serves. No other phase goes on from there yet."""
+    phases.require_access(host)
+    confirm(host, yes, f"This overwrites the slot of {host.name} that does not run")
+    with scratch.ending():
+        return phases.fill(host)
+
+
 def phase(host: Host, name: str) -> Result:
     """Run the phase NAME by itself: a signal, too, has it take back what it has done."""
     with scratch.ending():
         return PHASES[name](host)
 
 
-def confirm(host: Host, yes: str) -> None:
-    """Have the operator type the host's name, unless the machine is a throw-away one."""
+def confirm(host: Host, yes: str, what: str = "") -> None:
+    """Have the operator type the host's name, unless the machine is a throw-away one. WHAT is done,
+    if no disk is erased."""
     if host.throwaway or yes == host.name:
         return
     if yes:
         die(f"--yes {yes} does not name the host {host.name}")
-    report.typed(host.name, f"This erases the system disks of {host.name}", "--yes NAME")
+    erases = f"This erases the system disks of {host.name}"
+    report.typed(host.name, what or erases, "--yes NAME")
 
 
 def go(host: Host, yes: str = "") -> Result:

@@ -10,6 +10,7 @@ from anemos.log import BAD_INPUT, die
 from anemos.system import layout
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places
+from anemos.workstation.deploy import ways
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.state import State
 from anemos.workstation.hosts import Host
@@ -22,7 +23,8 @@ def remember(host: Host, spec: Imgbuild, facts: Facts) -> None:
     found = {
         disk.name: disks.resolve(disk.name, disk.match, facts.disks) for disk in spec.layout.disks
     }
-    agreed = Agreed(layout.digest(spec.layout, spec.keep), found)
+    slot = ways.slot(host, spec, facts).other
+    agreed = Agreed(layout.digest(spec.layout, spec.keep), found, slot)
     files.replace(places.state(host.name) / FILE, records.text(agreed), 0o600)
 
 
@@ -60,6 +62,12 @@ def check(host: Host, state: State) -> None:
         )
     if state.agreed != recall(host):
         die(f"{host.name}: packed by another plan than the last one", hint="./inv pack again")
+
+
+def check_slot(host: Host, state: State, slot: str) -> None:
+    """Raises Failure unless it is SLOT that the plan has shown."""
+    if state.agreed.slot != slot:
+        die(f"{host.name}: the plan has not shown slot {slot}", hint="./inv plan, then ./inv pack")
 
 
 def check_disks(host: Host, state: State, facts: Facts) -> None:

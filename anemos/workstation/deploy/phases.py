@@ -16,7 +16,7 @@ from secrets import token_hex
 from anemos import files, log
 from anemos.border import records
 from anemos.border.payload import manifest
-from anemos.border.requests import Bootstrap, Build, Keys, Layer, Logins
+from anemos.border.requests import Bootstrap, Build, Fill, Filled, Keys, Layer, Logins
 from anemos.border.stage import HERE
 from anemos.files import sha256
 from anemos.log import FAILED, Failure, die
@@ -45,6 +45,7 @@ from anemos.workstation.deploy.state import (
     load_state,
     payload_file,
 )
+from anemos.workstation.deploy.ways import Slot, Way
 from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import throwaway, trove
 from anemos.workstation.ssh import ConnectionLost, Endpoint, Remote, connect
@@ -206,6 +207,34 @@ def new_deployment() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(3)}"
 
 
+# --- fill
+
+
+def fill(host: Host) -> Result:
+    """Send what was packed, and have the server fill the slot that does not run with it."""
+    state = sending.packed(host, "deployment", "pack")
+    spec = host.imgbuild()
+    consent.check(host, state)
+    with connect(reach.endpoint(host)) as remote:
+        seen = facts.gather(remote, state.base_hash)
+        sizes = measure(host, state, seen)
+        refuse(host, *plan.beside(host, spec, seen, sizes))
+        consent.check_slot(host, state, ways.slot(host, spec, seen).other)
+        with staged.undone(host):
+            stage(state, remote, sizes.beside)
+            send_all(host, state, remote, seen, sizes, ways.SLOT)
+            layer = sha256(Path(state.layer)) if state.layer else ""
+            asked = Fill(state.remote_base, state.payload, layer)
+            limit = host.timeouts.install
+            with log.step("Filling the slot, on the server"):
+                done = reach.answer(remote, state.remote_base, asked, Filled, limit, log.info)
+            staged.unstage(remote, places.who())
+    state.remote_base = ""  # it went with what was staged
+    state.save()
+    log.info(f"Slot {done.slot} of {host.name} holds {state.deployment}. Nothing starts it so far")
+    return {"host": host.name, "deployment": state.deployment, **asdict(done)}
+
+
 # --- upload, build-initramfs, kexec
 
 
@@ -218,24 +247,26 @@ def upload(host: Host) -> Result:
         require(host, host.imgbuild(), seen, sizes)
         consent.check_disks(host, state, seen)
         with staged.undone(host):
-            stage(state, remote, sizes)
-            send_all(host, state, remote, seen, sizes)
+            stage(state, remote, sizes.before_jump)
+            send_all(host, state, remote, seen, sizes, ways.chosen(host, seen, sizes))
     return {"host": host.name, "bytes_sent": state.sent}
 
 
-def stage(state: State, remote: Remote, sizes: Sizes) -> None:
-    """Make room for STATE's deployment, in the place of what an earlier one of ours has left."""
+def stage(state: State, remote: Remote, room: int) -> None:
+    """Make ROOM (bytes) for STATE's deployment, in the place of what an earlier one of ours has
+    left."""
     who = places.who()
     with bad_input():
         if other := staged.unstage(remote, who, Path(state.base).name):
             die(plan.foreign(other))
-        reach.script(remote, "stage.sh", str(sizes.before_jump), state.deployment, who)
+        reach.script(remote, "stage.sh", str(room), state.deployment, who)
 
 
-def send_all(host: Host, state: State, remote: Remote, seen: Facts, sizes: Sizes) -> None:
+def send_all(
+    host: Host, state: State, remote: Remote, seen: Facts, sizes: Sizes, way: Way | Slot
+) -> None:
     state.server_layer = ""  # it went with what was staged before
     state.sent = {"base": 0, "layer": 0, "payload": 0}
-    way = ways.chosen(host, seen, sizes)
     state.way = way.NAME
     way.send(host, state, remote, seen, sizes)
     state.remote_base = seen.base or f"{HERE / Path(state.base).name}"

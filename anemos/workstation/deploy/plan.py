@@ -9,7 +9,7 @@ from anemos import disks
 from anemos.disks import Device
 from anemos.log import Failure
 from anemos.server import network
-from anemos.system import booting, layout, partitions
+from anemos.system import booting, layout, partitions, slots
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Entry, Kept, Table
 from anemos.workstation import places
@@ -46,6 +46,17 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
         *_network(facts),
         *_disks(spec, facts),
         *_boot(spec, facts),
+        *_identity(host, facts),
+    ]
+
+
+def beside(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
+    """The same for a slot: no disk is erased, nothing is started."""
+    return [
+        *_system(facts),
+        *_staged(host, facts),
+        *ways.SLOT.problems(host, spec, facts, sizes),
+        *bootable(spec),
         *_identity(host, facts),
     ]
 
@@ -292,6 +303,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
         *(("network", f"left behind: {each}") for each in left_behind(facts)),
         *(("watchdog", each) for each in _ticking(facts)),
+        *(("slot", each) for each in _slot(host, spec, facts)),
         ("boot", ways.chosen(host, facts, sizes).describe(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),
@@ -313,6 +325,24 @@ def _logins(host: Host) -> Iterator[str]:
             name if name == ROOT else f"{name} with sudo" for name in (host.user, host.new_user)
         )
         yield f"{old}; root in the initramfs, by the same key; {new} in the new system"
+
+
+def _slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What `fill` would do instead: the partition or volume that it overwrites."""
+    if not spec.layout.slots():
+        return
+    there = ways.slot(host, spec, facts)
+    if there.why:
+        yield f"none can be filled beside the running system: {there.why}"
+        return
+    found = {d.name: disks.resolve(d.name, d.match, facts.disks) for d in spec.layout.disks}
+    around = [_around(disk, spec, facts, found[disk.name]) for disk in spec.layout.disks]
+    place = replace(spec.layout, disks=tuple(around)).into(there.other).root()
+    holds = slots.decoded(facts.record).slots[there.other].state
+    yield (
+        f"{there.other} (running: {there.running}; it is {holds}): `./inv fill` overwrites"
+        f" {place.path}, {place.node(found)}, and erases no disk. Nothing starts it so far"
+    )
 
 
 def _others(spec: Imgbuild, facts: Facts) -> list[Device]:

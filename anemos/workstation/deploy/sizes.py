@@ -41,6 +41,12 @@ class Sizes:
         return self.copies * held + staged + STAGING_MEMORY
 
     @property
+    def beside(self) -> int:
+        """Memory on the old system while a slot is filled: what is staged, the payload unpacked."""
+        staged = 0 if self.base_is_there else self.base
+        return staged + self.layer + 2 * self.payload + STAGING_MEMORY
+
+    @property
     def after_jump(self) -> int:
         """Memory in the initramfs at its worst: the archive and what is unpacked from it.
 

@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from anemos.border import payload, stage
 from anemos.border.deployment import Deployment
 from anemos.border.requests import Arm, Build, BuildEntry, Built, Keys, Load
 from anemos.log import FAILED, Failure, die
-from anemos.workstation.deploy import reach, sending
+from anemos.system import layout, slots
+from anemos.system.imgbuild import Imgbuild
+from anemos.workstation.deploy import reach, sending, stack
 from anemos.workstation.deploy.facts import Entry, Facts
 from anemos.workstation.deploy.sizes import MIB, Sizes
 from anemos.workstation.deploy.state import State, load_state, payload_file
@@ -174,6 +176,30 @@ class Once:
         state.save()
 
 
+class Beside(NamedTuple):
+    """The slots of a server: WHY none can be filled, or else which one runs, and the OTHER one."""
+
+    why: str = ""
+    running: str = ""
+    other: str = ""
+
+
+class Slot:
+    """Into the slot that does not run, while the old system serves (server/fill.py)."""
+
+    NAME = "slot"
+
+    def problems(self, host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> Iterator[str]:
+        if why := slot(host, spec, facts).why:
+            yield f"no slot can be filled: {why}"
+        if sizes.beside > facts.memory_available:
+            there = facts.memory_available // MIB
+            yield f"memory: {sizes.beside // MIB} MiB needed, {there} MiB available"
+
+    def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
+        sending.deployment(host, state, remote)
+
+
 @contextmanager
 def delivered(where: Endpoint) -> Iterator[Remote]:
     """The initramfs, which waits for what is sent to it meanwhile, until it has taken all."""
@@ -189,6 +215,8 @@ def delivered(where: Endpoint) -> Iterator[Remote]:
             raise
 
 
+SLOT = Slot()
+# No deployment takes SLOT by itself, as nothing starts a slot that was filled: only `fill` does.
 WAYS: dict[str, Way] = {each.NAME: each for each in (Kexec(), Late(), Once())}
 
 
@@ -199,6 +227,41 @@ def chosen(host: Host, facts: Facts, sizes: Sizes) -> Way:
     short = measured(way, sizes).before_jump > facts.memory_available
     sent = sizes.layer and host.build_on == "workstation"
     return WAYS["late"] if way.NAME == "kexec" and short and sent else way
+
+
+def slot(host: Host, spec: Imgbuild, facts: Facts) -> Beside:
+    """As far as facts tell it; the server looks at the disks again (server/running.py)."""
+    if why := next(no_slot(host, spec, facts), ""):
+        return Beside(why)
+    known = slots.decoded(facts.record)
+    (other,) = {*known.slots} - {known.default}
+    return Beside("", known.default, other)
+
+
+def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """Why none can be filled."""
+    if not spec.layout.slots():
+        yield "the layout has none"
+    if why := layout.difference(facts.stamp.layout, spec.layout, spec.keep):
+        yield why
+    try:
+        known = slots.decoded(facts.record)
+    except ValueError as error:
+        yield str(error)
+        return
+    if known.slots[known.default].root not in roots(facts):
+        yield f"/ is not slot {known.default}, which starts by default"
+    if why := slots.unfit(spec.layout):
+        yield why
+    if spec.target == "arch" and host.build_on != "workstation":
+        yield 'target=arch needs build_on = "workstation"'
+
+
+def roots(facts: Facts) -> set[str]:
+    """The UUID of what is mounted at /, if it is known."""
+    nodes = [node for node, point, _ in (line.split() for line in facts.mounts) if point == "/"]
+    names = {name for node in nodes for name in stack.kernel_names(node, facts)}
+    return {what.split()[-1] for name, what in facts.identities if name in names and what.split()}
 
 
 def measured(way: Way, sizes: Sizes) -> Sizes:

@@ -1,0 +1,263 @@
+"""Whether a slot can be filled, which one, and what the operator is told and asked."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anemos.border.boot import Seen
+from anemos.border.deployment import Agreed
+from anemos.border.requests import Fill, Filled
+from anemos.log import BAD_INPUT, Failure
+from anemos.run import run
+from anemos.system import imgbuild, layout, slots
+from anemos.system.imgbuild import Imgbuild
+from anemos.system.slots import Record, Slot
+from anemos.workstation import places
+from anemos.workstation.deploy import (
+    chain,
+    consent,
+    facts,
+    phases,
+    plan,
+    reach,
+    sending,
+    staged,
+    ways,
+)
+from anemos.workstation.deploy.facts import Facts, Partition
+from anemos.workstation.deploy.sizes import MIB, Sizes
+from anemos.workstation.deploy.state import State, load_state
+from anemos.workstation.deploy.ways import Beside
+from anemos.workstation.hosts import Host
+
+HOST = Host("demo", Path("hosts/demo"), start="kexec")
+LAYOUT = """
+disk system serial=demo-system
+part bios type=bios size=1M
+part boot fs=ext4 size=64M
+part root fs=ext4 size=1G mount=/ slots=2
+part srv  fs=ext4 size=1G mount=/srv
+"""
+KEEP = "disk data serial=demo-data part=1 mount=/home options=nofail\n"
+RECORD = Record("a", {"a": Slot("good", "UUID-A"), "b": Slot("bad", "UUID-B")})
+SIZES = Sizes(base=60 * MIB, layer=20 * MIB, payload=MIB, base_is_there=True)
+
+
+def spec(**changed: str) -> Imgbuild:
+    words = {"target": "debian", "format": "disk", "layout": LAYOUT, "keep": KEEP}
+    words |= {"bootloader": "grub", "packages": "linux-image-amd64 grub-pc"} | changed
+    return imgbuild.interpret(Path("hosts/demo"), words)
+
+
+STAMP = Seen("d", "demo", layout=layout.elements(spec().layout, spec().keep))
+FACTS = replace(
+    facts.parse((Path(__file__).parent / "data/facts-virtio").read_text()),
+    mounts=("/dev/vda3 / ext4",),
+    identities=(("vda3", "ext4 UUID-A"), ("vda4", "ext4 UUID-B")),
+    parts=tuple(Partition("vda", f"vda{n}", n, n * MIB, MIB) for n in range(1, 6)),
+    record=slots.encoded(RECORD)[: slots.SECTOR],
+    stamp=STAMP,
+)
+
+
+def test_slot() -> None:
+    assert ways.slot(HOST, spec(), FACTS) == Beside("", "a", "b")
+    other = replace(
+        FACTS,
+        record=slots.encoded(replace(RECORD, default="b"))[: slots.SECTOR],
+        mounts=("/dev/vda4 / ext4",),
+    )
+    assert ways.slot(HOST, spec(), other) == Beside("", "b", "a")
+    assert ways.chosen(HOST, FACTS, SIZES).NAME == "kexec"  # no deployment starts a slot yet
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "why"),
+    [
+        ({}, LAYOUT.replace(" slots=2", ""), "the layout has none"),
+        ({"stamp": Seen("d", "demo")}, LAYOUT, "the running system does not tell its layout"),
+        (
+            {},
+            LAYOUT.replace("/srv", "/var/mail"),
+            "the layout differs from the running one in system/srv",
+        ),
+        ({"record": b""}, LAYOUT, "no record of slots: it has no slot"),
+        ({"mounts": ("/dev/vda4 / ext4",)}, LAYOUT, "/ is not slot a, which starts by default"),
+        ({"mounts": ()}, LAYOUT, "/ is not slot a, which starts by default"),
+        ({"identities": ()}, LAYOUT, "/ is not slot a, which starts by default"),
+    ],
+)
+def test_no_slot(given: dict[str, Any], text: str, why: str) -> None:
+    assert ways.slot(HOST, spec(layout=text), replace(FACTS, **given)) == Beside(why)
+
+
+def test_no_slot_for_volumes_and_arch() -> None:
+    locked = LAYOUT.replace("fs=ext4 size=1G mount=/srv", "size=1G")
+    locked += "luks safe on=system/srv key=etc/key fs=ext4 mount=/srv\n"
+    given = spec(layout=locked)
+    seen = replace(FACTS, stamp=Seen("d", layout=layout.elements(given.layout, given.keep)))
+    why = "the new crypttab or mdadm.conf would not name luks 'safe'"
+    assert ways.slot(HOST, given, seen).why == why
+    arch = spec(target="arch")
+    assert ways.slot(replace(HOST, build_on="workstation"), arch, FACTS).why == ""
+    assert (
+        'build_on = "workstation"' in ways.slot(replace(HOST, build_on="server"), arch, FACTS).why
+    )
+
+
+def lines(given: Facts, **changed: str) -> dict[str, str]:
+    return dict(plan.describe(HOST, spec(**changed), given, SIZES))
+
+
+def test_plan() -> None:
+    assert lines(FACTS)["slot"] == (
+        "b (running: a; it is bad): `./inv fill` overwrites system/root_b, /dev/vda4, and erases"
+        " no disk. Nothing starts it so far"
+    )
+    assert lines(replace(FACTS, record=b""))["slot"] == (
+        "none can be filled beside the running system: no record of slots: it has no slot"
+    )
+    assert "slot" not in lines(FACTS, layout=LAYOUT.replace(" slots=2", ""))
+
+
+def test_what_stands_in_the_way() -> None:
+    """Neither kexec nor the network of an initramfs counts; only little memory is needed."""
+    small = replace(FACTS, kexec=False, memory_available=SIZES.beside)
+    assert plan.beside(HOST, spec(), small, SIZES) == []
+    smaller = replace(small, memory_available=SIZES.beside - 1, user="1000", record=b"")
+    assert plan.beside(HOST, spec(), smaller, SIZES) == [
+        "the login is not root's",
+        "no slot can be filled: no record of slots: it has no slot",
+        "memory: 86 MiB needed, 85 MiB available",
+    ]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
+    """What is asked of it: it fills slot b."""
+    asked: list[object] = []
+    monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path)
+    sent: list[tuple[Any, str, Any]] = [
+        (phases, "connect", "connected"),
+        (reach, "endpoint", "where"),
+    ]
+    for module, name, word in sent:
+        monkeypatch.setattr(module, name, lambda *_, word=word: Quiet(word))
+    monkeypatch.setattr(facts, "gather", lambda *_: replace(FACTS, base="/base-0.squashfs"))
+    monkeypatch.setattr(phases, "measure", lambda *_: SIZES)
+    monkeypatch.setattr(Host, "imgbuild", lambda _: spec())
+    monkeypatch.setattr(phases, "stage", lambda *words: asked.append(words[-1]))
+    monkeypatch.setattr(sending, "deployment", lambda *_: asked.append("sent"))
+    monkeypatch.setattr(sending, "packed", lambda host, *_: load_state(host))
+    monkeypatch.setattr(staged, "unstage", lambda *_: asked.append("unstaged"))
+    monkeypatch.setattr(staged, "leave_nothing", lambda _: asked.append("undone"))
+
+    def answer(*words: Any) -> Filled:
+        asked.append(words[2])
+        return Filled("b", "UUID", "6.1")
+
+    monkeypatch.setattr(reach, "answer", answer)
+    return asked
+
+
+class Quiet(str):
+    def __enter__(self) -> "Quiet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def agree() -> None:
+    consent.remember(HOST, spec(), FACTS)
+    State("demo", "d-2", payload="SHA", agreed=consent.recall(HOST)).save()
+
+
+def test_fill(server: list[object]) -> None:
+    agree()
+    assert phases.fill(HOST) == {
+        "host": "demo",
+        "deployment": "d-2",
+        "slot": "b",
+        "root": "UUID",
+        "kernel": "6.1",
+    }
+    assert server == [SIZES.beside, "sent", Fill("/base-0.squashfs", "SHA", ""), "unstaged"]
+    assert load_state(HOST).remote_base == ""
+
+
+def test_fill_without_consent(server: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    State("demo", "d-2").save()
+    with pytest.raises(Failure, match="packed without a plan"):
+        phases.fill(HOST)
+    agree()
+    agreed = replace(consent.recall(HOST), slot="a")
+    monkeypatch.setattr(consent, "recall", lambda _: agreed)
+    State("demo", "d-2", agreed=agreed).save()
+    with pytest.raises(Failure, match="demo: the plan has not shown slot b") as told:
+        phases.fill(HOST)
+    assert (told.value.status, server) == (BAD_INPUT, [])
+
+
+def test_fill_that_fails(server: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was staged stays."""
+
+    def answer(*_: object) -> Filled:
+        raise Failure("no")
+
+    agree()
+    monkeypatch.setattr(reach, "answer", answer)
+    with pytest.raises(Failure, match="no"):
+        phases.fill(HOST)
+    assert server[-1] == "undone"
+
+
+def test_confirmation(server: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    agree()
+    monkeypatch.setattr(phases, "require_access", lambda _: None)
+    with pytest.raises(Failure, match="--yes other does not name the host demo"):
+        chain.fill(HOST, "other")
+    assert server == []
+    assert chain.fill(HOST, "demo")["slot"] == "b"
+
+
+SCRIPT = Path(facts.SCRIPT).read_text()
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+@pytest.mark.parametrize("mounted", [True, False])
+def test_record_among_the_facts(tmp_path: Path, mounted: bool) -> None:
+    """It is read where it is mounted, or from a mount that is gone afterwards."""
+    disk, point = tmp_path / "disk", tmp_path / "boot"
+    disk.write_bytes(bytes(4 * MIB))
+    point.mkdir()
+    run(["mkfs.ext4", "-q", disk])
+    run(["mount", "-o", "loop", disk, point])
+    try:
+        (point / slots.FILE).write_bytes(slots.encoded(RECORD))
+        if not mounted:
+            run(["umount", point])
+        fstab = tmp_path / "fstab"
+        fstab.write_text(f"{disk} {point} ext4 noauto,loop 0 2\n")
+        text = SCRIPT.replace(layout.SHARED, os.fspath(point)).replace("/etc/fstab", str(fstab))
+        # mount(8) reads this fstab only in a namespace where it is the machine's.
+        script = f'mount --bind "{fstab}" /etc/fstab; {text}'
+        said = run(["unshare", "--mount", "sh", "-c", script, "facts", ""])
+        assert slots.decoded(facts.parse(said).record) == RECORD
+        assert os.path.ismount(point) == mounted
+    finally:
+        if mounted:
+            run(["umount", point])
+
+
+def test_agreed_slot() -> None:
+    consent.remember(HOST, spec(), FACTS)
+    assert consent.recall(HOST).slot == "b"
+    assert consent.recall(HOST).erase.keys() == {"system"}
+    consent.remember(HOST, spec(), replace(FACTS, record=b""))
+    assert consent.recall(HOST).slot == ""
+    assert Agreed().slot == ""
