@@ -248,7 +248,9 @@ def upload(host: Host) -> Result:
         consent.check_disks(host, state, seen)
         with staged.undone(host):
             stage(state, remote, sizes.before_jump)
-            send_all(host, state, remote, seen, sizes, ways.chosen(host, seen, sizes))
+            way = ways.chosen(host, seen, sizes)
+            state.way = way.NAME
+            send_all(host, state, remote, seen, sizes, way)
     return {"host": host.name, "bytes_sent": state.sent}
 
 
@@ -267,7 +269,6 @@ def send_all(
 ) -> None:
     state.server_layer = ""  # it went with what was staged before
     state.sent = {"base": 0, "layer": 0, "payload": 0}
-    state.way = way.NAME
     way.send(host, state, remote, seen, sizes)
     state.remote_base = seen.base or f"{HERE / Path(state.base).name}"
     if not seen.base:

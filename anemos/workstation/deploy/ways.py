@@ -185,9 +185,8 @@ class Beside(NamedTuple):
 
 
 class Slot:
-    """Into the slot that does not run, while the old system serves (server/fill.py)."""
-
-    NAME = "slot"
+    """Into the slot that does not run, while the old system serves (server/fill.py). It is no Way
+    yet: nothing starts a slot that was filled, so no deployment takes it, but only `fill`."""
 
     def problems(self, host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> Iterator[str]:
         if why := slot(host, spec, facts).why:
@@ -216,7 +215,6 @@ def delivered(where: Endpoint) -> Iterator[Remote]:
 
 
 SLOT = Slot()
-# No deployment takes SLOT by itself, as nothing starts a slot that was filled: only `fill` does.
 WAYS: dict[str, Way] = {each.NAME: each for each in (Kexec(), Late(), Once())}
 
 
