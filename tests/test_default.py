@@ -171,12 +171,14 @@ def test_no_rollback(host: Host, server: Server, says: str, yes: str, message: s
 
 def test_status() -> None:
     seen = status.parse(said())
-    lines = dict(status.describe(seen, "d-1", {}))
+    lines = dict(status.describe(seen, "d-1", status.Known()))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(1_700_000_000))
     assert lines["slot a"] == f"good, deployment d-0, filled {when}"
     assert lines["slot b"] == "good, deployment d-1, it runs, the default"
     assert not [
-        line for line in status.describe(status.parse(said(None)), "", {}) if "slot" in line
+        line
+        for line in status.describe(status.parse(said(None)), "", status.Known())
+        if "slot" in line
     ]
 
 

@@ -156,7 +156,11 @@ def text(data: bytes) -> str:
 
 
 def read_passwd(_: bytes, file: Path) -> None:
-    [*logins.expanded([".ssh/authorized_keys", "%h/keys"], logins.account(file.parents[1], "root")[1])]
+    [
+        *logins.expanded(
+            [".ssh/authorized_keys", "%h/keys"], logins.account(file.parents[1], "root")[1]
+        )
+    ]
 
 
 def read_resolver(_: bytes, file: Path) -> None:
@@ -206,7 +210,7 @@ def read_answers(data: bytes, _: Path) -> None:
 def read_boot(_: bytes, file: Path) -> None:
     """And the commands that its network becomes."""
     found = boot.load(file)
-    assert records.parse(boot.Stamp, found.stamp)
+    assert records.parse(boot.Stamp, found.stamp({}))
     names = {each["name"]: each["name"] for each in found.network["interfaces"]}
     for each in found.network["interfaces"]:
         if each["kind"] != "vlan" or each["parent"] in names:  # as network.make sees to it
