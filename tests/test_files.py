@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from anemos import files
+from anemos.system import installation
 
 X = Path("/x/payload")
 
@@ -39,3 +40,15 @@ def test_replace(tmp_path: Path) -> None:
     assert file.read_text() == "new"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    """What a user, or the old system, has written stays byte for byte."""
+    (tmp_path / "etc").mkdir()
+    file = tmp_path / "etc/fstab"
+    file.write_bytes(b"# f\xfcr uns\n")
+
+    installation.append(tmp_path, "etc/fstab", "UUID=1 / ext4\n")
+    files.replace(file, files.text(file) + "# ä\n")
+
+    assert file.read_bytes() == b"# f\xfcr uns\nUUID=1 / ext4\n# \xc3\xa4\n"

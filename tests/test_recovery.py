@@ -53,6 +53,7 @@ def said(**changed: str) -> str:
         ({"stamp": STAMP}, status.DEPLOYED, "the system of deployment d-0"),
         ({"staged": "d-2 me 12:00"}, status.SYSTEM, "d-2 of me is staged there since 12:00"),
         (IN_RAM, status.GOING, "before the point of no return; 300 s"),
+        (IN_RAM | {"line": "what it prints:\u2028passed=yes"}, status.GOING, "before the point"),
         (IN_RAM | {"event": event("held")}, status.HELD, "./inv resume or ./inv abort; 300 s"),
         (IN_RAM | {"event": event("released")}, status.GOING, "300 s"),
         (IN_RAM | {"event": event("failed", message="why")}, status.FAILING, "of no return: why"),
