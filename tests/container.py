@@ -23,9 +23,10 @@ from anemos.system.chroot import DEV
 
 READY_S = 120.0
 NUMBERS = count()
-# $1: the image, $2: the kept directory, $3: an empty one for the new root file system.
+# $1: the image, $2: the kept directory, $3: an empty one for the new root file system, $4: PID 1.
 BOOT = f"""
 set -e
+init=$4
 mount -t tmpfs tmpfs "$3"
 mkdir "$3/upper" "$3/work" "$3/root"
 mount -t overlay -o "lowerdir=$1,upperdir=$3/upper,workdir=$3/work" overlay "$3/root"
@@ -42,7 +43,7 @@ mount -t tmpfs -o mode=755 tmpfs "$1/run"
 cd "$1"
 pivot_root . mnt
 umount -l /mnt
-exec env --ignore-environment container=other /sbin/init
+exec env --ignore-environment container=other "$init"
 """
 NAMESPACES = ("mount", "pid", "net", "cgroup", "uts", "ipc")
 
@@ -117,14 +118,14 @@ def cgroup() -> Iterator[Path]:
 
 
 @contextmanager
-def booted(image: Path, kept: Path, far: Far) -> Iterator[Container]:
+def booted(image: Path, kept: Path, far: Far, init: str = "/sbin/init") -> Iterator[Container]:
     with TemporaryDirectory() as room, cable(far) as near, cgroup() as group:
         # First, as in `ip netns exec` /sys is another one.
         enter = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
         own = [f"--{name}" for name in NAMESPACES if name != "net"]
         argv: list[str | Path] = ["setpriv", "--pdeathsig=KILL", "sh", "-c", enter, group]
         argv += ["ip", "netns", "exec", near, "unshare", *own, "--fork", "--kill-child"]
-        argv += ["--propagation=private", "sh", "-c", BOOT, "sh", image, kept, room]
+        argv += ["--propagation=private", "sh", "-c", BOOT, "sh", image, kept, room, init]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         try:
             yield ready(process)
