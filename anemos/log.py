@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import NoReturn
 
 # The exit statuses of every task (docs/recovery.md).
@@ -57,20 +58,75 @@ def info(line: str) -> None:
     sink("  " * _depth + printable(line.rstrip("\r")))
 
 
+@dataclass(frozen=True)
+class Step:
+    """START: seconds since the epoch, by the clock of the machine that it runs on.
+
+    LIMIT: how long a wait may take, in seconds. ASKS: somebody may be asked on the terminal
+    meanwhile. THERE: it runs on the server, whose events tell of it.
+    """
+
+    name: str
+    start: float
+    limit: float = 0.0
+    asks: bool = False
+    there: bool = False
+
+
+class Observer:
+    """Who wants to know of the steps themselves, not of the lines about them. Raises nothing."""
+
+    def began(self, step: Step) -> None: ...
+
+    def ended(self, step: Step, end: float, done: bool) -> None:
+        """END: as STEP's start. DONE: without a failure."""
+
+    def reached(self, done: int, total: int) -> None:
+        """So many bytes of the innermost step."""
+
+    def noted(self, text: str) -> None:
+        """What the innermost step, a wait, has met last."""
+
+
+observers: list[Observer] = []
+
+
+def began(step: Step) -> None:
+    for each in observers:
+        each.began(step)
+
+
+def ended(step: Step, end: float, done: bool) -> None:
+    for each in observers:
+        each.ended(step, end, done)
+
+
+def reached(done: int, total: int) -> None:
+    for each in observers:
+        each.reached(done, total)
+
+
+def noted(text: str) -> None:
+    for each in observers:
+        each.noted(text)
+
+
 @contextmanager
-def step(name: str) -> Iterator[None]:
-    """Announce NAME, indent what happens inside, tell the seconds that it took.
+def step(name: str, limit: float = 0.0, asks: bool = False) -> Iterator[None]:
+    """Announce NAME, indent what happens inside, tell the seconds that it took. See Step.
 
     While an exception passes, the closing line stands in parentheses: the eye finds where it began.
     """
     global _depth  # noqa: PLW0603 (one progress tree a process)
     info(f"{name} ...")
     _depth += 1
-    start = time.monotonic()
-    ended = "({} failed after {:.1f} s)"
+    start, begun, done = time.monotonic(), Step(name, time.time(), limit, asks), False
     try:
+        began(begun)
         yield
-        ended = "{}: done in {:.1f} s"
+        done = True
     finally:
         _depth -= 1
-        info(ended.format(name, time.monotonic() - start))
+        took = f"{time.monotonic() - start:.1f} s"
+        info(f"{name}: done in {took}" if done else f"({name} failed after {took})")
+        ended(begun, time.time(), done)

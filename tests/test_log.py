@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -43,6 +44,32 @@ def test_failed_step_stands_in_parentheses(lines: list[str], error: type[BaseExc
         raise error("reason")
     info("after")
     assert lines[2:] == ["  (inner failed after N s)", "(outer failed after N s)", "after"]
+
+
+class Seen(log.Observer):
+    """Ends and begins of steps, as text."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def began(self, step: log.Step) -> None:
+        self.told.append(f"{step.name} {step.limit:g}")
+
+    def ended(self, step: log.Step, end: float, done: bool) -> None:
+        assert end >= step.start
+        self.told.append(f"{step.name} {'done' if done else 'failed'}")
+
+
+def test_observers_see_steps(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
+    seen = Seen()
+    monkeypatch.setattr(log, "observers", [seen])
+    with suppress(ValueError), step("outer"):
+        with step("wait", limit=60):
+            log.reached(1, 2)
+            log.noted("why")
+        raise ValueError
+    assert seen.told == ["outer 0", "wait 60", "wait done", "outer failed"]
+    assert lines[-1] == "(outer failed after N s)"
 
 
 def test_progress_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:

@@ -352,7 +352,10 @@ def test_a_long_wait_is_told(
 
     await_boot()
 
-    assert "Still waiting for the new system, 0 s: no answer\n" in capsys.readouterr().err
+    assert (
+        "Still waiting for the new system, 0 s of at most 600: no answer\n"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("end", [AWAY, LOST, KILLED, "new"])

@@ -7,10 +7,12 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
+from anemos import log
 from anemos.log import BAD_INPUT, FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed, run
 from anemos.workstation import ssh
@@ -51,6 +53,23 @@ def server(module_server: sshd.Server) -> Iterator[sshd.Server]:
     yield module_server
     for program in module_server.bin.iterdir():
         program.unlink()
+
+
+class Seen(log.Observer):
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def reached(self, done: int, total: int) -> None:
+        self.told.append((done, total))
+
+
+@pytest.mark.parametrize("size", [ssh.CHUNK, ssh.CHUNK * 2 + 1])
+def test_observers_see_how_much_was_sent(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Of what is worth a bar."""
+    monkeypatch.setattr(log, "observers", [seen := Seen()])
+    assert b"".join(ssh.chunks(BytesIO(bytes(size)), size, "/file")) == bytes(size)
+    steps = [] if size == ssh.CHUNK else [ssh.CHUNK, 2 * ssh.CHUNK, size]
+    assert seen.told == [(each, size) for each in steps]
 
 
 def log_in(endpoint: Endpoint) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -393,6 +394,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("EVENTS", "LOG", "PASSED", "ABORT", "GO"):
         monkeypatch.setattr(names, name, tmp_path / name)
     monkeypatch.setattr(log, "sink", log.sink)
+    monkeypatch.setattr(log, "observers", [])
     return tmp_path
 
 
@@ -403,6 +405,8 @@ def recorded(here: Path) -> list[dict[str, Any]]:
 def test_events(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     events.start()
     log.info('a "line"\nof two, ä')
+    with suppress(ValueError), log.step("Disks"):
+        raise ValueError
     events.point_of_no_return()
     events.failed("why\nexactly")
     events.done()
@@ -410,6 +414,10 @@ def test_events(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     story = [(each["event"], each.get("line") or each.get("message")) for each in recorded(here)]
     assert story == [
         ("log", 'a "line"\nof two, ä'),
+        ("log", "Disks ..."),
+        ("began", "Disks"),
+        ("log", "(Disks failed after 0.0 s)"),
+        ("ended", "Disks"),
         ("log", "=== POINT OF NO RETURN: the system disks are being erased ==="),
         ("point-of-no-return", None),
         ("log", "FAILED: why\nexactly"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from anemos import log
 from anemos.border.boot import Seen
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.run import CommandFailed
@@ -72,6 +73,63 @@ def test_line_that_is_cut_off(junk: str) -> None:
 
     assert (watching.seen, watching.last.event) == (1, "log")
     assert heard(LOG, junk, POINT, ENDED).seen == 3
+
+
+class Steps(log.Observer):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def reached(self, done: int, total: int) -> None:
+        self.told.append(f"{done} of {total}")
+
+    def began(self, step: log.Step) -> None:
+        assert (step.there, step.start) == (True, 1.5)
+        self.told.append(f"{step.name} ...")
+
+    def ended(self, step: log.Step, end: float, done: bool) -> None:
+        self.told.append(f"{step.name} {done}")
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(log, "observers", [observer := Steps()])
+    return observer.told
+
+
+def test_steps_of_the_initramfs(steps: list[str]) -> None:
+    """Whose end got lost has failed; an end without beginning is none."""
+    heard(
+        event("began", line="Disks\x1b[2J"),
+        event("began", line="mkfs"),
+        event("ended", line="Disks\x1b[2J", message=""),
+        event("ended", line="Disks\x1b[2J", message=""),
+        POINT,
+        event("began", line="Package layer"),
+        event("ended", line="Package layer", message="failed"),
+    )
+    assert steps == [
+        "Disks\\x1b[2J ...",
+        "mkfs ...",
+        "mkfs False",
+        "Disks\\x1b[2J True",
+        "point of no return ...",
+        "point of no return True",
+        "Package layer ...",
+        "Package layer False",
+    ]
+
+
+def test_how_far_it_is(steps: list[str]) -> None:
+    """What makes no sense is no bar."""
+    for done, total in ((5, 9), (-1, 9), (9, 5), (5, 10**30)):
+        heard(json.dumps({"time": 1.5, "event": "reached", "done": done, "total": total}))
+    assert steps == ["5 of 9"]
+
+
+def test_step_that_was_killed(monkeypatch: pytest.MonkeyPatch, steps: list[str]) -> None:
+    with pytest.raises(Failure):
+        run(monkeypatch, [POINT, event("began", line="Disks"), BAD])
+    assert steps[-2:] == ["Disks ...", "Disks False"]
 
 
 # The whole way, with a machine that is only told

@@ -7,6 +7,9 @@ too, for a brain that was killed.
 from dataclasses import dataclass
 
 LOG = "log"  # with `line`
+BEGAN = "began"  # a step, with its name as `line`
+ENDED = "ended"  # the same; with a `message` when it failed
+REACHED = "reached"  # `done` bytes of `total`, of the innermost step
 HELD = "held"  # with `seconds`
 RELEASED = "released"
 PASSED = "point-of-no-return"
@@ -21,3 +24,5 @@ class Event:
     line: str = ""
     message: str = ""
     seconds: float = 0.0
+    done: int = 0
+    total: int = 0

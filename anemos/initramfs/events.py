@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anemos import log
 from anemos.border import events, stage
-from anemos.log import FAILED, die
+from anemos.log import FAILED, Observer, Step, die
 
 CONSOLE = 1  # standard output: init has opened it
 # After the point of no return a machine in trouble is better than none (kernel: sysctl/kernel.rst).
@@ -16,8 +16,9 @@ PANICS = [Path("/proc/sys/kernel") / name for name in ("panic_on_oops", "softloc
 
 
 def start() -> None:
-    """From now on the log's lines go to console, log file and events."""
+    """From now on the log's lines go to console, log file and events, its steps to the events."""
     log.sink = tell
+    log.observers.append(Steps())
 
 
 def tell(line: str) -> None:
@@ -28,6 +29,20 @@ def tell(line: str) -> None:
         file.write(line + "\n")
     with suppress(OSError):
         emit(events.LOG, line=line)
+
+
+class Steps(Observer):
+    def began(self, step: Step) -> None:
+        with suppress(OSError):
+            emit(events.BEGAN, line=step.name)
+
+    def ended(self, step: Step, end: float, done: bool) -> None:
+        with suppress(OSError):
+            emit(events.ENDED, line=step.name, message="" if done else "failed")
+
+    def reached(self, done: int, total: int) -> None:
+        with suppress(OSError):
+            emit(events.REACHED, done=done, total=total)
 
 
 def emit(event: str, **fields: str | float) -> None:

@@ -38,7 +38,7 @@ from paramiko import (
 )
 from paramiko.ssh_exception import IncompatiblePeer
 
-from anemos.log import BAD_INPUT, FAILED, Failure, Sink, die, info
+from anemos.log import BAD_INPUT, FAILED, Failure, Sink, die, info, reached
 from anemos.run import Argv, CommandFailed, quote, tail
 from anemos.workstation import sudo
 
@@ -354,11 +354,13 @@ def dial(endpoint: Endpoint) -> socket.socket:
 
 
 def chunks(stream: BinaryIO, size: int, path: str) -> Iterator[bytes]:
-    """The bytes of STREAM; tell now and then how far it is."""
+    """The bytes of STREAM; tell how far it is."""
     stream.seek(0)
     spoke = monotonic()
     while chunk := stream.read(CHUNK):
         yield chunk
+        if size > CHUNK:  # what is small is no work of its own
+            reached(stream.tell(), size)
         if monotonic() - spoke >= STILL_S:
             spoke = monotonic()
             info(f"still sending {path}: {stream.tell() >> 20} of {size >> 20} MiB")

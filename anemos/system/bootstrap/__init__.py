@@ -6,15 +6,21 @@ distributions, each a module, and what they have in common.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from shutil import which
 from typing import Protocol
 
 from anemos import log
-from anemos.run import run
+from anemos.run import Argv, CommandFailed, run
 from anemos.system.bootstrap import alpine, arch, debian
 from anemos.system.bootstrap.common import digests
 from anemos.system.imgbuild import Imgbuild
+
+# tar's records, of so many bytes; it tells each time that it has read so many more of them.
+RECORD, MARK = 10240, 1000
+MARKED = re.compile(r"[^ ]*tar: @(\d+)")
+ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class Target(Protocol):
@@ -79,5 +85,26 @@ def unpack(layer: Path, root: Path) -> None:
     Without device nodes: a user namespace must not make them, and every kernel has a devtmpfs.
     """
     options = ["--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*"]
-    options += ["--exclude=./dev/*"]
-    run(["tar", "--extract", *options, "--file", layer, "--directory", root])
+    options += ["--exclude=./dev/*", f"--checkpoint={MARK}", "--checkpoint-action=echo=@%u"]
+    argv: Argv = ["tar", "--extract", *options, "--file", layer, "--directory", root]
+    whole = unpacked_size(layer)
+
+    def hear(line: str) -> None:
+        if whole and (mark := MARKED.fullmatch(line)):
+            log.reached(int(mark[1]) * RECORD, whole)
+
+    try:
+        run(argv, log=hear)
+    except CommandFailed as failed:
+        said = [line for line in failed.output.splitlines() if not MARKED.fullmatch(line)]
+        raise CommandFailed(argv, failed.returncode, "\n".join(said)) from None
+
+
+def unpacked_size(layer: Path) -> int:
+    """Bytes in a zstd file; 0 when it does not tell, or is none (RFC 8878, 3.1.1.1)."""
+    with layer.open("rb") as file:
+        head = file.read(18).ljust(18, b"\0")
+    flags, single = head[4], head[4] >> 5 & 1
+    start, length = 6 - single + (0, 1, 2, 4)[flags & 3], (single, 2, 4, 8)[flags >> 6]
+    size = int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
+    return size if head[:4] == ZSTD and length else 0

@@ -380,15 +380,13 @@ def jump(host: Host, state: State, hold: bool) -> Keys:
 def arrive(host: Host, state: State, keys: Keys) -> Identity:
     """Wait for the initramfs, and see that it is ours. KEYS: see Way.deliver."""
     where, way = reach.endpoint(host), ways.of(state)
-    with log.step("Waiting for the old system to end"):
-        reach.await_end(host, where, state)
+    reach.await_end(host, where, state)
     state.save()
-    with log.step("Waiting for the initramfs"):
-        ready = reach.rebooted_from(state.old_boot_id)
-        limit, key = host.timeouts.initramfs, way.key(state)
-        if where.sudo:  # a system that shuts down lets root alone in (pam_nologin(8))
-            limit += host.timeouts.down
-        seen = reach.await_boot(host, where, ready, limit, "initramfs", other_key=key)
+    ready = reach.rebooted_from(state.old_boot_id)
+    limit, key = host.timeouts.initramfs, way.key(state)
+    if where.sudo:  # a system that shuts down lets root alone in (pam_nologin(8))
+        limit += host.timeouts.down
+    seen = reach.await_boot(host, where, ready, limit, "initramfs", other_key=key)
     if not seen.in_initramfs or seen.deployment != state.deployment:
         tell_end(where)
         what = "rebooted into the old system instead of the initramfs"

@@ -60,6 +60,11 @@ def endpoint(host: Host) -> Endpoint:
 
 def await_end(host: Host, where: Endpoint, state: State) -> None:
     """Wait until the old system does not answer any more; remember when it last did."""
+    with log.step("Waiting for the old system to end", limit=host.timeouts.down):
+        see_end(host, where, state)
+
+
+def see_end(host: Host, where: Endpoint, state: State) -> None:
     end = time.monotonic() + host.timeouts.down
     while time.monotonic() < end:
         try:
@@ -92,6 +97,13 @@ def await_boot(
     Raises Failure, with the status CODE at the end, or after a minute when somebody refuses us, or
     holds another key.
     """
+    with log.step(f"Waiting for the {what}", limit=timeout):
+        return see_boot(host, where, ready, timeout, what, other_key)
+
+
+def see_boot(
+    host: Host, where: Endpoint, ready: Ready, timeout: int, what: str, other_key: str
+) -> Identity:
     start = told = time.monotonic()
     refused: list[float] = []  # since when
     tries = cycle([replace(where, host_key=other_key), where] if other_key else [where])
@@ -111,7 +123,9 @@ def await_boot(
             why = failure.message
         if time.monotonic() - told >= QUIET_S:
             told = time.monotonic()
-            log.info(f"Still waiting for the {what}, {told - start:.0f} s: {why}")
+            waited = f"{told - start:.0f} s of at most {timeout}"
+            log.info(f"Still waiting for the {what}, {waited}: {why}")
+        log.noted(why)
         time.sleep(POLL_S)
     die(
         f"{host.name}: no answer from the {what} within {timeout} s",
@@ -127,8 +141,7 @@ def go(host: Host, state: State) -> Identity:
     def ready(seen: Identity) -> bool:
         return seen.in_initramfs and seen.deployment == state.deployment
 
-    with log.step("Waiting for the initramfs"):
-        seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
+    seen = await_boot(host, where, ready, host.timeouts.initramfs, "initramfs")
     state.old_boot_id, state.last_answer = seen.boot_id, seen.answered
     state.save()
     give_word(where, state)

@@ -118,10 +118,9 @@ def go_back(host: Host) -> Result:
         if seen.stays or seen.state not in (status.HELD, status.GOING):
             refuse(seen, f"{host.name} cannot go back: {seen.state}")
         remote.put(b"the operator wants the old system back\n", f"{stage.ABORT}", mode=0o600)
-    with log.step("Waiting for the old system"):
-        back = reach.await_boot(
-            host, where, reach.rebooted_from(seen.boot_id), host.timeouts.up, "old system"
-        )
+    back = reach.await_boot(
+        host, where, reach.rebooted_from(seen.boot_id), host.timeouts.up, "old system"
+    )
     if back.in_initramfs or back.deployment == seen.deployment:
         die(f"{host.name} did not go back: ./inv status", status=FAILED)
     status.old_system(host, back.deployment)

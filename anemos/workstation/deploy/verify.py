@@ -75,8 +75,7 @@ def with_tests(host: Host, result: Result, where: Machine) -> Result:
 
 def prove(host: Host, state: State) -> Result:
     where = reach.endpoint(host)
-    with log.step("Waiting for the new system"):
-        up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
+    up = reach.await_boot(host, where, fresh(state), host.timeouts.up, "new system")
     if up.deployment != state.deployment:
         if state.reached not in (PASSED, DONE):
             status.old_system(host, up.deployment)

@@ -7,7 +7,7 @@ from time import monotonic, sleep
 from anemos import log
 from anemos.border import events, records, stage
 from anemos.border.events import Event
-from anemos.log import FAILED, IN_INITRAMFS, die
+from anemos.log import FAILED, IN_INITRAMFS, Step, die
 from anemos.run import CommandFailed
 from anemos.workstation import Result
 from anemos.workstation.deploy import facts, outcome, reach, status
@@ -16,6 +16,7 @@ from anemos.workstation.deploy.state import DONE, PASSED, State, load_state
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import connect
 
+MOST = 2**60  # bytes that a server may tell of
 QUIET_S = 120.0  # nothing heard for so long is told, and the connection made anew
 
 
@@ -32,6 +33,7 @@ class Watch:
         self.alive = alive
         self.seen = 0
         self.last = Event()
+        self.steps: list[Step] = []  # of the initramfs, that have begun
         self.stays = state.stays
         self.then: str | None = None  # the deployment of the system that came after it
         self.spoke = monotonic()
@@ -47,6 +49,7 @@ class Watch:
                 pass  # timeout(1)'s, or killed with all the others
             except reach.GONE as failure:
                 why = failure.message
+                log.noted(why)
                 if not self.state.deployment:
                     die(f"{why}; and no deployment is known here", hint="./inv status")
             if self.then is not None or self.last.event in (events.FAILED, events.DONE):
@@ -84,12 +87,32 @@ class Watch:
         event = self.last.event
         if event == events.PASSED:
             self.state.reach(PASSED)
+            self.begin("point of no return")
+            self.end("point of no return", True)
         if event == events.LOG:
             log.info(f"| {self.last.line}")
+        elif event == events.BEGAN:
+            self.begin(log.printable(self.last.line))
+        elif event == events.ENDED:
+            self.end(log.printable(self.last.line), not self.last.message)
+        elif event == events.REACHED and 0 <= self.last.done <= self.last.total < MOST:
+            log.reached(self.last.done, self.last.total)
         elif event == events.HELD:
             log.info(f"Held for {self.last.seconds:.0f} s: ./inv resume, or ./inv abort")
         elif event in (events.FAILED, events.DONE):
             raise Ended
+
+    def begin(self, name: str) -> None:
+        self.steps.append(Step(name, self.last.time, there=True))
+        log.began(self.steps[-1])
+
+    def end(self, name: str, done: bool) -> None:
+        """The step NAME, and those in it, of which nothing was heard."""
+        while name in (each.name for each in self.steps):
+            step = self.steps.pop()
+            log.ended(step, self.last.time, done and step.name == name)
+            if step.name == name:
+                return
 
     @property
     def passed(self) -> bool:
@@ -104,7 +127,11 @@ def watch(host: Host, alive: Callable[[], bool] = lambda: True) -> Result:
     """
     with outcome.following(host):
         watching = Watch(host, load_state(host), alive)
-        watching.follow()
+        try:
+            watching.follow()
+        finally:
+            for step in reversed(watching.steps):
+                log.ended(step, watching.last.time, False)
         if watching.last.event == events.FAILED:
             failed(host, watching)
         ours = watching.state.deployment
@@ -130,13 +157,12 @@ def failed(host: Host, watching: Watch) -> None:
         hint = f"it waits in the initramfs: ./inv rescue --host {host.name}, then ./inv resume"
         code = IN_INITRAMFS if watching.passed else FAILED
         raise Witnessed(f"{host.name}: {message}", hint=hint, status=code)
-    with log.step("Waiting for the old system"):
-        back = reach.await_boot(
-            host,
-            reach.endpoint(host),
-            lambda seen: not seen.in_initramfs,
-            host.timeouts.up,
-            "old system",
-        )
+    back = reach.await_boot(
+        host,
+        reach.endpoint(host),
+        lambda seen: not seen.in_initramfs,
+        host.timeouts.up,
+        "old system",
+    )
     status.old_system(host, back.deployment)
     raise Witnessed(f"{host.name} runs the old system again: {message}", status=FAILED)

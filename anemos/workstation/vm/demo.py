@@ -29,9 +29,8 @@ def start(host: Host, fresh: bool = False) -> Result:
         vm.remove(machine)
     stock.create(host)
     vm.start(machine, machine.drives)
-    with log.step("Waiting for the server"):
-        where = reach.endpoint(vm.at_home(host))
-        reach.await_boot(host, where, lambda seen: True, host.timeouts.up, "server")
+    where = reach.endpoint(vm.at_home(host))
+    reach.await_boot(host, where, lambda seen: True, host.timeouts.up, "server")
     return {"host": host.name}
 
 
