@@ -3,8 +3,10 @@
 import functools
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from invoke.context import Context
@@ -15,6 +17,7 @@ from anemos.run import no_core_dumps
 from anemos.workstation import Result, scratch
 from anemos.workstation.deploy import outcome
 
+DUMB = ("dumb", "unknown")  # terminals that cannot move their cursor
 HELP = {
     "host": "directory below hosts/",
     "json": "print the result as one JSON document",
@@ -82,7 +85,7 @@ def command(body: Body) -> Any:
     def run(c: Context, **options: Any) -> None:
         no_core_dumps()
         try:
-            with scratch.ending():
+            with scratch.ending(), watched(options["json"]):
                 result = body(c, **options)
         except BaseException as end:
             failure = outcome.explained(end)
@@ -95,6 +98,15 @@ def command(body: Body) -> Any:
     names = set(inspect.signature(body).parameters)
     words = {k: v for k, v in HELP.items() if k in names}
     return task(run, name=body.__name__.rstrip("_"), auto_shortflags=False, help=words)
+
+
+def watched(as_json: bool) -> AbstractContextManager[None]:
+    """Who sits at a terminal sees more than the log."""
+    if as_json or not sys.stderr.isatty() or (os.environ.get("TERM") or "dumb") in DUMB:
+        return nullcontext()
+    from anemos.workstation import display  # noqa: PLC0415 (rich takes its time)
+
+    return display.shown()
 
 
 def show(result: Result, as_json: bool) -> None:

@@ -56,6 +56,6 @@ def explained(end: BaseException) -> Failure:
         hint = "df -h tells which file system is full" if full else ""
         return Failure(f"{where}{end.strerror or end}", hint=hint, status=FAILED)
     for line in traceback.format_exception(end):
-        log.to_stderr(line.rstrip())
+        log.info(line.rstrip())
     what = "".join(traceback.format_exception_only(end)).strip()
     return Failure(what, hint="this is a fault of Anemos; the lines above show it", status=FAILED)
