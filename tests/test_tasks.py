@@ -30,6 +30,7 @@ OF_A_HOST = [
     "build",
     "demo",
     "status",
+    "report",
     "rescue",
     "resume",
     "abort",

@@ -30,6 +30,7 @@ HELP = {
     "reuse": "install on the disks of the VM that --keep left, and leave it running",
     "redeploy": "deploy a second time, as to a server",
     "tests": "run the host's own tests, too, those that are marked safe",
+    "open": "show it in a browser, too",
     "output": "directory for the files (build: images/; export needs a new one)",
     "plaintext_on_disk": "allow secrets in clear on a disk",
     "mac": "MAC address of the machine's network interface",
@@ -55,7 +56,7 @@ HELP = {
 # Which task is for what: the order of `./inv --list` and docs/tasks.md.
 PURPOSES = {
     "Begin, and try a host in a local VM": "new demo test build",
-    "Deploy to a server": "adopt plan deploy status verify",
+    "Deploy to a server": "adopt plan deploy status verify report",
     "One phase at a time": "reveal-secrets pack upload build-initramfs kexec watch fill commit",
     "When it goes wrong": "rescue resume abort rollback export go clean",
     "A host's secrets": "secrets.generate secrets.edit secrets.set secrets.list secrets.check "

@@ -157,6 +157,17 @@ def status(c: Context, host: str = "", json: bool = False) -> Result:
 
 
 @command
+def report(c: Context, host: str = "", open: bool = False, json: bool = False) -> Result:
+    """Print where the report of HOST's last deployment is."""
+    from anemos.workstation.deploy import reports
+
+    result = reports.report(load(host), open)
+    if not json:
+        print(result["report"])
+    return result
+
+
+@command
 def rescue(c: Context, host: str = "", json: bool = False) -> Result:
     """Open a shell on HOST, in the initramfs too."""
     from anemos.workstation.deploy import recovery

@@ -7,7 +7,7 @@ from functools import partial
 from anemos import log
 from anemos.log import die
 from anemos.workstation import Result, report, scratch
-from anemos.workstation.deploy import outcome, phases, reach, staged, verify, watch
+from anemos.workstation.deploy import outcome, phases, reach, reports, staged, verify, watch
 from anemos.workstation.deploy.state import load_state
 from anemos.workstation.hosts import Host
 
@@ -41,11 +41,12 @@ def deploy(host: Host, yes: str = "", hold: bool = False) -> Result:
     """
     seconds: list[Result] = []
     result: Result = {}
-    with phases.forgotten(host):
+    with phases.forgotten(host), reports.told(host, "deploy") as told:
         for name, phase in plan_of(hold).items():
             start = time.monotonic()
-            with log.step(f"{name} {host.name}"):
+            with log.step(f"{name} {host.name}", asks=name == "reveal-secrets"):
                 result = phase(host)
+            told.take(result)
             seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
             if name == "plan":
                 confirm(host, yes)

@@ -16,6 +16,7 @@ from anemos.workstation.deploy import (
     outcome,
     phases,
     reach,
+    reports,
     sending,
     staged,
     status,
@@ -40,8 +41,10 @@ def resume(host: Host, repack: bool = False, step: str = "") -> Result:
     """
     if step and step not in STEPS:
         die(f"--step {step}: unknown", hint=f"one of: {', '.join(STEPS)}")
-    with outcome.following(host):
-        return proceed(host, repack, step)
+    with phases.forgotten(host), reports.told(host, "resume") as told, outcome.following(host):
+        result = proceed(host, repack, step)
+        told.take(result)
+        return result
 
 
 def proceed(host: Host, repack: bool, step: str) -> Result:
@@ -54,9 +57,7 @@ def proceed(host: Host, repack: bool, step: str) -> Result:
             go_on(host, state, repack, step)
         else:
             request = Request(step=step)
-            with phases.forgotten(host):
-                request = correct(host, state, seen, remote, request) if repack else request
-            again(remote, request)
+            again(remote, correct(host, state, seen, remote, request) if repack else request)
     if not seen.passed and seen.state == status.FAILED_THERE:
         log.info(f"The preflight runs again: ./inv watch; then ./inv go --host {host.name}")
         return {"host": host.name, "deployment": state.deployment}

@@ -50,6 +50,14 @@ class Check:
     evidence: str
 
 
+class Disproved(Failure):
+    """Some of CHECKS have failed."""
+
+    def __init__(self, message: str, checks: list[Check]) -> None:
+        super().__init__(message, status=UNVERIFIED)
+        self.checks = checks
+
+
 def verify(host: Host, tests: bool = False) -> Result:
     """Wait for the new system and check it, with TESTS also by the host's own that are `safe`.
 
@@ -169,7 +177,7 @@ def check_own(host: Host, remote: Remote) -> Iterator[Check]:
 def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> Result:
     wrong = [each.name for each in checks if not each.passed]
     if wrong:
-        die(f"{host.name} was deployed, but fails: {', '.join(wrong)}", status=UNVERIFIED)
+        raise Disproved(f"{host.name} was deployed, but fails: {', '.join(wrong)}", checks)
     kept = [each for each in checks if each.name.startswith("kept disk ")]
     return {
         "host": host.name,
