@@ -16,7 +16,9 @@ from anemos import mounts, namespaces
 from anemos.log import Failure, die
 from anemos.run import CommandFailed, run
 from anemos.server import confined
+from anemos.system import grammar, installation
 from anemos.system.layout import MIB
+from tests import tiny
 from tests.imaging import attached
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
@@ -31,7 +33,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, mounted."""
     disk, point = tmp_path / "disk", tmp_path / "root"
     with disk.open("wb") as file:
-        file.truncate(16 * MIB)
+        file.truncate(64 * MIB)
     run(["mkfs.ext4", "-q", disk])
     point.mkdir()
     with attached(disk) as node, mounts.mounted(node, at=point):
@@ -150,16 +152,19 @@ def left(word: str) -> list[str]:
     return [" ".join(words) for words in found if word in words]
 
 
-def test_in_a_changed_root(root: Path, tmp_path: Path) -> None:
+def test_in_a_changed_root(root: Path) -> None:
     """As on a server: the base image is entered by chroot(2). Its way out leads nowhere."""
 
     def work() -> None:
         os.chroot(root)
         os.chdir("../" * 20)  # as we are outside of our root now
         os.chroot(".")
-        assert not Path(tmp_path).exists() or [*tmp_path.iterdir()] == [root]
+        assert root.is_dir()
+        assert not Path("/srv/outside").exists()
 
     def entered() -> None:
+        run(["mount", "-t", "tmpfs", "tmpfs", "/srv"])
+        Path("/srv/outside").touch()
         run(["mount", "--bind", "/", "/mnt"])
         run(["mount", "--rbind", "/proc", "/mnt/proc"])
         run(["mount", "--rbind", "/dev", "/mnt/dev"])
@@ -182,6 +187,16 @@ def namespaced(work: Callable[[], None]) -> None:
         work()
 
     confined.forked(alone)
+
+
+def test_initramfs_is_made_there(root: Path) -> None:
+    """Its hooks see what they see in the initramfs of a deployment, but no disk."""
+    hook = tiny.make(root) / "usr/sbin/update-initramfs"
+    hook.write_text('#!/bin/sh\nls /proc/self/mounts /sys/block >/dev/null && echo "$@" >/made\n')
+    hook.chmod(0o755)
+    plain = grammar.parse("disk d serial=s\npart r fs=xfs mount=/")
+    confined.call(partial(installation.rebuild_initramfs, root, plain), [], root)
+    assert (root / "made").read_text() == "-u -k all\n"
 
 
 def test_ends(root: Path) -> None:

@@ -3,14 +3,18 @@
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from anemos import disks, files, mounts
+import anemos.run
+from anemos import disks, files, mounts, namespaces
 from anemos.border import records, stage
 from anemos.border.boot import STAMP, Stamp
 from anemos.border.deployment import Agreed
@@ -208,6 +212,35 @@ def test_again(server: Server) -> None:
     assert server.record().slots["b"] == Slot()
     assert not stage.UNPACKED.exists()
     assert fill.answer(server.ask(text=IMGBUILD)).root == first.root  # the same deployment
+
+
+@pytest.mark.parametrize("nth", [2, 6, 9, 12, 14])
+def test_killed(server: Server, nth: int) -> None:
+    """Before its n-th command. What runs and what is kept is as it was; the slot starts nothing,
+    and is filled the next time."""
+    before, asked = server.digests(), server.ask()
+    with pytest.raises(Failure, match="was killed"):
+        confined.forked(partial(killed, asked, nth))
+    assert server.record().slots["b"] in (Slot(), Slot("filling"))
+    fill.require_free(server.part("root_b"), patience=60)
+    assert fill.answer(asked).slot == "b"
+    assert server.digests() == before
+
+
+def killed(asked: Fill, nth: int) -> None:
+    """As on a server: what is mounted goes with the process."""
+    namespaces.unshare(namespaces.CLONE_NEWNS)
+    namespaces.mount("none", "/", "", namespaces.MS_REC | namespaces.MS_PRIVATE)
+    ours, left, execute = os.getpid(), [nth], anemos.run._execute
+
+    def one(*words: Any) -> int:
+        left[0] -= os.getpid() == ours
+        if not left[0]:
+            os.kill(ours, signal.SIGKILL)
+        return execute(*words)
+
+    vars(anemos.run)["_execute"] = one
+    fill.answer(asked)
 
 
 @pytest.mark.parametrize(
