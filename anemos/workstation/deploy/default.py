@@ -53,8 +53,7 @@ def rollback(host: Host, yes: str = "") -> Result:
         with suppress(ConnectionLost):  # it may be that quick
             reach.script(remote, "reboot.sh")
     name, fresh = f"system in slot {to.name}", reach.rebooted_from(seen.boot_id)
-    with log.step(f"Waiting for the {name}"):
-        up = reach.await_boot(host, where, fresh, host.timeouts.up, name, code=UNVERIFIED)
+    up = reach.await_boot(host, where, fresh, host.timeouts.up, name, code=UNVERIFIED)
     if up.in_initramfs or up.deployment != to.deployment:
         what = f"{host.name} runs deployment {up.deployment or 'unknown'}, not {to.deployment}"
         die(what, hint=f"./inv status --host {host.name}", status=UNVERIFIED)

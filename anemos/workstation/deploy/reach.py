@@ -98,11 +98,11 @@ def await_boot(
     holds another key.
     """
     with log.step(f"Waiting for the {what}", limit=timeout):
-        return see_boot(host, where, ready, timeout, what, other_key)
+        return see_boot(host, where, ready, timeout, what, other_key, code)
 
 
 def see_boot(
-    host: Host, where: Endpoint, ready: Ready, timeout: int, what: str, other_key: str
+    host: Host, where: Endpoint, ready: Ready, timeout: int, what: str, other_key: str, code: int
 ) -> Identity:
     start = told = time.monotonic()
     refused: list[float] = []  # since when
@@ -110,7 +110,7 @@ def see_boot(
     why = "another system answers"  # if anybody does
     while time.monotonic() < start + timeout:
         try:
-            with connect(next(tries), status=FAILED) as remote:
+            with connect(next(tries), status=code) as remote:
                 seen = facts.identify(remote)
             if ready(seen):
                 return seen
