@@ -15,6 +15,7 @@ from anemos import disks, log
 from anemos.border import boot, requests
 from anemos.border import payload as border
 from anemos.border import stage as names
+from anemos.border.deployment import Commit
 from anemos.border.network import Network
 from anemos.border.requests import Build, Built, Fingerprints
 from anemos.disks import Device, Fingerprint, Wanted
@@ -126,7 +127,9 @@ def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
     assert (found.deployment, found.host, found.base) == ("d-1", "mx", BASE)
     assert (found.ssh_port, found.network, found.kept) == (2222, NETWORK, [PRINT])
     stamp = {"deployment": "d-1", "host": "mx", "base": BASE, "kept": [KEPT]}
-    assert json.loads(found.stamp({"keep": "d"})) == {**stamp, "layout": {"keep": "d"}}
+    commit = Commit("c" * 40, changed=True)
+    says = {**stamp, "layout": {"keep": "d"}, "commit": vars(commit)}
+    assert json.loads(found.stamp({"keep": "d"}, commit)) == says
 
 
 def test_initramfs(stage: Path) -> None:

@@ -16,8 +16,21 @@ class Agreed:
 
 
 @dataclass(frozen=True)
+class Commit:
+    """Of the repository that a definition was packed from."""
+
+    id: str = ""  # "" when nobody knows it
+    changed: bool = False  # the tree had changes that no commit has
+
+    def __str__(self) -> str:
+        changes = " and changes" if self.changed else ""
+        return f"{self.id[:12]}{changes}" if self.id else "unknown"
+
+
+@dataclass(frozen=True)
 class Deployment:
     deployment: str  # its id
     host: str
     keep: Sequence[Wanted]
     agreed: Agreed
+    commit: Commit = field(default_factory=Commit, kw_only=True)

@@ -43,7 +43,8 @@ class Member:
 def write(out: Path, of: Deployment, finish: str, members: Sequence[Member]) -> None:
     """Write the payload to OUT, mode 0600."""
     digests = {each.path: sha256(each.data).hexdigest() for each in members}
-    manifest = Manifest(of.deployment, of.host, of.keep, of.agreed, finish, digests)
+    words = (of.deployment, of.host, of.keep, of.agreed, finish, digests)
+    manifest = Manifest(*words, commit=of.commit)
     head = Member(MANIFEST, records.text(manifest).encode(), 0o600)
     kind = tarfile.GNU_FORMAT
     with files.private(out) as file, tarfile.open(fileobj=file, mode="w", format=kind) as archive:

@@ -55,7 +55,8 @@ def install(
 def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> None:
     layer = stage.LAYER if boot.layer else None
     base = stage.BASE, boot.base
-    stamp = boot.stamp(layout.elements(spec.layout, spec.keep))
+    commit = unpacked(spec.directory.parent).commit
+    stamp = boot.stamp(layout.elements(spec.layout, spec.keep), commit)
     words = (boot.deployment, stamp, layer, base, stage.SSH, reached.mounts)
     given = Installation(spec, TARGET, *words)
     if PACKAGES in todo:

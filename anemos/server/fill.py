@@ -85,7 +85,8 @@ def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Fille
     """SPEC, as it was packed, into the slot of HERE that does not run."""
     base = staging.old(asked.base)
     kept, elements = disks.fingerprints(given.keep), layout.elements(spec.layout, spec.keep)
-    stamp = Stamp(given.deployment, given.host, base_hash(base), kept, elements)
+    words = (given.deployment, given.host, base_hash(base), kept, elements, given.commit)
+    stamp = Stamp(*words)
     KEYS.mkdir(mode=0o700)
     for name, key in logins.host_keys(staging.HOST).items():
         (KEYS / name).write_bytes(key)

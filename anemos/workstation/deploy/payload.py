@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from anemos.border import payload
-from anemos.border.deployment import Agreed, Deployment
+from anemos.border.deployment import Agreed, Commit, Deployment
 from anemos.border.payload import Member, opened
 from anemos.log import die
 from anemos.system import definition, fstab, layout, template, tree
@@ -15,7 +15,7 @@ from anemos.system.imgbuild import Imgbuild
 BOOTSTRAP = ("pacman.conf", "repositories", "keys")  # what a bootstrap takes beside the IMGBUILD
 
 AUTHORIZED = "root/.ssh/authorized_keys"
-NOTHING = Agreed()
+NOTHING, UNKNOWN = Agreed(), Commit()
 
 
 def write(
@@ -26,6 +26,7 @@ def write(
     secrets: Path,
     finish: str = "reboot",
     agreed: Agreed = NOTHING,
+    commit: Commit = UNKNOWN,
 ) -> None:
     """Write the payload to OUT, mode 0600. SECRETS: the tree of revealed files.
 
@@ -43,7 +44,7 @@ def write(
             text = member.data.decode(errors="replace")
             fstab.check(spec.directory / member.path, text, spec.mount_points())
     keep = [each.wanted for each in spec.keep]
-    given = Deployment(deployment, spec.directory.name, keep, agreed)
+    given = Deployment(deployment, spec.directory.name, keep, agreed, commit=commit)
     payload.write(out, given, finish, members)
 
 

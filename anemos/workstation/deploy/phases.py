@@ -22,7 +22,7 @@ from anemos.files import sha256
 from anemos.log import FAILED, Failure, die
 from anemos.system import bootstrap, definition
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import Result, access, images, places, scratch, ssh
+from anemos.workstation import Result, access, images, places, repository, scratch, ssh
 from anemos.workstation.deploy import (
     consent,
     facts,
@@ -157,7 +157,9 @@ def make_payload(host: Host, state: State) -> str:
     given = values(host.directory.name, state.deployment, host.identity_file, revealed.values)
     files = into / "files"
     target = payload_file(host)
-    payload.write(target, spec, state.deployment, given, files, host.finish, state.agreed)
+    state.commit = repository.commit(host.directory)
+    stamped = (host.finish, state.agreed, state.commit)
+    payload.write(target, spec, state.deployment, given, files, *stamped)
     check_secrets(host, revealed.files)
     make_layer(host, spec, state)
     if state.layer:

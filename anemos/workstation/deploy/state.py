@@ -9,7 +9,7 @@ from pathlib import Path
 from anemos import files
 from anemos.border import records
 from anemos.border.boot import base_hash
-from anemos.border.deployment import Agreed
+from anemos.border.deployment import Agreed, Commit
 from anemos.border.network import Network
 from anemos.disks import Fingerprint
 from anemos.log import IN_INITRAMFS, UNVERIFIED, die
@@ -31,6 +31,7 @@ class State:
     host: str
     deployment: str = ""
     payload: str = ""  # SHA-256, as it was packed
+    commit: Commit = field(default_factory=Commit)  # that it was packed from
     base: str = ""  # file on the workstation
     layer: str = ""  # the same; "" when server or initramfs bootstrap
     server_layer: str = ""  # SHA-256 of the one that the server made
