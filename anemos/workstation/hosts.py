@@ -97,6 +97,8 @@ class Timeouts:
     trial: Positive = 600
     """Of a slot on trial: until the word. Then the old system starts again. (No task starts a trial
     yet.)"""
+    hooks: Positive = 300
+    """Until a program in `hooks/` has ended."""
 
 
 @dataclass(frozen=True)

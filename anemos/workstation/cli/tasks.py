@@ -111,17 +111,17 @@ def kexec(
 @command
 def watch(c: Context, host: str = "", json: bool = False) -> Result:
     """Follow the installation of HOST to its end."""
-    from anemos.workstation.deploy import watch
+    from anemos.workstation.deploy import chain, watch
 
-    return watch.watch(load(host))
+    return chain.alone(load(host), "watch", watch.watch)
 
 
 @command
 def verify(c: Context, host: str = "", tests: bool = False, json: bool = False) -> Result:
     """Prove that HOST runs what was deployed."""
-    from anemos.workstation.deploy import verify
+    from anemos.workstation.deploy import chain, verify
 
-    return verify.verify(load(host), tests)
+    return chain.alone(load(host), "verify", lambda each: verify.verify(each, tests))
 
 
 @command
@@ -165,6 +165,15 @@ def report(c: Context, host: str = "", open: bool = False, json: bool = False) -
     if not json:
         print(result["report"])
     return result
+
+
+@command
+def history(c: Context, host: str = "", json: bool = False) -> Result:
+    """Tell how the deployments of HOST ended, those that failed, too."""
+    from anemos.workstation import hosts
+    from anemos.workstation.deploy import history
+
+    return history.show(hosts.find(host).name)
 
 
 @command

@@ -1,13 +1,25 @@
 """The chain of all phases."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from anemos import log
 from anemos.log import die
 from anemos.workstation import Result, report, scratch
-from anemos.workstation.deploy import outcome, phases, reach, reports, staged, verify, watch
+from anemos.workstation.deploy import (
+    ending,
+    hooks,
+    outcome,
+    phases,
+    reach,
+    reports,
+    staged,
+    verify,
+    watch,
+)
+from anemos.workstation.deploy.account import Account
+from anemos.workstation.deploy.ending import Run
 from anemos.workstation.deploy.state import load_state
 from anemos.workstation.hosts import Host
 
@@ -39,21 +51,39 @@ def deploy(host: Host, yes: str = "", hold: bool = False) -> Result:
 
     Raises Failure with the exit statuses of log.py.
     """
-    seconds: list[Result] = []
-    result: Result = {}
-    with phases.forgotten(host), reports.told(host, "deploy") as told:
-        for name, phase in plan_of(hold).items():
-            start = time.monotonic()
-            with log.step(f"{name} {host.name}", asks=name == "reveal-secrets"):
-                result = phase(host)
-            told.take(result)
-            seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
-            if name == "plan":
-                confirm(host, yes)
-    result["phases"] = seconds
+    hooks.check(host)
+    with (
+        ending.recorded(host, "deploy") as run,
+        phases.forgotten(host),
+        reports.told(host, "deploy") as told,
+    ):
+        run.result = follow_all(run, told, plan_of(hold), yes)
     if not hold:
-        report.show(result, f"{host.name} is deployed and verified")
-    return result
+        report.show(run.result, f"{host.name} is deployed and verified")
+    return run.result
+
+
+def follow_all(run: Run, told: Account, chain: Mapping[str, Phase], yes: str) -> Result:
+    """What the last phase says, and how long each has taken."""
+    host, seconds, result = run.host, [], {}
+    for name, phase in chain.items():
+        if name == "kexec":
+            announce(run)
+        start = time.monotonic()
+        with log.step(f"{name} {host.name}", asks=name == "reveal-secrets"):
+            result = phase(host)
+        told.take(result)
+        seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+        if name == "plan":
+            confirm(host, yes)
+    return result | {"phases": seconds}
+
+
+def announce(run: Run) -> None:
+    """Call before-deploy: the last moment at which nothing has happened to the server."""
+    run.hooked = True
+    with staged.undone(run.host):
+        hooks.before(run.host, load_state(run.host).deployment)
 
 
 def plan_of(hold: bool) -> dict[str, Phase]:
@@ -66,10 +96,19 @@ def plan_of(hold: bool) -> dict[str, Phase]:
 
 def kexec(host: Host, yes: str = "", hold: bool = False) -> Result:
     """The phase after which there is no way back, run alone."""
-    phases.require_access(host)
-    confirm(host, yes)
-    with scratch.ending():
-        return phases.kexec(host, hold)
+    with ending.recorded(host, "kexec") as run:
+        phases.require_access(host)
+        confirm(host, yes)
+        with scratch.ending():
+            run.result = phases.kexec(host, hold)
+    return run.result
+
+
+def alone(host: Host, name: str, phase: Phase) -> Result:
+    """PHASE, called NAME, run alone: it may be the deployment's end."""
+    with ending.recorded(host, name) as run:
+        run.result = phase(host)
+    return run.result
 
 
 def fill(host: Host, yes: str = "") -> Result:

@@ -13,6 +13,7 @@ from anemos.files import sha256
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, die
 from anemos.workstation import Result, places
 from anemos.workstation.deploy import (
+    ending,
     outcome,
     phases,
     reach,
@@ -41,10 +42,15 @@ def resume(host: Host, repack: bool = False, step: str = "") -> Result:
     """
     if step and step not in STEPS:
         die(f"--step {step}: unknown", hint=f"one of: {', '.join(STEPS)}")
-    with phases.forgotten(host), reports.told(host, "resume") as told, outcome.following(host):
-        result = proceed(host, repack, step)
-        told.take(result)
-        return result
+    with (
+        ending.recorded(host, "resume") as run,
+        phases.forgotten(host),
+        reports.told(host, "resume") as told,
+        outcome.following(host),
+    ):
+        run.result = proceed(host, repack, step)
+        told.take(run.result)
+    return run.result
 
 
 def proceed(host: Host, repack: bool, step: str) -> Result:
@@ -108,8 +114,9 @@ def again(remote: Remote, request: Request) -> None:
 
 def abort(host: Host) -> Result:
     """Send a machine that has not passed the point of no return back to the old system."""
-    with outcome.following(host):
-        return go_back(host)
+    with ending.recorded(host, "abort") as run, outcome.following(host):
+        run.result = go_back(host)
+    return run.result
 
 
 def go_back(host: Host) -> Result:
@@ -126,7 +133,8 @@ def go_back(host: Host) -> Result:
         die(f"{host.name} did not go back: ./inv status", status=FAILED)
     status.old_system(host, back.deployment)
     staged.leave_nothing(host)  # the boot entry, if there was one
-    return {"host": host.name, "boot_id": back.boot_id, "deployment": back.deployment}
+    told = {"boot_id": back.boot_id, "deployment": back.deployment}
+    return {"host": host.name, "aborted": True, **told}
 
 
 def rescue(host: Host) -> NoReturn:
