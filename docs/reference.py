@@ -17,7 +17,7 @@ from tasks import HELP, ns
 HERE = Path(__file__).parent
 MADE = "<!-- made by `.venv/bin/python -m docs.reference` -->\n"
 # Their status says how far the machine is (3, 4).
-FOLLOWING = "demo test deploy verify kexec watch commit rescue resume abort rollback go"
+FOLLOWING = "demo test deploy verify kexec watch commit status rescue resume abort rollback go"
 COMMON = ("host", "json")
 TASKS = """\
 # Tasks

@@ -2,6 +2,7 @@
 reference of host.toml: docs/host-toml.md and its JSON Schema are made of them."""
 
 import difflib
+import functools
 import ipaddress
 import os
 import re
@@ -273,7 +274,7 @@ def read(
     """GIVEN, which host.toml of the host NAME has at PATH, as KIND. Raises Failure for all that is
     wrong with it, and OTHERS, at once."""
     try:
-        found, wrong = TypeAdapter(kind).validate_python(given), [*others]
+        found, wrong = adapter(kind).validate_python(given), [*others]
         if not wrong:
             return found
     except ValidationError as error:
@@ -282,6 +283,11 @@ def read(
     if len(wrong) == 1:
         die(f"{where}: {wrong[0]}")
     die("\n  - ".join([f"{where}: {len(wrong)} entries are wrong", *wrong]))
+
+
+@functools.cache  # it takes longer than all the rest, and there may be hundreds of hosts
+def adapter(kind: type[Table]) -> TypeAdapter[Table]:
+    return TypeAdapter(kind)
 
 
 def explained(path: Sequence[str], error: ErrorDetails) -> str:

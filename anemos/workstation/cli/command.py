@@ -51,6 +51,7 @@ HELP = {
     "subject": "name in the certificate, or DKIM's domain",
     "also": "more names in the certificate, with commas between them",
     "csr": "make a certificate signing request instead of a certificate",
+    "exit_status": "end with the worst of the servers' statuses, for monitoring",
     "former": "fingerprint of a former recipient, whose signatures still count",
 }
 # Which task is for what: the order of `./inv --list` and docs/tasks.md.
@@ -95,6 +96,8 @@ def command(body: Body) -> Any:
                 show({"error": failure.message, "status": failure.status}, options["json"])
             raise failure from None
         show(result, options["json"])
+        if ended := result.get("exit_status"):
+            raise SystemExit(ended)
 
     names = set(inspect.signature(body).parameters)
     words = {k: v for k, v in HELP.items() if k in names}

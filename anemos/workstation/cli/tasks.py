@@ -149,11 +149,13 @@ def deploy(
 
 
 @command
-def status(c: Context, host: str = "", json: bool = False) -> Result:
-    """Tell what runs on HOST now, and how far it is."""
-    from anemos.workstation.deploy import status
+def status(c: Context, host: str = "", exit_status: bool = False, json: bool = False) -> Result:
+    """Tell what runs on HOST now, and how far it is; or what runs on all servers."""
+    from anemos.workstation.deploy import fleet, status
 
-    return status.status(load(host))
+    if host and not exit_status:
+        return status.status(load(host))
+    return fleet.show(load, host, exit_status)
 
 
 @command
