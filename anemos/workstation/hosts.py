@@ -77,6 +77,13 @@ def check_key(text: str) -> str:
     return text
 
 
+def check_tag(text: str) -> str:
+    """Raises ValueError unless a group of Ansible may be called TEXT, and is not already."""
+    if re.fullmatch("[a-z][a-z0-9_]*", text) and text not in ("all", "ungrouped"):
+        return text
+    raise ValueError("write small letters, digits and _, and not all or ungrouped")
+
+
 def check_network(settings: "VmSettings") -> "VmSettings":
     settings.network.check()
     return settings
@@ -173,6 +180,8 @@ class Settings:
     server fetches secrets."""
     ports: list[Port] = field(default_factory=lambda: [22])
     """Ports that must listen after a deployment. Without it: `port`."""
+    tags: list[Annotated[str, AfterValidator(check_tag)]] = field(default_factory=list)
+    """Names of groups that the server belongs to, for `./inv inventory`."""
     after: After = field(default_factory=After)
     """How the new system is reached, if that is another way than before."""
     timeouts: Timeouts = field(default_factory=Timeouts)

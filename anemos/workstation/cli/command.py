@@ -52,6 +52,7 @@ HELP = {
     "also": "more names in the certificate, with commas between them",
     "csr": "make a certificate signing request instead of a certificate",
     "exit_status": "end with the worst of the servers' statuses, for monitoring",
+    "list": "all servers and groups",
     "former": "fingerprint of a former recipient, whose signatures still count",
 }
 # Which task is for what: the order of `./inv --list` and docs/tasks.md.
@@ -59,6 +60,7 @@ PURPOSES = {
     "Begin, and try a host in a local VM": "new demo test build",
     "Deploy to a server": "adopt plan deploy status verify report history",
     "One phase at a time": "reveal-secrets pack upload build-initramfs kexec watch fill commit",
+    "Many servers": "inventory",
     "When it goes wrong": "rescue resume abort rollback export go clean",
     "A host's secrets": "secrets.generate secrets.edit secrets.set secrets.list secrets.check "
     "secrets.rekey",

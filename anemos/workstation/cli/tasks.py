@@ -179,6 +179,17 @@ def history(c: Context, host: str = "", json: bool = False) -> Result:
 
 
 @command
+def inventory(c: Context, list: bool = False, host: str = "", json: bool = True) -> Result:
+    """Print the servers for Ansible, in groups by the tags of host.toml."""
+    from anemos.workstation import hosts
+    from anemos.workstation.deploy import inventory
+
+    if list == bool(host):
+        die("whom does Ansible ask for? --list, or --host NAME")
+    return inventory.listed() if list else inventory.variables(hosts.load(host))
+
+
+@command
 def rescue(c: Context, host: str = "", json: bool = False) -> Result:
     """Open a shell on HOST, in the initramfs too."""
     from anemos.workstation.deploy import recovery
