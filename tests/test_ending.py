@@ -104,12 +104,20 @@ def test_failure_before_it_has_an_id(host: Host, server: Server) -> None:
     """What is known of the deployment before is not told of this one."""
     STATE.save()
     with pytest.raises(Failure, match="no such disk"):
-        run(host, "deploy", Failure("no such disk\n  | detail", hint="look"))
+        run(host, "deploy", Failure("no such disk\n  | detail", hint="look", status=FAILED))
 
     (line,) = history.read("mx")
     assert (line.deployment, line.commit, line.way, line.downtime) == ("", Commit(), "", None)
-    assert (line.status, line.end) == (BAD_INPUT, "no such disk")
+    assert (line.status, line.end) == (FAILED, "no such disk")
     assert server.files == {}
+
+
+def test_nothing_was_started(host: Host) -> None:
+    """That is no deployment."""
+    with pytest.raises(Failure):
+        run(host, "deploy", Failure("no such host.toml"))
+    assert history.read("mx") == []
+    assert list(places.state("mx").iterdir()) == [places.state("mx") / "state.json"]
 
 
 def test_fault_of_ours_and_interruption(host: Host) -> None:
@@ -298,3 +306,15 @@ def test_resume_and_abort_are_recorded(host: Host, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Failure, match="gone"):
         recovery.abort(host)
     assert ends(host) == [("resume", "d-1", 0, "verified"), ("abort", "d-1", FAILED, "gone")]
+
+
+def test_refused_at_the_jump(
+    host: Host, phases: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What before-deploy has done is undone; the report is this one's."""
+    hook(host, "after-deploy", TELL + 'grep -q "another plan" "$ANEMOS_REPORT" && pwd >>told')
+    refused = {"kexec": lambda _: die("another plan")}
+    monkeypatch.setattr(chain, "PHASES", chain.PHASES | refused)
+    with pytest.raises(Failure, match="another plan"):
+        chain.deploy(host, yes="mx")
+    assert told(host) == ["after-deploy mx 192.0.2.1 d-1 2", os.fspath(places.ROOT)]

@@ -123,7 +123,7 @@ class Ansible:
     def run(self, program: str, *words: str, env: Mapping[str, str] | None = None) -> str:
         (self.top / "listed.json").write_text(json.dumps(inventory.listed()))
         quiet = {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": os.fspath(self.top)}
-        argv = [program, "-i", self.top / "inventory", *words]
+        argv = [program, "-i", os.fspath(self.top / "inventory"), *words]
         return run(argv, env=quiet | dict(env or {}), cwd=self.top)
 
     def play(self, *words: str) -> list[str]:

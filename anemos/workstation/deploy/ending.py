@@ -49,8 +49,8 @@ def recorded(host: Host, task: str) -> Iterator[Run]:
 
 def conclude(run: Run, status: int, end: str) -> None:
     """Raises nothing: the deployment's own end counts."""
-    if run.task in REST and status == BAD_INPUT:
-        return  # there was nothing to go on with
+    if status == BAD_INPUT and (run.task in REST or not run.hooked):
+        return  # nothing was started
     name, line = run.host.name, made(run, status, end)
     try:
         if run.task in ("deploy", *REST) or news(name, line):

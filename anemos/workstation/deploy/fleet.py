@@ -22,8 +22,16 @@ from anemos.workstation.ssh import Remote, connect
 
 AT_ONCE = 16  # connections
 LIMIT_S = 120.0  # for one host; apt takes ten seconds on a slow machine
-UPDATES_S = 60.0
-COLUMNS = ("host", "runs", "age", "commit", "kernel", "security updates", "last deployment here")
+UPDATES_S = 90.0
+COLUMNS = {  # as of report.table
+    "host": True,
+    "runs": True,
+    "age": True,
+    "commit": False,
+    "kernel": False,
+    "security updates": False,
+    "last end here": False,
+}
 DAY_S = 86400.0
 UNASKED = "not asked"  # instead of a state
 # A host's state counts for the exit status; the last one of WORST is the worst.
@@ -71,7 +79,7 @@ def show(load: Load, host: str, exit_status: bool) -> Result:
     rows = [each for each in found if isinstance(each, Row)]
     rows += gather({each.name: each for each in found if isinstance(each, Host)}, look)
     rows.sort(key=lambda each: each.host)
-    report.table(dict.fromkeys(COLUMNS, False), map(cells, rows))
+    report.table(COLUMNS, map(cells, rows))
     for row in rows:
         if row.message:
             log.info(f"{row.host}: {row.message}")

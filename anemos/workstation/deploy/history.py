@@ -20,7 +20,14 @@ from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import connect
 
 THERE = "/var/lib/anemos/history.jsonl"
-COLUMNS = ("when", "who", "task", "commit", "end", "took")
+COLUMNS = {  # as of report.table
+    "when": False,
+    "who": False,
+    "task": True,
+    "commit": False,
+    "end": False,
+    "took": False,
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def show(name: str) -> Result:
     """Tell the history of the host NAME, the oldest first."""
     known = read(name)
     if known:
-        report.table(dict.fromkeys(COLUMNS, False), map(row, known))
+        report.table(COLUMNS, map(row, known))
     else:
         log.info(f"No deployment of {name} has ended on this workstation")
     return {"host": name, "history": [asdict(each) for each in known]}
@@ -88,7 +95,8 @@ def show(name: str) -> Result:
 def row(line: Line) -> list[str]:
     """LINE as it is shown, by COLUMNS."""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.time))
-    task = " ".join(filter(None, [line.task, line.deployment, line.way and f"by {line.way}"]))
+    way = line.way and f"by {line.way}"
+    task = "\n".join(filter(None, [line.task, line.deployment, way]))
     down = "" if line.downtime is None else f", {line.downtime:.0f} s down"
     took = f"{line.seconds:.0f} s{down}"
     return [when, line.who, task, str(line.commit), line.short, took]

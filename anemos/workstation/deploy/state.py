@@ -31,7 +31,6 @@ class State:
     host: str
     deployment: str = ""
     payload: str = ""  # SHA-256, as it was packed
-    commit: Commit = field(default_factory=Commit)  # that it was packed from
     base: str = ""  # file on the workstation
     layer: str = ""  # the same; "" when server or initramfs bootstrap
     server_layer: str = ""  # SHA-256 of the one that the server made
@@ -45,6 +44,7 @@ class State:
     kept: list[Fingerprint] = field(default_factory=list)  # as the old system had it
     stays: bool = False  # started by hand: there is no old system that the initramfs goes back to
     agreed: Agreed = field(default_factory=Agreed)
+    commit: Commit = field(default_factory=Commit)  # that it was packed from
     sent: dict[str, int] = field(default_factory=dict)  # bytes: base, layer, payload
     reached: str = ""  # one of LEAST
 
