@@ -204,6 +204,7 @@ def test_all_at_a_glance(
     monkeypatch.setenv("XDG_STATE_HOME", os.fspath(tmp_path))
     where = server.endpoint
     key = sshd.make_key(tmp_path / "other")
+    server.program("apt-get", "exit 100")  # whatever this machine has
     with socket.create_server(("127.0.0.1", 0)) as mute:
         entries = {
             "fine": (where.port, where.host_key),
@@ -227,6 +228,7 @@ def test_all_at_a_glance(
         "wrong": (fleet.UNASKED, BAD_INPUT),
     }
     assert rows["fine"]["kernel"] == os.uname().release
+    assert rows["fine"]["updates"]["security"] is None
     assert "wrong host key" in rows["other"]["message"]
     assert (result["worst"], result["exit_status"]) == (BAD_INPUT, BAD_INPUT)
     said = capsys.readouterr().err
