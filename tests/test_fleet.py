@@ -243,6 +243,16 @@ def host(top: Path, name: str, port: int, key: str, identity: Path | None) -> No
     (directory / "host.toml").write_text(toml)
 
 
+def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That is not all good."""
+    monkeypatch.setattr(places, "HOSTS", tmp_path)
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper/host.toml").touch()
+    with pytest.raises(Failure, match="nobody to ask") as caught:
+        fleet.show(hosts.load, "", exit_status=True)
+    assert caught.value.status == BAD_INPUT
+
+
 def test_fault_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It hides no other host, either."""
     monkeypatch.setattr(places, "HOSTS", tmp_path)

@@ -11,7 +11,7 @@ from threading import Thread
 
 from anemos import log
 from anemos.border.deployment import Commit
-from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
+from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure, die
 from anemos.workstation import Result, hosts, report
 from anemos.workstation.deploy import history, outcome, reach, status
 from anemos.workstation.deploy.history import Line
@@ -75,6 +75,8 @@ def show(load: Load, host: str, exit_status: bool) -> Result:
     """Tell what runs on HOST, "" for all of them. EXIT_STATUS: end with the worst one."""
     # Not in the threads: pydantic reads our source, and Python's parser is not made for several.
     names = [host] if host else [name for name in hosts.known() if asked(load, name)]
+    if not names:
+        die("there is nobody to ask", hint=f"known: {', '.join(hosts.known())}")
     found = [loaded(load, name) for name in names]
     rows = [each for each in found if isinstance(each, Row)]
     rows += gather({each.name: each for each in found if isinstance(each, Host)}, look)
