@@ -90,7 +90,10 @@ def test_one_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     ],
 )
 def test_state(state: str, code: int) -> None:
-    assert fleet.judged("mx", replace(SEEN, state=state), Updates(), {}, None).status == code
+    assert (
+        fleet.judged("mx", replace(SEEN, state=state), Updates(), status.Known(), None).status
+        == code
+    )
 
 
 def test_every_state_counts() -> None:
@@ -110,7 +113,7 @@ def test_every_state_counts() -> None:
 )
 def test_verification_that_failed(line: Line, code: int) -> None:
     """It counts for the system that it was about."""
-    row = fleet.judged("mx", SEEN, Updates(3, 86400.0), {}, line)
+    row = fleet.judged("mx", SEEN, Updates(3, 86400.0), status.Known(), line)
     assert row.status == code
     assert (row.commit, row.deployed) == (STAMP.commit, 1795867200.0)
 
@@ -124,7 +127,7 @@ def test_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reached: str, c
     (tmp_path / "mx").mkdir()
     State("mx", "d-1", old_boot_id="b", reached=reached).save()
     row = fleet.silent("mx", "no route")
-    assert (row.status, row.last_known["deployment"]) == (code, "d-1")
+    assert (row.status, row.last_known.deployment) == (code, "d-1")
 
 
 def test_worst_is_not_the_highest() -> None:
@@ -276,7 +279,7 @@ def test_updates_that_fail_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_cells() -> None:
     line = replace(LINE, status=0, end="verified")
-    row = fleet.judged("mx", SEEN, Updates(3, 86400.0), {}, line)
+    row = fleet.judged("mx", SEEN, Updates(3, 86400.0), status.Known(), line)
     _, runs, _, commit, kernel, updates, last = fleet.cells(row)
     assert (runs, commit) == (f"deployed {DEPLOYMENT}", "0123456789ab and changes")
     assert (kernel, updates, last) == ("6.1", "3, lists of 1970-01-02", "verified, 1970-01-01")

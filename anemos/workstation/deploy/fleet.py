@@ -67,7 +67,7 @@ class Row:
     boot_id: str = ""
     updates: Updates = field(default_factory=Updates)
     message: str = ""  # why nothing was said, or what failed there
-    last_known: Known = field(default_factory=dict)
+    last_known: Known = field(default_factory=Known)
     last: Line | None = None  # the last deployment that ended on this workstation
 
 
