@@ -36,6 +36,7 @@ here=${{0%/*}}/../nth n=1
 set -C
 until echo "{name} $*" 2>/dev/null >"$here/calls/$n"; do n=$((n + 1)); done
 set +C
+[ ! -e "$here/fault" ] || {{ call="{name} $*"; . "$here/fault"; }}
 read -r which way <"$here/broken"
 [ "$n" = "$which" ] || exec {program} "$@"
 case $way in
@@ -43,6 +44,14 @@ fail) echo "{name}: broken on purpose" >&2; exit {status} ;;
 hang) echo $$ >"$here/hangs"; exec /bin/sleep 1000 ;;
 kill) {program} "$@"; kill -KILL $$ ;;
 esac
+"""
+
+FAULT = """\
+usual=$PATH PATH=/usr/sbin:/usr/bin:/sbin:/bin
+reached() {{ : >"$here/reached"; }}
+first() {{ mkdir "$here/first" 2>/dev/null; }}
+case $call in {}) {} ;; esac
+PATH=$usual
 """
 
 
@@ -71,17 +80,25 @@ class Commands:
     def path(self) -> str:
         return f"{self.directory}/bin"
 
-    def arm(self, which: int = 0, way: str = "none") -> None:
+    def arm(self, which: int = 0, way: str = "none", fault: tuple[str, str] = ("", "")) -> None:
+        """FAULT: a pattern of sh(1) and what a command that fits, `NAME ARGUMENTS`, does first."""
         state = self.directory / "nth"
         shutil.rmtree(state, ignore_errors=True)
         (state / "calls").mkdir(parents=True)
         (state / "calls").chmod(0o777)  # an ordinary user's count, too
         (state / "broken").write_text(f"{which} {way}\n")
+        if fault[0]:
+            (state / "fault").write_text(FAULT.format(*fault))
 
     def calls(self) -> list[str]:
         """What was called, in its order."""
         files = sorted((self.directory / "nth/calls").iterdir(), key=lambda file: int(file.name))
         return [file.read_text(errors="replace").strip() for file in files]
+
+    @property
+    def reached(self) -> bool:
+        """Whether the fault was met: it has to say so, by `reached`."""
+        return (self.directory / "nth/reached").exists()
 
     @property
     def hangs(self) -> int:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,7 +90,7 @@ ALONE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"
 # $1: the directory; the rest: a command. What is written to /run and /etc is gone with it.
 APART = """
 set -e
-mount -t tmpfs tmpfs /run
+mount -t tmpfs -o size=32m tmpfs /run
 mkdir /run/anemos /run/upper /run/work
 mount -t overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work overlay /etc
 top=$1
@@ -341,6 +342,17 @@ def other_file_system(machine: Machine) -> None:
     run(["mkfs.ext4", *options, machine.disk("data"), "14M"])
 
 
+def no_card(machine: Machine) -> None:
+    interface = {**NETWORK["interfaces"][0], "mac": ""}
+    machine.given(network={**NETWORK, "interfaces": [interface]})
+
+
+def repacked(machine: Machine, old: str, new: str) -> None:
+    """Another IMGBUILD came."""
+    assert old in IMGBUILD
+    machine.given(payload=machine.pack(IMGBUILD.replace(old, new)))
+
+
 BEFORE: dict[str, tuple[Callable[[Machine], object], str]] = {
     # name: (what is done to the machine, what it says)
     "payload-missing": (lambda m: (m.here / "payload").unlink(), "payload: not there"),
@@ -353,6 +365,17 @@ BEFORE: dict[str, tuple[Callable[[Machine], object], str]] = {
         lambda m: run(["sfdisk", "--quiet", "--delete", m.disk("system"), "7"]),
         "no partition 7",
     ),
+    "boot-json-damaged": (lambda m: (m.here / "boot.json").write_bytes(b"{"), "boot.json: no JSON"),
+    "network-card-missing": (no_card, "no network interface with MAC address"),
+    "system-disk-missing": (
+        lambda m: repacked(m, "serial=SYSTEM", "serial=OTHER"),
+        "no disks match serial=OTHER",
+    ),
+    "kept-disk-missing": (
+        lambda m: repacked(m, "serial=DATA", "serial=OTHER"),
+        "no disks match serial=OTHER",
+    ),
+    "layout-too-large": (lambda m: repacked(m, "size=48M", "size=480M"), "system"),
     "no-word": (lambda m: (m.here / "go").unlink(), "no word from the operator"),
     "operator-aborts": (lambda m: (m.here / "abort").write_text("she says no"), "she says no"),
 }
@@ -454,11 +477,17 @@ class Yard:
     machine: Machine
 
     def start(
-        self, which: int = 0, way: str = "none", user: str = "root", known: str = ":"
+        self,
+        which: int = 0,
+        way: str = "none",
+        fault: tuple[str, str] = ("", ""),
+        *,
+        user: str = "root",
+        known: str = ":",
     ) -> dict[str, Any]:
         """From the upload to the jump, by USER, whom the script KNOWN makes. The command WHICH, on
         the server, is broken in this WAY."""
-        self.commands.arm(which, way)
+        self.commands.arm(which, way, fault)
         (self.top / "end").unlink(missing_ok=True)
         disks = self.machine.top / "fresh/disks"
         with attached(disks / "system") as system, attached(disks / "data") as data:
@@ -531,6 +560,99 @@ def test_old_system_by_an_ordinary_user(old_system: Yard) -> None:
     end = old_system.start(user=sudoer.USER, known=f'set -- {words} "$@"{sudoer.KNOWN}')
     assert (end["status"], end["jumped"]) == (0, True), end
     assert set(server.tokens) == {sudoer.PASSWORD}
+
+
+def says(setting: str, file: str) -> str:
+    """sshd tells another FILE."""
+    change = f"sed 's,{setting} .*,{setting} {file},' /run/yard/settings >/run/settings"
+    return f"reached; {change}; mount --bind /run/settings /run/yard/settings"
+
+
+STARVE = "echo 'MemAvailable: 9 kB' >/run/meminfo; mount --bind /run/meminfo /proc/meminfo"
+ENTERS = "unshare*python3*"  # Anemos in the base image
+LOADS = "kexec*--load*"
+ON_THE_OLD_SYSTEM = {
+    # name: (a command on the server, what happens before it, what is told, exit status)
+    "reboot-refused": ("systemctl*", "reached; exit 1", "exit status 1", FAILED),
+    "run-full": ("date*", "reached; cat /dev/zero >/run/fill", "No space left", BAD_INPUT),
+    "little-memory": ("sed*MemAvailable*", f"reached; {STARVE}", "bytes of memory", BAD_INPUT),
+    "memory-gone-before-the-load": (
+        ENTERS,
+        f"[ ! -e /run/anemos/initramfs ] || {{ reached; {STARVE}; }}",
+        "MiB needed to load it",
+        FAILED,
+    ),
+    "payload-damaged": (ENTERS, "reached; echo x >/run/anemos/payload", "as it was sent", FAILED),
+    "base-image-damaged": (
+        ENTERS,
+        "reached; for base in /run/anemos/base-*; do echo x >$base; done",
+        "mount",
+        FAILED,
+    ),
+    "staged-by-somebody-else": (
+        "date*",
+        "reached; echo d-9 bert@desk today >/run/anemos.owner",
+        "of bert@desk is staged here since today",
+        BAD_INPUT,
+    ),
+    "host-key-gone": (ENTERS, says("hostkey", "/none"), "no host key", FAILED),
+    "another-host-key": (
+        ENTERS,
+        says("hostkey", "/run/yard/identity"),
+        "would not have the pinned host key",
+        BAD_INPUT,
+    ),
+    "nobody-may-log-in": (
+        ENTERS,
+        says("authorizedkeysfile", "/none"),
+        "nobody is listed",
+        FAILED,
+    ),
+    "another-key-may-log-in": (
+        ENTERS,
+        says("authorizedkeysfile", "/run/yard/host_key.pub"),
+        "would not let you in by the key",
+        BAD_INPUT,
+    ),
+    "kexec-refused": (LOADS, "reached; exit 1", "kexec", FAILED),
+    "kexec-loads-nothing": (LOADS, "reached; exit 0", "kexec", FAILED),
+    "sessions-end": (
+        ENTERS,
+        "first && reached && pkill -KILL -f '^sshd: root@'",
+        "connection",
+        FAILED,
+    ),
+    "clean-up-fails-once": (
+        "systemctl*|rm*-rf*/run/anemos/*",
+        "case $call in rm*) ! first || { reached; exit 1; } ;; *) exit 1 ;; esac",
+        "exit status 1",
+        FAILED,
+    ),
+    "workstation-is-told-to-end": (
+        ENTERS,
+        "first && reached && pkill -TERM -f tests.yard",
+        "SIGTERM",
+        128 + signal.SIGTERM,
+    ),
+    "terminal-is-closed": (
+        ENTERS,
+        "first && reached && pkill -HUP -f tests.yard",
+        "SIGHUP",
+        128 + signal.SIGHUP,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", named(ON_THE_OLD_SYSTEM))
+def test_on_the_old_system(old_system: Yard, name: str, report: Report) -> None:
+    """It serves on. Nothing is left there, perhaps only after `clean`, and then that is said."""
+    pattern, script, told, status = ON_THE_OLD_SYSTEM[name]
+    end = old_system.start(fault=(pattern, script))
+    assert old_system.commands.reached
+    assert told in end["said"]
+    assert (end["status"], end["jumped"], end["stays"]) == (status, False, [])
+    assert not end["left"] or end["told"]
+    report("fault", ("returned", ""))
 
 
 Attempt = Callable[[int, str], str]

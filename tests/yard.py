@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from anemos import log
 from anemos.files import sha256
 from anemos.log import FAILED, Failure, die
-from anemos.workstation import places, sudo
+from anemos.workstation import places, scratch, sudo
 from anemos.workstation.deploy import clean, consent, facts, phases, reach, staged
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.sizes import Sizes
@@ -34,7 +34,7 @@ from tests.oldside import LOADED
 
 JUMPED = Path("/run/jumped")
 PORT = 2222
-SEEN = SimpleNamespace(base="", kexec=True, lockdown="", memory_available=2**40)
+FACTS = SimpleNamespace(base="", kexec=True, lockdown="", memory_available=2**40)
 
 
 def arrive(*_: object) -> Identity:
@@ -50,7 +50,7 @@ def stand_in(top: Path) -> None:
         (reach, "SERVER", top / "scripts"),
         (reach, "give_word", lambda *_: None),
         (staged, "PAUSE_S", 0),
-        (facts, "gather", lambda *_: SEEN),
+        (facts, "gather", lambda *_: FACTS),
         (phases, "measure", lambda *_: Sizes(0, 0, 0, base_is_there=False)),
         (phases, "require", lambda *_: None),
         (phases, "arrive", arrive),
@@ -80,12 +80,14 @@ def deploy(host: Host) -> dict[str, Any]:
     log.sink = told.append
     end: dict[str, Any] = {"status": 0, "message": ""}
     try:
-        phases.upload(host)
-        phases.build_initramfs(host)
-        phases.kexec(host)
+        with scratch.ending():
+            phases.upload(host)
+            phases.build_initramfs(host)
+            phases.kexec(host)
     except Failure as failure:
         end = {"status": failure.status, "message": failure.message, "left": left()}
         end["told"] = any("./inv clean" in line for line in told)
+        end["said"] = "\n".join([*told, str(failure), getattr(failure, "output", "")])
         with suppress(Failure):  # it tells what stays; so do we
             clean.there(host, "")
     return end | {"jumped": JUMPED.exists(), "stays": left()}

@@ -39,12 +39,12 @@ def answer(request: requests.Request) -> object:
 
 def main(text: str) -> None:
     no_core_dumps()
-    print(records.text(answer(requests.read(text))))
-
-
-if __name__ == "__main__":
     try:
-        main(sys.stdin.read())
+        print(records.text(answer(requests.read(text))))
     except Failure as failure:
         log.to_stderr(f"error: {failure}")
         raise
+
+
+if __name__ == "__main__":
+    main(sys.stdin.read())
