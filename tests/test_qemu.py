@@ -74,3 +74,8 @@ def test_initramfs_understands_a_description(address: str, gateway: str, route: 
     commands = [" ".join(argv) for argv in initramfs.commands("eth0", interface, {})]
     assert any(f"address replace {address}" in each for each in commands)
     assert commands[-1] == f"ip {route}"
+
+
+def test_no_slots() -> None:
+    with pytest.raises(ValueError, match="disk 'd': a local VM has no slot pci-"):
+        drive(path="pci-0000:00:04.0").words()
