@@ -13,8 +13,7 @@ import re
 import select
 from collections.abc import Sequence
 from time import monotonic
-
-from paramiko import Channel
+from typing import Protocol
 
 from anemos import log
 from anemos.log import die
@@ -31,6 +30,21 @@ HINT = (
     "sudo has to let {} run all commands, without a terminal (no requiretty), and may ask for a"
     " password only; doas does not do"
 )
+
+
+class Channel(Protocol):
+    """What is needed of ssh.py's."""
+
+    closed: bool
+    eof_received: bool
+
+    def fileno(self) -> int: ...
+    def recv(self, nbytes: int) -> bytes: ...
+    def recv_ready(self) -> bool: ...
+    def recv_stderr(self, nbytes: int) -> bytes: ...
+    def recv_stderr_ready(self) -> bool: ...
+    def sendall(self, s: bytes) -> None: ...
+
 
 # Passwords by user and place, for as long as this process runs.
 _known: dict[str, str] = {}
