@@ -7,6 +7,7 @@ import resource
 import shlex
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -180,6 +181,21 @@ def read(
         said = str(err).strip()
         die(f"{what}: {meaning(status)}{': ' if said else ''}{said}", status=FAILED)
     return bytes(out.data)
+
+
+def beside(argv: Argv, pipe: int, said: int) -> subprocess.Popen[bytes]:
+    """Start ARGV, which ends when the other end of PIPE is closed, its standard input and output.
+    SAID: its standard error. It has our environment, as it finds the user's agent there."""
+    return subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=said, start_new_session=True)
+
+
+def end_beside(process: subprocess.Popen[bytes]) -> None:
+    """Wait until PROCESS has ended, and make it after GRACE_S."""
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _execute(

@@ -106,6 +106,24 @@ user = "root" # the new system's; without it: debian
 - In the new system, the user needs the package `sudo`, a line in sudoers, and a key that it can
   read. `plan` looks for key and package.
 - `./inv rescue` runs `sudo -i` there. `./inv test` logs in to its VM as root.
+
+## Jump hosts, and another place
+
+```toml
+proxy_jump = "alice@bastion.example.org:2222"
+
+[after]
+address = "198.51.100.7"
+port = 22
+```
+
+- ssh(1) leads over the jump hosts. It goes by your `~/.ssh/config` and your keys there. Their keys
+  have to be in your `known_hosts` already: `ssh alice@bastion.example.org` once.
+- The server is checked by its pinned key, with jump hosts as well. Of `~/.ssh/config` nothing is
+  used for it.
+- All tasks look for the server at both places, as one key is pinned for both. The initramfs has the
+  old system's address and port.
+- What a host's own tests connect to themselves has to be reachable without jump hosts.
 """
 Schema = Mapping[str, Any]
 

@@ -81,7 +81,20 @@ def test_who_logs_in(directory: Path) -> None:
             load(directory, MINIMAL + f'user = "{name}"\n')
 
 
+def test_way_to_the_server(directory: Path) -> None:
+    for text in ("bastion", "me@192.0.2.1:2222, jump.example.org", "me@[2001:db8::1]:22"):
+        assert load(directory, MINIMAL + f'proxy_jump = "{text}"\n').proxy_jump == text
+    for text in ("-oProxyCommand=x", "a b", "a;b", "me@", "a,,b", "a,", "$(x)", "[x"):
+        with pytest.raises(Failure, match=r"proxy_jump is .*: write USER@HOST:PORT"):
+            load(directory, MINIMAL + f'proxy_jump = "{text}"\n')
+    assert hosts.jumps("a, me@b:22") == ("a", "me@b:22")
+
+
 def test_port_must_listen_afterwards(directory: Path) -> None:
+    after = load(directory, MINIMAL + "[after]\nport = 2222\n")
+    assert (after.port, after.new_place, after.ports) == (22, (after.address, 2222), [2222])
+    with pytest.raises(Failure, match=r"after\.port is 0"):
+        load(directory, MINIMAL + "[after]\nport = 0\n")
     assert load(directory, MINIMAL).ports == [22]
     assert load(directory, MINIMAL + "port = 2222\n").ports == [2222]
     assert load(directory, MINIMAL + "port = 2222\nports = [443]\n").ports == [443]

@@ -94,7 +94,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_machine_crosses_to_pytest(here: Machine) -> None:
-    anywhere = replace(here, where=replace(here.where, identity=None))
+    anywhere = replace(here, where=replace(here.where, identity=None, jumps=("a", "b")))
     assert [machine.load(machine.dump(each)) for each in (here, anywhere)] == [here, anywhere]
 
 

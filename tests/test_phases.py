@@ -186,6 +186,15 @@ def test_endpoint(tmp_path: Path) -> None:
     assert reach.endpoint(replace(HOST, identity=f"{tmp_path}/id")).identity == tmp_path / "id"
 
 
+def test_places_of_the_three_systems() -> None:
+    """The initramfs has the old one's."""
+    host = replace(HOST, proxy_jump="a,b", after=After("198.51.100.1", 22))
+    found = reach.endpoint(host).logins
+    old, new = ("192.0.2.1", 2222), ("198.51.100.1", 22)
+    assert [(each.address, each.port) for each in found] == [old, old, new]
+    assert {each.jumps for each in found} == {("a", "b")}
+
+
 @pytest.mark.parametrize(
     ("user", "after", "logins"),
     [
@@ -196,7 +205,7 @@ def test_endpoint(tmp_path: Path) -> None:
     ],
 )
 def test_users_of_the_three_systems(user: str, after: str, logins: list[str]) -> None:
-    found = reach.endpoint(replace(HOST, user=user, after=After(after))).logins
+    found = reach.endpoint(replace(HOST, user=user, after=After(user=after))).logins
     assert [each.user for each in found] == logins
     assert all(each.sudo == (each.user != "root") for each in found)
 

@@ -388,9 +388,18 @@ def test_describe() -> None:
     ],
 )
 def test_describe_logins(user: str, after: str, login: str) -> None:
-    host = replace(HOST, user=user, after=After(after))
+    host = replace(HOST, user=user, after=After(user=after))
     lines = dict(plan.describe(host, spec(), FACTS, SIZES))
     assert lines["login"] == f"{login} in the new system"
+
+
+def test_describe_the_way() -> None:
+    host = replace(HOST, proxy_jump="me@a,b", after=After("192.0.2.9", 2222))
+    lines = [text for what, text in plan.describe(host, spec(), FACTS, SIZES) if what == "way"]
+    assert lines == [
+        "by the jump hosts me@a,b, to the initramfs as well",
+        "to the new system: 192.0.2.9, port 2222",
+    ]
 
 
 def test_describe_a_server_that_was_deployed_before() -> None:

@@ -18,21 +18,22 @@ def adopt(name: str, fingerprint: str) -> Result:
     FINGERPRINT ("SHA256:...") agrees in a script, if it is the one presented. Raises Failure.
     """
     given = hosts.load(name, server=False)
-    where = f"hosts/{name}/host.toml"
+    file = f"hosts/{name}/host.toml"
     if not given.address:
-        die(f"{where}: which machine? it has no address")
-    presented = ssh.presented_key(given.address, given.port)
+        die(f"{file}: which machine? it has no address")
+    where = ssh.Endpoint(given.address, given.port, "", None, jumps=hosts.jumps(given.proxy_jump))
+    presented = ssh.presented_key(where)
     shown = ssh.fingerprint(presented)
     log.info(f"{given.address} presents {presented.split()[0]} {shown}")
     if fingerprint not in ("", shown):
         die(f"{name} presents {shown}, not {fingerprint}")
     if given.host_key:
-        compare(where, given.host_key, shown)
+        compare(file, given.host_key, shown)
     else:
         if not fingerprint:
             report.typed(name, COMPARE, f"--fingerprint {shown}")
         pin(hosts.find(name) / "host.toml", presented)
-        log.info(f"{where}: pinned")
+        log.info(f"{file}: pinned")
     return {"host": name, "host_key": presented, "fingerprint": shown}
 
 

@@ -34,6 +34,8 @@ SPELT = re.compile(
     r"(?:ssh://)?(?:(?P<user>[^@/]*)@)?(?:\[(?P<six>[^]]*)\]|(?P<name>[^:/]*))(?::(?P<port>\d+))?/?"
 )
 
+JUMP = re.compile(r"(\w[\w.-]*@)?(\[[\w:.]+\]|\w[\w.-]*)(:\d+)?")
+
 
 def is_address(text: str) -> bool:
     """Whether TEXT is an IP address, or may be a DNS name (RFC 1123, 2.1), of any script."""
@@ -62,6 +64,17 @@ def check_user(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", text):
         raise ValueError("not the name of a user")
     return text
+
+
+def check_jumps(text: str) -> str:
+    """Raises ValueError unless TEXT is as ProxyJump of ssh_config(5), also with its entries."""
+    if not all(JUMP.fullmatch(each) for each in jumps(text)):
+        raise ValueError("write USER@HOST:PORT; several with commas")
+    return text
+
+
+def jumps(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",")) if text else ()
 
 
 def check_key(text: str) -> str:
@@ -148,6 +161,10 @@ class VmSettings:
 @dataclass(frozen=True)
 class After:
     __pydantic_config__ = RULES
+    address: Annotated[str, AfterValidator(check_address)] = ""
+    """IP address or DNS name of the new system. Without it: `address`."""
+    port: Port = 0
+    """Port of the new system's sshd. Without it: `port`."""
     user: Annotated[str, AfterValidator(check_user)] = ""
     """Who logs in. Without it: `user`."""
 
@@ -163,6 +180,8 @@ class Settings:
     """The pinned SSH host key, as in `ssh_host_*_key.pub`. `./inv adopt` writes it."""
     port: Port = 22
     """Port of the server's sshd, before and after a deployment."""
+    proxy_jump: Annotated[str, AfterValidator(check_jumps)] = ""
+    """The way to the server: jump hosts as `USER@HOST:PORT`, with commas, the first one first."""
     user: Annotated[str, AfterValidator(check_user)] = ROOT
     """Who logs in, before and after a deployment. Any other user than root needs sudo."""
     identity: str = ""
@@ -179,7 +198,7 @@ class Settings:
     """Try the definition on the workstation, with `provision()`, before it is sent. Not where the
     server fetches secrets."""
     ports: list[Port] = field(default_factory=lambda: [22])
-    """Ports that must listen after a deployment. Without it: `port`."""
+    """Ports that must listen after a deployment. Without it: the port of the new system's sshd."""
     tags: list[Annotated[str, AfterValidator(check_tag)]] = field(default_factory=list)
     """Names of groups that the server belongs to, for `./inv inventory`."""
     after: After = field(default_factory=After)
@@ -223,6 +242,11 @@ class Host(Settings, Place):
         return expanded(self.identity)
 
     @property
+    def new_place(self) -> tuple[str, int]:
+        """Address and port of the new system's sshd."""
+        return self.after.address or self.address, self.after.port or self.port
+
+    @property
     def new_user(self) -> str:
         """Who logs in to the new system."""
         return self.after.user or self.user
@@ -252,7 +276,8 @@ def load(name: str, *, adopt: bool = False, build_on: str = "", server: bool = T
         die(f"--build-on is {build_on!r}", hint=f"one of: {', '.join(get_args(BuildOn))}")
     given = settings(name)
     found = read(name, Settings, given, others=conflicts(name, given, server))
-    changed = {"ports": given.get("ports", [found.port]), "build_on": build_on or found.build_on}
+    port = found.after.port or found.port
+    changed = {"ports": given.get("ports", [port]), "build_on": build_on or found.build_on}
     return Host(name, find(name), **{**vars(found), **changed}, adopt=adopt)
 
 

@@ -55,8 +55,9 @@ def load(text: str) -> Machine:
     """What `dump` has made."""
     given = json.loads(text)
     where = given.pop("where")
-    identity, _ = where.pop("identity"), where.pop("also")
-    return Machine(Endpoint(**where, identity=Path(identity) if identity else None), **given)
+    identity, _, jumps = (where.pop(each) for each in ("identity", "also", "jumps"))
+    key = Path(identity) if identity else None
+    return Machine(Endpoint(**where, identity=key, jumps=tuple(jumps)), **given)
 
 
 def check(directory: Path, machine: Machine, log: Sink) -> str:

@@ -1,7 +1,8 @@
 """The one module that speaks SSH.
 
 A server is met only under its pinned host key, and no configuration of the user (ssh_config,
-fabric.yaml, known_hosts) has a say. The login is root's, or that of a user whom sudo makes root.
+fabric.yaml, known_hosts) has a say, except on the way over jump hosts (jump.py). The login is
+root's, or that of a user whom sudo makes root.
 
 Commands and files go through channels of our own instead of fabric's `run` and `put`: `run` leaves
 standard input open or feeds it 100 bytes a second, `put` needs an sftp-server and makes a file
@@ -40,7 +41,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from anemos.log import BAD_INPUT, FAILED, Failure, Sink, die, info, reached
 from anemos.run import Argv, CommandFailed, quote, tail
-from anemos.workstation import sudo
+from anemos.workstation import jump, sudo
 
 ANSWER_S = 10  # for the TCP handshake, then for the first line of the server
 HANDSHAKE_S = 30  # for each of key exchange, login, opening a channel: emulated machines are slow
@@ -131,6 +132,7 @@ class Endpoint:
     identity: Path | None  # private key file; None: the agent's keys and the default ones
     user: str = "root"
     sudo: bool = False
+    jumps: tuple[str, ...] = ()  # hosts on the way, see jump.py
     also: tuple[Login, ...] = ()  # of the machine's other systems, the new one's last
 
     @property
@@ -165,7 +167,7 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
             connect_kwargs={
                 "allow_agent": not identity,
                 "look_for_keys": not identity,
-                "banner_timeout": ANSWER_S,
+                "banner_timeout": HANDSHAKE_S if endpoint.jumps else ANSWER_S,
                 "auth_timeout": HANDSHAKE_S,
                 **identity,
             },
@@ -310,15 +312,16 @@ def pinned_key(endpoint: Endpoint) -> PKey:
     die(f"{endpoint}: the pinned host key is not a public key of a known type")
 
 
-def presented_key(address: str, port: int) -> str:
+def presented_key(endpoint: Endpoint) -> str:
     """The host key, "TYPE BASE64", of whoever answers there. Proves nothing yet. Raises Failure."""
-    endpoint = Endpoint(address, port, "", None)
+    sock = None
     try:
-        with closing(Transport(dial(endpoint))) as transport:
+        sock = dial(endpoint)
+        with closing(Transport(sock)) as transport:
             transport.start_client(timeout=HANDSHAKE_S)
             key = transport.get_remote_server_key()
     except (OSError, EOFError, SSHException, UnicodeError, OverflowError) as error:
-        raise translate(endpoint, error, BAD_INPUT) from None
+        raise on_the_way(sock, translate(endpoint, error, BAD_INPUT)) from None
     return f"{key.get_name()} {key.get_base64()}"
 
 
@@ -343,6 +346,8 @@ def load_identity(path: Path) -> PKey:
 
 def dial(endpoint: Endpoint) -> socket.socket:
     """Connect to the first address that answers; paramiko gives up where IPv6 has no route."""
+    if endpoint.jumps:
+        return jump.Tunnel(endpoint.jumps, endpoint.address, endpoint.port)
     sock = socket.create_connection((endpoint.address, endpoint.port), ANSWER_S)
     # paramiko's own keepalive expects no answer. The kernel's does, and reports data that nobody
     # acknowledges (tcp(7)); without, a dead peer is noticed after a quarter of an hour.
@@ -458,17 +463,29 @@ def opened(endpoint: Endpoint, status: int) -> Remote:
 
 
 def logged_in(endpoint: Endpoint, status: int) -> Remote:
-    remote = Remote(endpoint)
+    remote, sock = Remote(endpoint), None
     try:
-        remote.connect_kwargs["sock"] = dial(endpoint)
+        sock = remote.connect_kwargs["sock"] = dial(endpoint)
         remote.open()
     except (OSError, EOFError, SSHException, UnicodeError, OverflowError) as error:
         remote.close()
-        raise translate(endpoint, error, status) from None
+        raise on_the_way(sock, translate(endpoint, error, status)) from None
     except BaseException:
         remote.close()
         raise
     return remote
+
+
+def on_the_way(sock: socket.socket | None, failure: Failure) -> Failure:
+    """FAILURE, with what the jump hosts said if it is theirs."""
+    if not isinstance(sock, jump.Tunnel) or not isinstance(failure, Unreachable):
+        return failure
+    hint = (
+        "jump hosts have to be in your known_hosts, and let you in by a key of your agent or ~/.ssh"
+    )
+    return Unreachable(
+        f"{failure.message}\n{tail(sock.words)}".rstrip(), hint=hint, status=failure.status
+    )
 
 
 def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:

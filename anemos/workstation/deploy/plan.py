@@ -293,6 +293,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
     return [
         ("server", where + (f", deployment {facts.deployment}" if facts.deployment else "")),
         *(("login", each) for each in _logins(host)),
+        *(("way", each) for each in _way(host)),
         *(
             ("ERASE", _disk(disks.resolve(d.name, d.match, facts.disks), facts))
             for d in spec.layout.disks
@@ -343,6 +344,15 @@ def _slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
         f"{there.other} (running: {there.running}; it is {holds}): `./inv fill` overwrites"
         f" {place.path}, {place.node(found)}, and erases no disk. Nothing starts it so far"
     )
+
+
+def _way(host: Host) -> Iterator[str]:
+    """How the server is reached, where that is not plain."""
+    if host.proxy_jump:
+        yield f"by the jump hosts {host.proxy_jump}, to the initramfs as well"
+    if host.new_place != (host.address, host.port):
+        address, port = host.new_place
+        yield f"to the new system: {address}, port {port}"
 
 
 def _others(spec: Imgbuild, facts: Facts) -> list[Device]:

@@ -14,7 +14,7 @@ from anemos.border.records import Kind
 from anemos.border.requests import Request
 from anemos.log import FAILED, Sink, die
 from anemos.run import CommandFailed
-from anemos.workstation import places
+from anemos.workstation import hosts, jump, places
 from anemos.workstation.deploy import facts
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import WORD, State
@@ -49,13 +49,22 @@ def endpoint(host: Host) -> Endpoint:
     """
     if not host.address:  # only a local VM may be without
         die(f"the VM of {host.name} is not running", hint=f"./inv demo --host {host.name}")
-    port = host.forwarded.get(str(host.port), host.port)
+    old, new = (host.address, host.port), host.new_place
     before, initramfs, after = (
-        Login(host.address, port, user, sudo=user != ROOT)
-        for user in (host.user, ROOT, host.new_user)
+        Login(address, host.forwarded.get(str(port), port), user, sudo=user != ROOT)
+        for (address, port), user in ((old, host.user), (old, ROOT), (new, host.new_user))
     )
-    only = Endpoint(host.address, port, host.host_key, host.identity_file, before.user, before.sudo)
-    return only if before == initramfs == after else replace(only, also=(initramfs, after))
+    also = () if before == initramfs == after else (initramfs, after)
+    return Endpoint(
+        before.address,
+        before.port,
+        host.host_key,
+        host.identity_file,
+        before.user,
+        before.sudo,
+        hosts.jumps(host.proxy_jump),
+        also,
+    )
 
 
 def await_end(host: Host, where: Endpoint, state: State) -> None:
@@ -168,6 +177,7 @@ def login(where: Endpoint, known_hosts: Path) -> list[str]:
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes",
         "UpdateHostKeys": "no",
+        **({"ProxyCommand": jump.proxy_command(where.jumps)} if where.jumps else {}),
     }
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     identity = ["-i", os.fspath(where.identity)] if where.identity else []

@@ -98,11 +98,12 @@ class Trial:
 def prepare(host: Host) -> Trial:
     """Nothing is made yet, and what an earlier test kept is still there."""
     name = f"{host.name}@test"
-    forward = [host.port, *host.vm.forward]
+    _, port = host.new_place
+    forward = [port, *host.vm.forward]
     local = Vm(name, places.state(name) / "vm", replace(host.vm, stock="", forward=forward))
     # As root: let_in() makes that sure, and it is what the VM's initramfs is started for.
-    here = replace(host, name=name, address="127.0.0.1", identity="", user=ROOT, after=After())
-    double = replace(here, vm=local.settings)
+    here = replace(host, name=name, vm=local.settings, address="127.0.0.1", identity="")
+    double = replace(here, port=port, proxy_jump="", user=ROOT, after=After())
     return Trial(host, local, double)
 
 
@@ -321,7 +322,7 @@ def boot(trial: Trial, prints: list[Fingerprint]) -> None:
     """Start the initramfs, and give it the word to go on."""
     state = load_state(trial.double)
     payload, network = payload_file(trial.double), trial.machine.settings.network.capture()
-    parts = byhand.of(state, payload, trial.keys, network, prints, trial.host.port)
+    parts = byhand.of(state, payload, trial.keys, network, prints, trial.double.port)
     directory = trial.memory / "boot"
     directory.mkdir(mode=0o700)
     byhand.write(directory, parts)
