@@ -12,7 +12,7 @@ from anemos.border.requests import Filled
 from anemos.log import Failure
 from anemos.run import run
 from anemos.server import fill
-from anemos.system import filesystems, imgbuild, installation, layout, slots, tree
+from anemos.system import filesystems, imgbuild, installation, layout, manifest, slots, tree
 from anemos.system.installation import Installation
 from anemos.system.layout import MIB, Mounted
 from anemos.system.slots import Record, Slot
@@ -120,6 +120,9 @@ def test_filled(
         )
         assert (root / "srv").is_dir()
         assert os.access(root / installation.TRIAL, os.X_OK)
+        entries = {each.path: each for each in manifest.read(root).entries}
+        assert entries["boot/grub/grub.cfg"].content
+        assert entries["etc/key"].secret
 
 
 @pytest.mark.parametrize("error", [Failure("no"), KeyboardInterrupt()])

@@ -208,6 +208,11 @@ class Machine:
         paths = ("etc/proof", "etc/key", "etc/passwd", "etc/anemos/deployment.json")
         return [run(["debugfs", "-R", f"cat /{path}", image]) for path in paths]
 
+    def left(self) -> str:
+        """What of Anemos is in the new system."""
+        image = f"{self.disk('system')}?offset={MIB}"
+        return run(["debugfs", "-R", "ls /var/lib/anemos", image])
+
 
 @contextmanager
 def attached(file: Path) -> Iterator[str]:
@@ -298,6 +303,7 @@ def test_installation(machine: Machine, everything: bool, report: Report) -> Non
     commands = machine.commands.calls()
     kept, fresh = machine.kept(), Machine(machine.top / "fresh", machine.commands)
     assert (machine.proof()[:3], kept) == (WORKS, fresh.kept())
+    assert "manifest.json.gz" in machine.left()
 
     def attempt(which: int, way: str) -> str:
         status = machine.start(which, way)

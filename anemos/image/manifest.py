@@ -22,18 +22,10 @@ from pathlib import Path
 
 from anemos.files import sha256
 from anemos.run import CommandFailed, run
-from anemos.system import tree
+from anemos.system import packages, tree
 from anemos.system.imgbuild import Imgbuild
+from anemos.system.manifest import TYPES
 
-TYPES = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "link",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
 # SHA-256 by inode, size and time of the last change of anything about it: as git's index has it.
 Digests = MutableMapping[str, str]
 
@@ -70,7 +62,7 @@ def text(
         "tools": {tool: version(tool) for tool in sorted(set(tools))},
     }
     parts = [json.dumps(head, indent=1)[:-2]]  # without its closing brace
-    for part, rows in (("packages", packages(root)), ("files", files(root, sources))):
+    for part, rows in (("packages", packages.installed(root)), ("files", files(root, sources))):
         parts.append(f'"{part}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
     return ",\n".join(parts) + "\n}\n"
 
@@ -92,40 +84,6 @@ def version(tool: str) -> str:
     with suppress(CommandFailed):  # mkfs.vfat has no such option, and tells it all the same
         run([tool, option], log=lines.append)
     return next((line.strip() for line in lines if re.search(r"\d\.\d", line)), "")
-
-
-def packages(root: Path) -> list[tuple[str, str, str]]:
-    """(name, version, architecture) of what is installed, by the package manager's own records."""
-    return sorted({*debian(root), *arch(root), *alpine(root)})
-
-
-def debian(root: Path) -> Iterator[tuple[str, str, str]]:
-    """dpkg(1): stanzas of /var/lib/dpkg/status."""
-    for stanza in read(root, "var/lib/dpkg/status").split("\n\n"):
-        fields = dict(re.findall(r"(?m)^(Package|Status|Version|Architecture): (.*)$", stanza))
-        if fields.get("Status", "").endswith(" installed"):
-            yield fields["Package"], fields["Version"], fields["Architecture"]
-
-
-def arch(root: Path) -> Iterator[tuple[str, str, str]]:
-    """pacman(8): a directory for each package below /var/lib/pacman/local."""
-    for file in sorted((root / "var/lib/pacman/local").glob("*/desc")):
-        fields = dict(re.findall(r"(?m)^%(NAME|VERSION|ARCH)%\n(.*)$", file.read_text()))
-        yield fields["NAME"], fields["VERSION"], fields["ARCH"]
-
-
-def alpine(root: Path) -> Iterator[tuple[str, str, str]]:
-    """apk(8): stanzas of its "installed" file, one letter a field."""
-    for place in ("lib/apk/db/installed", "usr/lib/apk/db/installed"):
-        for stanza in read(root, place).split("\n\n"):
-            fields = dict(re.findall(r"(?m)^([PVA]):(.*)$", stanza))
-            if "P" in fields:
-                yield fields["P"], fields["V"], fields["A"]
-
-
-def read(root: Path, path: str) -> str:
-    file = tree.inside(root, path)
-    return file.read_text(errors="replace") if file.is_file() and not file.is_symlink() else ""
 
 
 def files(root: Path, sources: Sources) -> Iterator[dict[str, object]]:

@@ -43,22 +43,30 @@ def install(
         storage.activate(spec.layout, devices, seed, secrets)
     with storage.mounted(spec.layout, devices, TARGET):
         with kept.watched(spec.keep):  # now code of packages and IMGBUILD runs
-            fill(boot, spec, todo, reached)
+            given = installed(boot, spec, reached)
+            fill(given, todo)
+            if DEFINITION in todo:
+                reached.applied = boot.payload
+                reached.save()
         with log.step("Boot loader"):
             if spec.bootloader:
                 boot_loader(spec, devices, seed)
         if unpacked(spec.directory.parent).finish == "kexec":
             load_new_kernel(spec, seed)
+        installation.leave_manifest(given)
         keep_log()
 
 
-def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> None:
+def installed(boot: Boot, spec: Imgbuild, reached: Progress) -> Installation:
     layer = stage.LAYER if boot.layer else None
     base = stage.BASE, boot.base
     commit = unpacked(spec.directory.parent).commit
     stamp = boot.stamp(layout.elements(spec.layout, spec.keep), commit)
     words = (boot.deployment, stamp, layer, base, stage.SSH, reached.mounts)
-    given = Installation(spec, TARGET, *words)
+    return Installation(spec, TARGET, *words)
+
+
+def fill(given: Installation, todo: Sequence[str]) -> None:
     if PACKAGES in todo:
         with log.step("Package layer"):
             installation.package_layer(given)
@@ -66,8 +74,6 @@ def fill(boot: Boot, spec: Imgbuild, todo: Sequence[str], reached: Progress) -> 
         with log.step("Definition layer"):
             installation.definition_layer(given)
             installation.leave_base(given)
-        reached.applied = boot.payload
-        reached.save()
 
 
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:

@@ -169,6 +169,7 @@ def install(given: Installation, node: Path, uuid: str) -> str:
         with mounts.mounted("-t", fs, node, at=given.root):
             confined.call(partial(write, given), handed(given), given.root)
             installation.leave_base(given)
+            installation.leave_manifest(given)
             with log.step("Reading it back"):
                 read_back(given.root)
             return kernels.newest(given.root).name

@@ -2,13 +2,15 @@
 the deployment knows. One code for whole disks, in the initramfs, and for a slot.
 """
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from anemos import files, log
 from anemos.run import run
-from anemos.system import bootstrap, definition, fstab, initrd, layout, tree
+from anemos.system import bootstrap, definition, fstab, initrd, layout, manifest, tree
 from anemos.system.bootstrap import identity
 from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
@@ -74,6 +76,28 @@ def leave_base(given: Installation) -> None:
     """The next deployment need not send the base image."""
     base, digest = given.base
     tree.copy(base, given.root, f"var/lib/anemos/base-{digest}.squashfs", 0o600)
+
+
+def leave_manifest(given: Installation) -> None:
+    """What all of it has made, for `diff`. That it cannot be written is no failure."""
+    root, payload = given.root, given.spec.directory.parent
+    mounted = [each.mount.strip("/") for each in given.spec.layout.mounts() if each.fs != "vfat"]
+    with log.step("Manifest"):
+        filesystems = [each for each in mounted if each and os.path.ismount(root / each)]
+        try:
+            manifest.write(manifest.take(root, filesystems, secrets(root, payload)), root)
+        except OSError as error:
+            tree.inside(root, manifest.FILE).unlink(missing_ok=True)
+            log.info(f"No manifest, and so no `diff`: {error}")
+
+
+def secrets(root: Path, payload: Path) -> set[str]:
+    """Where below ROOT the secrets of PAYLOAD are, and its files that are not for everybody; also
+    where provision() has given them another mode."""
+    inputs = tree.inputs(payload / "files")
+    private = [path for path, file in inputs if not file.lstat().st_mode & stat.S_IROTH]
+    found = [*private, *(path for path, _ in tree.inputs(payload / "secrets"))]
+    return {os.fspath(tree.inside(root, path).relative_to(root)) for path in found}
 
 
 def append(root: Path, path: str, text: str) -> None:
