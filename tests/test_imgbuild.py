@@ -191,6 +191,7 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "format is 'iso'\n  (one of: dir, tar, raw, custom, squashfs, disk)",
         ),
         ("target=debian\nformat=\n", "format is not set"),
+        ("target=debian\nvolatile='/x opt'\n", "volatile: 'opt' does not begin with /"),
         ("target=debian\nformat='tar zip'\n", "format=tar does not know 'zip'"),
         ("target=debian\nformat='tar gz -9'\n", "format=tar does not know 'gz -9'"),
         ("target=debian\nformat='dir gz'\n", "format=dir does not know 'gz'"),

@@ -28,6 +28,7 @@ OF_A_HOST = [
     "commit",
     "verify",
     "deploy",
+    "diff",
     "build",
     "demo",
     "report",

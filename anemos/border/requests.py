@@ -26,6 +26,13 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """What has changed since the deployment: server/drift.py's Drift."""
+
+    volatile: Sequence[str]  # places that the IMGBUILD adds
+
+
+@dataclass(frozen=True)
 class Bootstrap:
     """The package layer of the staged payload: a Layer."""
 
@@ -129,7 +136,9 @@ class Built:
     once_key: str = ""  # public half of the host key of this boot, if it has one of its own
 
 
-Request = Fingerprints | Bootstrap | Build | BuildEntry | Load | Arm | Fill | Try | Commit | Return
+Request = (
+    Fingerprints | Drift | Bootstrap | Build | BuildEntry | Load | Arm | Fill | Try | Commit | Return
+)
 KINDS: dict[str, type[Request]] = {each.__name__: each for each in get_args(Request)}
 
 

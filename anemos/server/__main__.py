@@ -8,7 +8,7 @@ from anemos import disks, log
 from anemos.border import records, requests
 from anemos.log import Failure
 from anemos.run import no_core_dumps
-from anemos.server import fill, kexec, layer, once, staging, trial
+from anemos.server import drift, fill, kexec, layer, once, staging, trial
 
 
 def answer(request: requests.Request) -> object:
@@ -16,6 +16,8 @@ def answer(request: requests.Request) -> object:
     match request:
         case requests.Fingerprints():
             said = disks.fingerprints(request.keep)
+        case requests.Drift():
+            said = drift.find(request.volatile)
         case requests.Bootstrap():
             said = layer.make(request.payload)
         case requests.BuildEntry():

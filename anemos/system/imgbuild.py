@@ -17,7 +17,7 @@ from anemos.system.typos import Typo
 
 SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader", "login")
 WORDS = ("packages", "excludes", "layout", "keep", "hostconf", "components", "server_secrets")
-VARIABLES = (*SINGLE, *WORDS, "apt_sources", "cmdline", "secrets")
+VARIABLES = (*SINGLE, *WORDS, "apt_sources", "cmdline", "secrets", "volatile")
 FREE = ("imgname", "secrets")  # with words that people read
 RETYPE = "retype it, with plain blanks, quotes and hyphens"
 FUNCTIONS = ("setup", "provision", "cleanup", "verify", "test_secrets", "fetch_secrets")
@@ -82,6 +82,7 @@ class Imgbuild:
     functions: frozenset[str]
     components: tuple[str, ...] = ()
     apt_sources: tuple[str, ...] = ()
+    volatile: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -212,6 +213,7 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
         components=tuple(found.get("components", "").split()),
         apt_sources=tuple(filter(None, map(str.strip, found.get("apt_sources", "").split("\n")))),
+        volatile=tuple(found.get("volatile", "").split()),
     )
     check(where, spec)
     return spec
@@ -246,6 +248,9 @@ def check(where: str, spec: Imgbuild) -> None:
         choice(where, "hostconf", each, HOSTCONF)
     if spec.format == "custom" and not spec.functions & {"setup", "cleanup"}:
         die(f"{where}: format=custom needs setup() or cleanup()")
+    for each in spec.volatile:
+        if not each.startswith("/"):
+            die(f"{where}: volatile: {each!r} does not begin with /", hint="like /opt/app/data")
     check_mounts(where, spec.layout, spec.keep)
     check_apart(where, spec.layout, spec.keep)
     check_server_secrets(where, spec.server_secrets, fetched="fetch_secrets" in spec.functions)

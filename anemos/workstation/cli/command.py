@@ -58,7 +58,7 @@ HELP = {
 # Which task is for what: the order of `./inv --list` and docs/tasks.md.
 PURPOSES = {
     "Begin, and try a host in a local VM": "new demo test build",
-    "Deploy to a server": "adopt plan deploy status verify report history",
+    "Deploy to a server": "adopt plan deploy status diff verify report history",
     "One phase at a time": "reveal-secrets pack upload build-initramfs kexec watch fill commit",
     "Many servers": "inventory",
     "When it goes wrong": "rescue resume abort rollback export go clean",

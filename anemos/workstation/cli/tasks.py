@@ -190,6 +190,14 @@ def inventory(c: Context, list: bool = False, host: str = "", json: bool = True)
 
 
 @command
+def diff(c: Context, host: str = "", json: bool = False) -> Result:
+    """Tell what somebody has changed on HOST since its deployment."""
+    from anemos.workstation.deploy import drift
+
+    return drift.diff(load(host))
+
+
+@command
 def rescue(c: Context, host: str = "", json: bool = False) -> Result:
     """Open a shell on HOST, in the initramfs too."""
     from anemos.workstation.deploy import recovery

@@ -1,0 +1,54 @@
+"""What somebody has changed on a server since its deployment; it compares (server/drift.py)."""
+
+from dataclasses import asdict
+
+from anemos import log
+from anemos.border import requests
+from anemos.log import die
+from anemos.server.drift import Drift
+from anemos.system import manifest
+from anemos.system.changes import Change
+from anemos.workstation import Result
+from anemos.workstation.deploy import reach, status
+from anemos.workstation.hosts import Host
+from anemos.workstation.ssh import Remote, connect
+
+ASK = 'for each; do [ ! -f "$each" ] || echo "$each"; done'
+
+
+def diff(host: Host) -> Result:
+    """Raises Failure for a server that Anemos has not deployed, or before there were manifests."""
+    asked = requests.Drift(host.imgbuild().volatile)
+    with connect(reach.endpoint(host)) as remote, log.step("Comparing"):
+        seen = status.ask(remote)
+        base = comparable(host, seen, remote)
+        found = reach.answer(remote, base, asked, Drift, host.timeouts.install)
+    log.info(f"Changed since deployment {seen.deployment}: {summary(found.changes)}")
+    for each in found.changes:
+        log.info(f"{each.kind:8} {each.name}: {each.what}")
+    if found.apart:
+        log.info(f"Not looked at, as other file systems: {', '.join(found.apart)}")
+    return {"host": host.name, "deployment": seen.deployment, "drift": asdict(found)}
+
+
+def comparable(host: Host, seen: status.Status, remote: Remote) -> str:
+    """The base image on the server that compares: the one that came with the manifest."""
+    if seen.in_initramfs:
+        die(f"{host.name} is in the initramfs", hint="./inv status")
+    if not seen.deployment:
+        die(f"{host.name}: Anemos has not deployed this system: nobody knows what it was")
+    wanted = [f"/{manifest.FILE}", f"/var/lib/anemos/base-{seen.stamp.base}.squashfs"]
+    there = remote.sh(["sh", "-c", ASK, "sh", *wanted], shown=["files"]).splitlines()
+    if missing := [each for each in wanted if each not in there]:
+        why = "an older Anemos has deployed it, or somebody removed that"
+        die(f"{host.name} lacks {' and '.join(missing)}: {why}", hint="a new deployment leaves it")
+    return wanted[1]
+
+
+def summary(changes: list[Change]) -> str:
+    """How many there are of each kind."""
+    count: dict[str, int] = {}
+    for each in changes:
+        count[each.kind] = count.get(each.kind, 0) + 1
+    words = (f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in count.items())
+    return ", ".join(words) or "nothing"
