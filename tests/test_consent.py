@@ -70,6 +70,76 @@ def test_layout_that_changed_since_the_plan(changed: Imgbuild) -> None:
     assert caught.value.status == BAD_INPUT
 
 
+LINES = [
+    ["server", "mx, kernel 6.1"],
+    ["ERASE", "vda"],
+    ["network", "default via fe80::1 dev eth0 proto ra metric 1024 expires 1790sec pref medium"],
+    ["send", "base image: to be made"],
+]
+NOW = {  # what of it changes: what is said
+    "nothing": "",
+    "cache": "",
+    "lease": "",
+    "file": "the definition",
+    "mode": "the definition",
+    "link": "the definition",
+    "secret": "the definition",
+    "disk": "the server",
+    "both": "the definition and the server",
+}
+
+
+def change(top: Path, what: str) -> list[list[str]]:
+    """Change WHAT in the repository TOP, or in the lines of the plan."""
+    more: dict[str, tuple[int, str]] = {
+        "cache": (3, "base image: is there"),
+        "lease": (2, LINES[2][1].replace("1790", "1800")),
+        "disk": (1, "vdb"),
+        "both": (1, "vdb"),
+    }
+    lines = [[*each] for each in LINES]
+    if what in more:
+        lines[more[what][0]][1] = more[what][1]
+    if what in ("file", "both"):
+        (top / "hosts/mx/files/motd").write_text("other")
+    if what == "mode":
+        (top / "hosts/mx/files/motd").chmod(0o600)
+    if what == "secret":
+        (top / "secrets/mx/key.gpg").write_text("other")
+    if what == "link":
+        (top / "hosts/mx/files/link").unlink()
+        (top / "hosts/mx/files/link").symlink_to("b")
+    return lines
+
+
+@pytest.mark.parametrize("what", NOW)
+def test_plan_that_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(places, "SECRETS", tmp_path / "secrets")
+    host = replace(HOST, directory=tmp_path / "hosts/mx")
+    for name in ("hosts/mx/files/motd", "secrets/mx/key.gpg", "hosts/mx/__pycache__/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "hosts/mx/files/link").symlink_to("a")
+    shown = consent.identity(host, LINES)
+    (tmp_path / "hosts/mx/__pycache__/x").write_text("y")
+    now = change(tmp_path, what)
+    if not NOW[what]:
+        consent.require_same(host, shown, now)
+        return
+    with pytest.raises(Failure, match=f"mx: {NOW[what]} changed since plan {shown}") as caught:
+        consent.require_same(host, shown, now)
+    assert caught.value.status == BAD_INPUT
+    assert caught.value.hint == f"this is plan {consent.identity(host, now)}"
+
+
+@pytest.mark.parametrize("shown", ["x", "mx", "0123456789ab", "-"])
+def test_what_is_no_id(shown: str) -> None:
+    with pytest.raises(Failure, match=f"--plan {shown}: no id of a plan"):
+        consent.require_same(HOST, shown, LINES)
+
+
 @pytest.mark.real("run")
 def test_pack_after_a_change(tmp_path: Path) -> None:
     """An editor's save, or `git pull`, between the plan and the rest."""

@@ -22,6 +22,7 @@ HELP = {
     "host": "directory below hosts/",
     "json": "print the result as one JSON document",
     "yes": "the host's name: confirms without asking",
+    "plan": "the id of a plan that was looked at: go on only if nothing has changed since",
     "deployment": "use this deployment id instead of a new one",
     "stop": "end the VM",
     "fresh": "make the VM anew: the stock server again",

@@ -137,6 +137,7 @@ def deploy(
     c: Context,
     host: str = "",
     yes: str = "",
+    plan: str = "",
     hold: bool = False,
     adopt: bool = False,
     build_on: str = "",
@@ -145,7 +146,7 @@ def deploy(
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
     from anemos.workstation.deploy import chain
 
-    return chain.deploy(alone(host, adopt=adopt, build_on=build_on), yes, hold)
+    return chain.deploy(alone(host, adopt=adopt, build_on=build_on), yes, hold, plan)
 
 
 @command

@@ -8,6 +8,7 @@ from anemos import log
 from anemos.log import die
 from anemos.workstation import Result, report, scratch
 from anemos.workstation.deploy import (
+    consent,
     ending,
     hooks,
     outcome,
@@ -44,8 +45,9 @@ PHASES: dict[str, Phase] = {
 }
 
 
-def deploy(host: Host, yes: str = "", hold: bool = False) -> Result:
-    """Run all phases; the report. YES: the host's name, as confirmation.
+def deploy(host: Host, yes: str = "", hold: bool = False, plan: str = "") -> Result:
+    """Run all phases; the report. YES: the host's name, as confirmation. PLAN: the id of a plan, if
+    it is that one and no other.
 
     HOLD: end with the initramfs up and nothing touched, for `recovery` to go on.
 
@@ -57,15 +59,18 @@ def deploy(host: Host, yes: str = "", hold: bool = False) -> Result:
         phases.forgotten(host),
         reports.told(host, "deploy") as told,
     ):
-        run.result = follow_all(run, told, plan_of(hold), yes)
+        run.result = follow_all(run, told, plan_of(hold), yes, plan)
     if not hold:
         report.show(run.result, f"{host.name} is deployed and verified")
     return run.result
 
 
-def follow_all(run: Run, told: Account, chain: Mapping[str, Phase], yes: str) -> Result:
+def follow_all(
+    run: Run, told: Account, chain: Mapping[str, Phase], yes: str, plan: str
+) -> Result:
     """What the last phase says, and how long each has taken."""
     host, seconds, result = run.host, [], {}
+    lines: list[list[str]] = []
     for name, phase in chain.items():
         if name == "kexec":
             announce(run)
@@ -74,6 +79,9 @@ def follow_all(run: Run, told: Account, chain: Mapping[str, Phase], yes: str) ->
             result = phase(host)
         told.take(result)
         seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+        lines = result.get("plan", lines)
+        if plan and name in ("plan", "pack"):  # which read the definition one after the other
+            consent.require_same(host, plan, lines)
         if name == "plan":
             confirm(host, yes)
     return result | {"phases": seconds}

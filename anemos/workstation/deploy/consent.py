@@ -1,13 +1,20 @@
 """What the operator has agreed to: what `plan` has shown last, by content, not by name.
 
-It goes with the payload to the preflight.
+It goes with the payload to the preflight. By its id `deploy --plan` knows a plan again.
 """
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
 
 from anemos import disks, files
 from anemos.border import records
 from anemos.border.deployment import Agreed
 from anemos.log import BAD_INPUT, die
-from anemos.system import layout
+from anemos.system import layout, tree
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places
 from anemos.workstation.deploy import ways
@@ -16,6 +23,11 @@ from anemos.workstation.deploy.state import State
 from anemos.workstation.hosts import Host
 
 FILE = "agreed.json"
+# What a plan's lines tell of the server, and not of this workstation's cache or of free memory.
+OF_SERVER = ("server", "ERASE", "keep", "untouched", "warning", "network")
+LEASE = re.compile(r" expires \S+")  # of a route that a router announces again and again
+ID = re.compile("[0-9a-f]{12}-[0-9a-f]{12}")
+Lines = Iterable[Sequence[str]]  # (what, which)
 
 
 def remember(host: Host, spec: Imgbuild, facts: Facts) -> None:
@@ -40,6 +52,35 @@ def recall(host: Host) -> Agreed:
 def withdraw(host: Host) -> None:
     """For a machine that no plan has seen."""
     (places.state(host.name) / FILE).unlink(missing_ok=True)
+
+
+def identity(host: Host, lines: Lines) -> str:
+    """The id of the plan for HOST that shows LINES: of the definition, and of the server."""
+    shown = [LEASE.sub("", which) for what, which in lines if what in OF_SERVER]
+    digests = sha256(b"".join(definition(host))), sha256("\n".join(shown).encode())
+    return "-".join(each.hexdigest()[:12] for each in digests)
+
+
+def definition(host: Host) -> Iterator[bytes]:
+    """All files of HOST, and its secrets as they lie there encrypted: names, modes, contents."""
+    tops = [host.directory, places.SECRETS / host.directory.name]
+    for top in filter(Path.is_dir, tops):
+        for path, status in tree.walk(top):
+            if stat.S_ISREG(status.st_mode) and "__pycache__" not in path:
+                yield os.fsencode(f"{path}\0{status.st_mode:o}\0{files.sha256(top / path)}\0")
+            elif stat.S_ISLNK(status.st_mode):
+                yield os.fsencode(f"{path}\0{(top / path).readlink()}\0")
+
+
+def require_same(host: Host, shown: str, lines: Lines) -> None:
+    """Raises Failure unless a plan that shows LINES has the id SHOWN, by what there is now."""
+    if not ID.fullmatch(shown):
+        die(f"--plan {shown}: no id of a plan", hint="./inv plan prints it")
+    now = identity(host, lines)
+    pairs = zip(("definition", "server"), shown.split("-"), now.split("-"), strict=True)
+    if changed := [what for what, before, after in pairs if before != after]:
+        what = " and ".join(f"the {each}" for each in changed)
+        die(f"{host.name}: {what} changed since plan {shown}", hint=f"this is plan {now}")
 
 
 def to_pack(host: Host, spec: Imgbuild) -> Agreed:

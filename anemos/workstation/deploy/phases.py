@@ -66,9 +66,11 @@ def make_plan(host: Host) -> Result:
     require(host, spec, seen, sizes, foresee(host, spec))
     consent.remember(host, spec, seen)
     lines = [*plan.describe(host, spec, seen, sizes), ("downtime", expected_downtime(host))]
-    for what, which in lines:
+    found = consent.identity(host, lines)
+    for what, which in (*lines, ("id", found)):
         log.info(f"{what:8} {which}")
-    return {"host": host.name, "plan": [list(line) for line in lines], "bytes": sizes.sent}
+    told = [list(line) for line in lines]
+    return {"host": host.name, "id": found, "plan": told, "bytes": sizes.sent}
 
 
 def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
