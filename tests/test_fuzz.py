@@ -424,6 +424,11 @@ def take(
         ("ip", b'[{"ifname": "eth0", "addr_info": 1}]', "what ip.8. tells of the network"),
         ("state.json", b'{"host": "mx", "reached": "moon"}', "reached makes no sense"),
         ("state.json", b'{"host": "mx", "way": "moon"}', "way 'moon' is unknown"),
+        (
+            consent.FILE,
+            re.sub(rb'"size": \d+', b'"size": ' + b"9" * 400, json_of(AGREED)[0]),
+            "size",
+        ),
         ("boot.json", json_of(BOOT)[0].replace(b"1.5", b"9" * 400), "time makes no sense"),
     ],
 )

@@ -12,7 +12,7 @@ from anemos.log import FAILED, die
 
 Kind = TypeVar("Kind")
 Kinds = tuple[Any, ...]  # what stands between the brackets of a type
-LARGE = 2**63
+LARGE = 2**63  # beyond all sizes and times
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # JSON can say it, no file and no argument can
 
 
@@ -62,6 +62,8 @@ def make(kind: Any, value: object, where: str) -> Any:
 
 
 def nonsense(value: object) -> bool:
+    if isinstance(value, int):
+        return abs(value) >= LARGE
     if isinstance(value, float):
         return not math.isfinite(value)
     return isinstance(value, str) and bool(NO_TEXT.search(value))
