@@ -137,7 +137,17 @@ class Built:
 
 
 Request = (
-    Fingerprints | Drift | Bootstrap | Build | BuildEntry | Load | Arm | Fill | Try | Commit | Return
+    Fingerprints
+    | Drift
+    | Bootstrap
+    | Build
+    | BuildEntry
+    | Load
+    | Arm
+    | Fill
+    | Try
+    | Commit
+    | Return
 )
 KINDS: dict[str, type[Request]] = {each.__name__: each for each in get_args(Request)}
 

@@ -65,9 +65,7 @@ def deploy(host: Host, yes: str = "", hold: bool = False, plan: str = "") -> Res
     return run.result
 
 
-def follow_all(
-    run: Run, told: Account, chain: Mapping[str, Phase], yes: str, plan: str
-) -> Result:
+def follow_all(run: Run, told: Account, chain: Mapping[str, Phase], yes: str, plan: str) -> Result:
     """What the last phase says, and how long each has taken."""
     host, seconds, result = run.host, [], {}
     lines: list[list[str]] = []
