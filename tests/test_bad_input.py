@@ -186,11 +186,11 @@ class Played:
         self.project.host("mx", f'{toml}host_key = "{host_key or where.host_key}"\n', imgbuild)
 
 
-# ssh.py calls sh -c APART sh MARK WORDS: WORDS are `sh -c SCRIPT NAME ...`.
+# ssh.py calls sh -c FRAMED sh HALF HALF WORDS: WORDS are `sh -c SCRIPT NAME ...`.
 SH = """
-echo "$8" >>{0}/calls
-printf %s "$4"
-[ "$8" = facts ] && cat {0}/facts && printf %s "$4" && exit
+echo "$9" >>{0}/calls
+printf %s "$4$5"
+[ "$9" = facts ] && cat {0}/facts && printf %s "$4$5" && exit
 exit 99
 """
 

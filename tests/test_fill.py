@@ -126,7 +126,7 @@ def test_filled(
 
 
 @pytest.mark.parametrize("error", [Failure("no"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["leave_base", "definition_layer"])
+@pytest.mark.parametrize("step", ["leave_tools", "definition_layer"])
 def test_failure(
     given: Installation,
     node: Path,
@@ -141,7 +141,7 @@ def test_failure(
         raise error
 
     monkeypatch.setattr(installation, step, fail)
-    with pytest.raises(type(error) if step == "leave_base" else Failure):
+    with pytest.raises(type(error) if step == "leave_tools" else Failure):
         fill.fill(given, "b", node, record)
     assert state(record) == Slot("empty")
     assert not os.path.ismount(given.root)

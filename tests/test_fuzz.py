@@ -419,7 +419,7 @@ def take(
     ("name", "data", "what"),
     [
         ("request", b"{}", "request: it has no command"),
-        ("request", b'{"command": "X"}', "request: its command makes no sense"),
+        ("request", b'{"command": "X"}', "it knows no X"),
         ("cmdline", b"anemos.hold=1h", "anemos.hold=1h is no number of seconds"),
         ("ip", b'[{"ifname": "eth0", "addr_info": 1}]', "what ip.8. tells of the network"),
         ("state.json", b'{"host": "mx", "reached": "moon"}', "reached makes no sense"),

@@ -95,13 +95,13 @@ class Tree:
         return directory
 
     def files(self) -> dict[str, bytes]:
-        """Everything that a task could have changed; gpg's, Python's and locks' files aside."""
+        """Everything that a task could have changed; gpg's, Python's, locks, reports aside."""
         places = (self.directory, self.home, self.memory)
         found = [file for place in places for file in place.rglob("*") if file.is_file()]
         return {
             os.fspath(file): file.read_bytes()
             for file in found
-            if not {"__pycache__", ".gnupg", ".locks"} & set(file.parts)
+            if not {"__pycache__", ".gnupg", ".locks", "reports"} & set(file.parts)
         }
 
 

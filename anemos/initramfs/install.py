@@ -73,7 +73,7 @@ def fill(given: Installation, todo: Sequence[str]) -> None:
     if DEFINITION in todo:
         with log.step("Definition layer"):
             installation.definition_layer(given)
-            installation.leave_base(given)
+            installation.leave_tools(given)
 
 
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:

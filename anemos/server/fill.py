@@ -168,7 +168,7 @@ def install(given: Installation, node: Path, uuid: str) -> str:
     try:
         with mounts.mounted("-t", fs, node, at=given.root):
             confined.call(partial(write, given), handed(given), given.root)
-            installation.leave_base(given)
+            installation.leave_tools(given)
             installation.leave_manifest(given)
             with log.step("Reading it back"):
                 read_back(given.root)

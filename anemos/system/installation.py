@@ -67,15 +67,15 @@ def definition_layer(given: Installation) -> None:
         tree.inside(root, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
     tree.write(root, "etc/anemos/deployment.json", given.stamp)
     carry_host_keys(given.keys, root)
-    if spec.layout.slots():
-        tree.copy(Path(__file__).with_name("trial.sh"), root, TRIAL, 0o755)
     rebuild_initramfs(root, spec.layout, outdated)
 
 
-def leave_base(given: Installation) -> None:
-    """The next deployment need not send the base image."""
+def leave_tools(given: Installation) -> None:
+    """The next deployment need not send the base image. A slot's system may be on trial."""
     base, digest = given.base
     tree.copy(base, given.root, f"var/lib/anemos/base-{digest}.squashfs", 0o600)
+    if given.spec.layout.slots():
+        tree.copy(Path(__file__).with_name("trial.sh"), given.root, TRIAL, 0o755)
 
 
 def leave_manifest(given: Installation) -> None:
