@@ -276,7 +276,10 @@ def test_host_key_that_is_none(directory: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("[timeouts]\nx = 1\n", "'timeouts.x' (known: down, initramfs, install, up, hold, trial, hooks)"),
+        (
+            "[timeouts]\nx = 1\n",
+            "'timeouts.x' (known: down, initramfs, install, up, hold, trial, hooks)",
+        ),
         ("[vm]\nmemroy = 1\n", "'vm.memroy' (did you mean memory?)"),
         ("host_keys = 1\n", "'host_keys' (did you mean host_key?)"),
         ("hostkey = 1\n", "'hostkey' (did you mean host_key?)"),

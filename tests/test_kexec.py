@@ -175,5 +175,5 @@ def test_environment_of_the_login(tmp_path: Path) -> None:
     words = dict(line.partition("=")[::2] for line in caught.value.output.splitlines())
     assert words.pop("PATH").startswith(path)
     assert words.pop("oom") == "1000"  # it ends before anything that serves
-    assert words.keys() - {"PWD", "SHLVL", "_"} == {"HOME", "SSH_CONNECTION"}
-    assert words["SSH_CONNECTION"] == "a 1 b 22"
+    assert words.keys() - {"PWD", "SHLVL", "_"} == {"HOME", "SSH_CONNECTION", "SUDO_USER"}
+    assert (words["SSH_CONNECTION"], words["SUDO_USER"]) == ("a 1 b 22", "root")

@@ -104,7 +104,7 @@ def left() -> list[str]:
 def main(top: Path, user: str) -> None:
     stand_in(top)
     key, identity = (top / "host_key.pub").read_text().strip(), str(top / "identity")
-    host = Host("mx", top / "mx", "127.0.0.1", key, PORT, user, identity)
+    host = Host("mx", top / "mx", "127.0.0.1", key, PORT, user=user, identity=identity)
     shutil.copy(top / "payload", payload_file(host))
     (base,) = top.glob("base-*.squashfs")
     State("mx", DEPLOYMENT, sha256(top / "payload"), str(base)).save()

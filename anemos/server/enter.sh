@@ -18,6 +18,6 @@ exec unshare -m sh -c '
         mount -o rbind "/$directory" "$root/$directory"
     done
     # No variable of the login comes along: PYTHONHOME, LD_PRELOAD.
-    exec env -i PATH="$PATH:/usr/sbin:/usr/bin:/sbin:/bin" HOME=/root SSH_CONNECTION="$SSH_CONNECTION" SUDO_USER="${SUDO_USER:-root}" \
-        chroot "$root" python3 -B -m anemos.server
+    exec env -i PATH="$PATH:/usr/sbin:/usr/bin:/sbin:/bin" HOME=/root SSH_CONNECTION="$SSH_CONNECTION" \
+        SUDO_USER="${SUDO_USER:-root}" chroot "$root" python3 -B -m anemos.server
 ' sh "$1"
