@@ -292,9 +292,8 @@ def test_rescue(
         raise Became
 
     monkeypatch.setattr(os, "execvp", become)
-    host = Host(
-        "mx", tmp_path, where.address, where.host_key, where.port, user, f"{where.identity}"
-    )
+    place = (where.address, where.host_key, where.port)
+    host = Host("mx", tmp_path, *place, user=user, identity=f"{where.identity}")
 
     with pytest.raises(Became):
         recovery.rescue(host)
