@@ -129,7 +129,7 @@ def test_what_stands_in_the_way() -> None:
     assert plan.beside(HOST, spec(), small, SIZES) == []
     smaller = replace(small, memory_available=SIZES.beside - 1, user="1000", record=b"")
     assert plan.beside(HOST, spec(), smaller, SIZES) == [
-        "the login is not root's",
+        "commands do not run as root there",
         "no slot can be filled: no record of slots: it has no slot",
         "memory: 86 MiB needed, 85 MiB available",
     ]
