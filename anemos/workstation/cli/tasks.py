@@ -226,7 +226,7 @@ def abort(c: Context, host: str = "", json: bool = False) -> Result:
 
 @command
 def rollback(c: Context, host: str = "", yes: str = "", json: bool = False) -> Result:
-    """Reboot HOST into its other slot, for good. (No task fills another slot yet.)"""
+    """Reboot HOST into its other slot, for good. (No task starts another slot yet.)"""
     from anemos.workstation.deploy import default
 
     return default.rollback(alone(host), yes)
