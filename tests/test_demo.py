@@ -249,7 +249,8 @@ def test_new_system(demo: Demo) -> None:
     says = demo.ssh(
         "hostname; sshd -T | grep ^passwordauthentication;"
         " stat -c '%a %U %n' /etc/ssl/private/demo.key /var/log/anemos.log;"
-        " findmnt -n -o SOURCE,FSTYPE /home; grep -c ' / ' /etc/fstab; ls /var/lib/anemos;"
+        " findmnt -n -o SOURCE,FSTYPE /home; grep -c ' / ' /etc/fstab;"
+        " ls /var/lib/anemos | grep base;"
         " dpkg-query -W -f '${Status}\\n' nginx-light; ls -d /home/alice;"
         " grep -c UUID= /proc/cmdline"
     ).splitlines()
