@@ -94,5 +94,5 @@ def test_deploy(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["verified"]
     assert result["bytes_sent"]["payload"] > 0
     assert "once, by grub (/boot/grub): the kernel has no kexec" in capsys.readouterr().err
-    assert "Waiting for the payload" in server.sh("cat /var/log/anemos.log")
+    assert "Waiting for the rest of the deployment" in server.sh("cat /var/log/anemos.log")
     assert server.sh("ls /etc/ssh").count("once") == 0
