@@ -126,6 +126,7 @@ def test_trial(server: Server) -> None:
     ]
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("fails", ["load", "write"])
 def test_failure(server: Server, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     """Nothing is loaded, and the slot may be tried again."""
