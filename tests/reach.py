@@ -1,7 +1,7 @@
 """Where Anemos is proven: .venv/bin/python -m tests.reach >docs/reach.md
 
-A test says it by `@pytest.mark.proves(source="Debian 12", ...)`; what it leaves out, it does not
-prove. All is read from the syntax trees of the tests.
+A test says it by `@pytest.mark.proves("VM", source="Debian 12", ...)`: the name of what many have
+in common, and its own. What it leaves out, it does not prove. All is read from the syntax trees.
 """
 
 import ast
@@ -38,6 +38,15 @@ AXES = {
     "arch": ("amd64", "arm64"),
     "login": ("root", "sudo", "through a jump host"),
 }
+# The usual machine of tests.
+VM = {
+    "firmware": "BIOS",
+    "disk": "virtio",
+    "network": "static IPv4",
+    "arch": "amd64",
+    "login": "root",
+}
+COMMON = {"VM": VM}
 HEAD = """# Where Anemos is proven
 
 Each line names the tests that prove it. `--all`: only `./inv check --all` runs this one.
@@ -82,10 +91,10 @@ def read(file: Path) -> Iterator[Proof]:
 
 
 def covered(name: str, mark: ast.Call) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for word in mark.keywords:
-        value = ast.literal_eval(word.value)
+    common = [COMMON[ast.literal_eval(each)] for each in mark.args]
+    own = {word.arg or "": ast.literal_eval(word.value) for word in mark.keywords}
+    for axis, value in {k: v for each in (*common, own) for k, v in each.items()}.items():
         values = (value,) if isinstance(value, str) else tuple(value)
-        axis = word.arg or ""
         if unknown := set(values) - set(AXES.get(axis, ())):
             raise ValueError(f"{name}: {axis}: {unknown}")
         yield axis, values

@@ -18,7 +18,7 @@ from anemos.run import run
 from anemos.system import slots
 from anemos.system.layout import MIB, SHARED, identity
 from anemos.system.slots import Record, Slot
-from anemos.workstation.deploy import default, facts, reach, status
+from anemos.workstation.deploy import default, reach, status
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import State
 from anemos.workstation.hosts import Host
@@ -87,7 +87,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setattr(default, "connect", made.connect)
     for name in ("script", "answer", "await_boot"):
         monkeypatch.setattr(reach, name, getattr(made, name))
-    monkeypatch.setattr(facts, "gather", lambda *_: SimpleNamespace(base=made.base))
+    monkeypatch.setattr(reach, "present", lambda _, *files: {made.base} & {*files})
     return made
 
 

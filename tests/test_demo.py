@@ -192,15 +192,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.proves(
-    source="Debian 13",
-    target="Debian 13",
-    firmware="BIOS",
-    disk="virtio",
-    network="static IPv4",
-    arch="amd64",
-    login="root",
-)
+@pytest.mark.proves("VM", source="Debian 13", target="Debian 13")
 def test_report(demo: Demo, number: int) -> None:
     report = demo.runs[number].report
 

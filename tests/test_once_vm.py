@@ -77,15 +77,7 @@ def test_abort(server: Server) -> None:
     assert server.sh(LOOK) == before
 
 
-@pytest.mark.proves(
-    source="Debian 13",
-    target="Debian 13",
-    firmware="BIOS",
-    disk="virtio",
-    network="static IPv4",
-    arch="amd64",
-    login="root",
-)
+@pytest.mark.proves("VM", source="Debian 13", target="Debian 13")
 def test_deploy(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.sh(PREPARE)
 
