@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from anemos import disks, mounts
+from anemos import disks
 from anemos.border import records
 from anemos.border.boot import STAMP, Seen
 from anemos.disks import Device
 from anemos.log import FAILED, die
+from anemos.server.shared import mounted, mounted_at, uuid_of
 from anemos.system import layout, partitions, slots, tree
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Layout, Mounted
@@ -65,7 +66,7 @@ def found(spec: Imgbuild, host: Path) -> Iterator[Running]:
         die("the layout has no slots", status=FAILED)
     with (
         TemporaryDirectory() as name,
-        mounts.mounted("-t", shared.fs, shared.node(devices), at=Path(name)),
+        mounted(f"{shared.node(devices)}", Path(name)),
     ):
         file = Path(name) / slots.FILE
         default = evident(whole, devices, slots.read(file), mounted_at(host))
@@ -110,16 +111,3 @@ def evident(whole: Layout, devices: Mapping[str, Device], known: Record, root: P
         why = f"/ is on {root}, and not slot {known.default}, which starts by default"
         die(f"it is not known which slot runs: {why}", status=FAILED)
     return known.default
-
-
-def mounted_at(point: Path) -> Path:
-    """The device that is mounted at POINT; of several the last one."""
-    sources = [each.source for each in mounts.listed() if each.point == point]
-    if not sources or not sources[-1].is_block_device():
-        die("/ is not on a block device", status=FAILED)
-    return sources[-1]
-
-
-def uuid_of(node: Path) -> str:
-    """Of the file system there. Raises Failure without one."""
-    return disks.probe(node).get("UUID") or die(f"{node}: no file system", status=FAILED)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from anemos import mounts
+from anemos import disks, mounts
 from anemos.log import FAILED, die
 from anemos.run import CommandFailed, run
 from anemos.server import staging
@@ -78,9 +78,21 @@ def sources() -> list[str]:
 
 def look(file: Path) -> Found:
     record = slots.read(file)
-    nodes = [each.source for each in mounts.listed() if each.point == staging.HOST]
-    uuid = run(["blkid", "--probe", "--output", "value", "--match-tag", "UUID", nodes[-1]]).strip()
+    uuid = uuid_of(mounted_at(staging.HOST))
     running = record.running(uuid)
     if not running:
         die(f"/ is no slot of the record: its file system is {uuid}", status=FAILED)
     return Found(file, record.settled(running), running)
+
+
+def mounted_at(point: Path) -> Path:
+    """The device that is mounted at POINT; of several the last one."""
+    sources = [each.source for each in mounts.listed() if each.point == point]
+    if not sources or not sources[-1].is_block_device():
+        die("/ is not on a block device", status=FAILED)
+    return sources[-1]
+
+
+def uuid_of(node: Path) -> str:
+    """Of the file system there. Raises Failure without one."""
+    return disks.probe(node).get("UUID") or die(f"{node}: no file system", status=FAILED)
