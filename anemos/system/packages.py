@@ -6,6 +6,8 @@ from pathlib import Path
 
 from anemos.system import tree
 
+PACMAN = "var/lib/pacman/local"
+APK = ("lib/apk/db/installed", "usr/lib/apk/db/installed")
 Package = tuple[str, str, str]  # name, version, architecture
 
 
@@ -23,14 +25,14 @@ def debian(root: Path) -> Iterator[Package]:
 
 def arch(root: Path) -> Iterator[Package]:
     """pacman(8): a directory for each package below /var/lib/pacman/local."""
-    for file in sorted((root / "var/lib/pacman/local").glob("*/desc")):
+    for file in sorted((root / PACMAN).glob("*/desc")):
         fields = dict(re.findall(r"(?m)^%(NAME|VERSION|ARCH)%\n(.*)$", file.read_text()))
         yield fields["NAME"], fields["VERSION"], fields["ARCH"]
 
 
 def alpine(root: Path) -> Iterator[Package]:
     """apk(8): stanzas of its "installed" file, one letter a field."""
-    for place in ("lib/apk/db/installed", "usr/lib/apk/db/installed"):
+    for place in APK:
         for stanza in read(root, place).split("\n\n"):
             fields = dict(re.findall(r"(?m)^([PVA]):(.*)$", stanza))
             if "P" in fields:
@@ -56,7 +58,7 @@ def listed(root: Path) -> Iterator[tuple[str, str]]:
 
 def local(root: Path) -> Iterator[tuple[str, str]]:
     """pacman's: below %FILES%, directories with a slash at their end."""
-    for file in (root / "var/lib/pacman/local").glob("*/files"):
+    for file in (root / PACMAN).glob("*/files"):
         package = file.parent.name.rsplit("-", 2)[0]  # NAME-VERSION-RELEASE
         names = file.read_text(errors="replace").partition("%FILES%\n")[2].partition("\n\n")[0]
         for line in names.splitlines():
@@ -65,7 +67,7 @@ def local(root: Path) -> Iterator[tuple[str, str]]:
 
 def database(root: Path) -> Iterator[tuple[str, str]]:
     """apk's: F, a directory, and R, files in it."""
-    for place in ("lib/apk/db/installed", "usr/lib/apk/db/installed"):
+    for place in APK:
         package = directory = ""
         for line in read(root, place).splitlines():
             field, value = line[:2], line[2:]

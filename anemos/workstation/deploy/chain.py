@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from anemos import log
-from anemos.log import die
 from anemos.workstation import Result, report, scratch
 from anemos.workstation.deploy import (
     consent,
@@ -81,7 +80,7 @@ def follow_all(run: Run, told: Account, chain: Mapping[str, Phase], yes: str, pl
         if plan and name in ("plan", "pack"):  # which read the definition one after the other
             consent.require_same(host, plan, lines)
         if name == "plan":
-            confirm(host, yes)
+            consent.confirm(host, yes)
     return result | {"phases": seconds}
 
 
@@ -104,7 +103,7 @@ def kexec(host: Host, yes: str = "", hold: bool = False) -> Result:
     """The phase after which there is no way back, run alone."""
     with ending.recorded(host, "kexec") as run:
         phases.require_access(host)
-        confirm(host, yes)
+        consent.confirm(host, yes)
         with scratch.ending():
             run.result = phases.kexec(host, hold)
     return run.result
@@ -120,7 +119,7 @@ def alone(host: Host, name: str, phase: Phase) -> Result:
 def fill(host: Host, yes: str = "") -> Result:
     """Write a slot while the old system serves. No other phase goes on from there yet."""
     phases.require_access(host)
-    confirm(host, yes, f"This overwrites the slot of {host.name} that does not run")
+    consent.confirm(host, yes, f"This overwrites the slot of {host.name} that does not run")
     with scratch.ending():
         return phases.fill(host)
 
@@ -131,20 +130,9 @@ def phase(host: Host, name: str) -> Result:
         return PHASES[name](host)
 
 
-def confirm(host: Host, yes: str, what: str = "") -> None:
-    """Have the operator type the host's name, unless the machine is a throw-away one. WHAT is done,
-    if no disk is erased."""
-    if host.throwaway or yes == host.name:
-        return
-    if yes:
-        die(f"--yes {yes} does not name the host {host.name}")
-    erases = f"This erases the system disks of {host.name}"
-    report.typed(host.name, what or erases, "--yes NAME")
-
-
 def go(host: Host, yes: str = "") -> Result:
     """The word for an initramfs that was started by hand (see export)."""
     state = load_state(host, "stays", "export")
-    confirm(host, yes)
+    consent.confirm(host, yes)
     with outcome.following(host):
         return {"host": host.name, "boot_id": reach.go(host, state).boot_id}

@@ -5,7 +5,7 @@ from pathlib import Path
 from anemos import log
 from anemos.log import die
 from anemos.workstation import Result, lock, places, scratch
-from anemos.workstation.deploy import plan, staged
+from anemos.workstation.deploy import consent, plan, staged
 from anemos.workstation.hosts import Host
 
 
@@ -44,9 +44,7 @@ def wanted(path: Path) -> bool:
 
 
 def there(host: Host, yes: str) -> None:
-    if yes not in ("", host.name):
-        die(f"--yes {yes} does not name the host {host.name}")
-    other = staged.remove(host, "" if yes else places.who())
+    other = staged.remove(host, "" if consent.named(host, yes) else places.who())
     if other == staged.INITRAMFS:
         log.info(f"{host.name} runs the initramfs: nothing is left of what was staged before")
     elif other:

@@ -16,7 +16,7 @@ from anemos.border.deployment import Agreed
 from anemos.log import BAD_INPUT, die
 from anemos.system import layout, tree
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import places
+from anemos.workstation import places, report
 from anemos.workstation.deploy import ways
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.state import State
@@ -52,6 +52,21 @@ def recall(host: Host) -> Agreed:
 def withdraw(host: Host) -> None:
     """For a machine that no plan has seen."""
     (places.state(host.name) / FILE).unlink(missing_ok=True)
+
+
+def confirm(host: Host, yes: str, what: str = "") -> None:
+    """Have the operator type the host's name, unless the machine is a throw-away one. WHAT is done,
+    if no disk is erased. Raises Failure."""
+    if not host.throwaway and not named(host, yes):
+        erases = f"This erases the system disks of {host.name}"
+        report.typed(host.name, what or erases, "--yes NAME")
+
+
+def named(host: Host, yes: str) -> bool:
+    """Whether YES, a script's word, is given for HOST. Raises Failure when it is for another."""
+    if yes not in ("", host.name):
+        die(f"--yes {yes} does not name the host {host.name}")
+    return bool(yes)
 
 
 def identity(host: Host, lines: Lines) -> str:

@@ -6,8 +6,8 @@ from anemos import log
 from anemos.border.requests import Commit, Return
 from anemos.log import FAILED, UNVERIFIED, die
 from anemos.system.slots import GOOD, Record
-from anemos.workstation import Result, report
-from anemos.workstation.deploy import facts, reach, status
+from anemos.workstation import Result
+from anemos.workstation.deploy import consent, reach, status
 from anemos.workstation.deploy.state import load_state
 from anemos.workstation.deploy.status import SlotSeen, Status
 from anemos.workstation.hosts import Host
@@ -33,10 +33,9 @@ def commit(host: Host) -> Result:
 
 def own_base(remote: Remote, seen: Status) -> str:
     """The base image that the running system has from its deployment. Raises Failure."""
-    digest = seen.stamp.base
-    if not digest or not (base := facts.gather(remote, digest).base):
+    if not seen.stamp.base or not reach.present(remote, seen.base):
         die(f"{remote.endpoint}: the base image of its deployment is not there", status=FAILED)
-    return base
+    return seen.base
 
 
 def rollback(host: Host, yes: str = "") -> Result:
@@ -48,7 +47,9 @@ def rollback(host: Host, yes: str = "") -> Result:
     with connect(where) as remote:
         seen = status.ask(remote)
         to = other(host, seen)
-        confirm(host, to, yes)
+        for line in meaning(host, to):
+            log.info(line)
+        consent.confirm(host, yes, f"This reboots {host.name} into slot {to.name}")
         reach.answer(remote, own_base(remote, seen), Return(to.deployment), Record)
         with suppress(ConnectionLost):  # it may be that quick
             reach.script(remote, "reboot.sh")
@@ -73,18 +74,8 @@ def other(host: Host, seen: Status) -> SlotSeen:
     return to
 
 
-def confirm(host: Host, to: SlotSeen, yes: str) -> None:
-    """Tell what it means for data that was written since. Raises Failure without the word."""
-    for line in meaning(host, to):
-        log.info(line)
-    if host.throwaway or yes == host.name:
-        return
-    if yes:
-        die(f"--yes {yes} does not name the host {host.name}")
-    report.typed(host.name, f"This reboots {host.name} into slot {to.name}", "--yes NAME")
-
-
 def meaning(host: Host, to: SlotSeen) -> list[str]:
+    """What it means for data that was written since."""
     spec = host.imgbuild()
     shared = spec.layout.shared()
     mounts = {each.mount for each in spec.layout.mounts()} | {each.mount for each in spec.keep}

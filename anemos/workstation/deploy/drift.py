@@ -13,8 +13,6 @@ from anemos.workstation.deploy import reach, status
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Remote, connect
 
-ASK = 'for each; do [ ! -f "$each" ] || echo "$each"; done'
-
 
 def diff(host: Host) -> Result:
     """Raises Failure for a server that Anemos has not deployed, or before there were manifests."""
@@ -37,12 +35,12 @@ def comparable(host: Host, seen: status.Status, remote: Remote) -> str:
         die(f"{host.name} is in the initramfs", hint="./inv status")
     if not seen.deployment:
         die(f"{host.name}: Anemos has not deployed this system: nobody knows what it was")
-    wanted = [f"/{manifest.FILE}", f"/var/lib/anemos/base-{seen.stamp.base}.squashfs"]
-    there = remote.sh(["sh", "-c", ASK, "sh", *wanted], shown=["files"]).splitlines()
+    wanted = [f"/{manifest.FILE}", seen.base]
+    there = reach.present(remote, *wanted)
     if missing := [each for each in wanted if each not in there]:
         why = "an older Anemos has deployed it, or somebody removed that"
         die(f"{host.name} lacks {' and '.join(missing)}: {why}", hint="a new deployment leaves it")
-    return wanted[1]
+    return seen.base
 
 
 def summary(changes: list[Change]) -> str:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from anemos import files, log
@@ -11,7 +11,7 @@ from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.workstation import Result, places
 from anemos.workstation.deploy import history, hooks, outcome
 from anemos.workstation.deploy.history import Line
-from anemos.workstation.deploy.state import State, load_state
+from anemos.workstation.deploy.state import State, known
 from anemos.workstation.hosts import Host
 
 REST = ("resume", "abort")  # of a deployment that was held, or has failed
@@ -81,11 +81,5 @@ def made(run: Run, status: int, end: str) -> Line:
 def news(name: str, line: Line) -> bool:
     """Whether a part of a deployment, run alone, has ended it, and not as it is known already."""
     last = next((e for e in reversed(history.read(name)) if e.deployment == line.deployment), None)
-    known = last is not None and last.status == line.status
-    return line.status in (0, FAILED, IN_INITRAMFS, UNVERIFIED) and not known
-
-
-def known(host: Host) -> State:
-    with suppress(Failure):  # the file makes no sense: it is for others to say so
-        return load_state(host)
-    return State(host.name)
+    told = last is not None and last.status == line.status
+    return line.status in (0, FAILED, IN_INITRAMFS, UNVERIFIED) and not told

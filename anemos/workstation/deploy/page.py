@@ -195,7 +195,7 @@ def timeline(account: Account) -> str:
 def drawing(each: Bar, start: float, end: float, y: int) -> str:
     """A bar, and above it what it is: written to the right from its start, or left from its end."""
     took = f", {span_of_time(each.end - each.start)}" if each.end > each.start else ""
-    place = f'x="{start:.2f}%"' if start < 50 else f'x="{end:.2f}%" text-anchor="end"'
+    place = beside(start, end)
     name = escape(each.name + took + (", FAILED" if "broken" in each.kind else ""))
     width = max(end - start, 0.5)
     start = min(start, 100 - width)
@@ -205,8 +205,13 @@ def drawing(each: Bar, start: float, end: float, y: int) -> str:
     )
 
 
+def beside(start: float, end: float) -> str:
+    """Where words about this part stand: they must not leave the page."""
+    return f'x="{start:.2f}%"' if start < 50 else f'x="{end:.2f}%" text-anchor="end"'
+
+
 def shade(down: Bar, start: float, end: float, height: int) -> str:
-    place = f'x="{start:.2f}%"' if start < 50 else f'x="{end:.2f}%" text-anchor="end"'
+    place = beside(start, end)
     return (
         f'<rect class="down" x="{start:.2f}%" y="{AXIS}" width="{max(end - start, 0.5):.2f}%"'
         f' height="{height - AXIS}"/><text class="down" {place} y="{height + 18}">'

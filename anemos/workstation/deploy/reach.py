@@ -39,6 +39,7 @@ QUIET_S = 60.0  # a wait tells now and then what it waits for
 REFUSED_S = 60.0  # a system that comes up may not know all of its keys and users yet
 # What a system on its way down or up may answer with; a command may be killed with everything else.
 GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed, NotRun)
+PRESENT = 'for each; do [ ! -f "$each" ] || echo "$each"; done'
 Ready = Callable[[Identity], bool]
 
 
@@ -203,6 +204,11 @@ def script(
     """Run a script of anemos/server on the server. DATA, SINK: as DATA, LOG of Remote.sh."""
     argv = ["sh", "-c", (SERVER / name).read_text(), name, *words]
     return remote.sh(argv, data=data, timeout=timeout, log=sink, shown=[name, *words])
+
+
+def present(remote: Remote, *files: str) -> list[str]:
+    """Which of FILES are there."""
+    return remote.sh(["sh", "-c", PRESENT, "sh", *files], shown=["files"]).splitlines()
 
 
 def enter(

@@ -18,7 +18,7 @@ from anemos.workstation import Result, places
 from anemos.workstation.deploy import outcome
 from anemos.workstation.deploy.account import Account, Line, Span
 from anemos.workstation.deploy.page import page
-from anemos.workstation.deploy.state import State, load_state
+from anemos.workstation.deploy.state import known
 from anemos.workstation.hosts import Host
 
 KEPT = 20  # reports of a host; the older ones go
@@ -88,13 +88,6 @@ def told(host: Host, task: str) -> Iterator[Account]:
         account.end, account.spans = time.time(), list(recorder.steps())
         account.lines = list(recorder.lines)
         leave(host, account)
-
-
-def known(host: Host) -> State:
-    try:
-        return load_state(host)
-    except (Failure, OSError):
-        return State(host.name)
 
 
 def leave(host: Host, account: Account) -> None:

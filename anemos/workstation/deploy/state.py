@@ -3,6 +3,7 @@
 `watch` and `verify` need it, perhaps after a reboot of the workstation.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from anemos.border.boot import base_hash
 from anemos.border.deployment import Agreed, Commit
 from anemos.border.network import Network
 from anemos.disks import Fingerprint
-from anemos.log import IN_INITRAMFS, UNVERIFIED, die
+from anemos.log import IN_INITRAMFS, UNVERIFIED, Failure, die
 from anemos.workstation import places
 from anemos.workstation.deploy.facts import Entry
 from anemos.workstation.hosts import Host
@@ -80,6 +81,13 @@ def load_state(host: Host, needs: str = "", hint: str = "") -> State:
     if needs and not getattr(state, needs):
         die(f"{host.name}: not ready for this phase", hint=f"./inv {hint} --host {host.name}")
     return state
+
+
+def known(host: Host) -> State:
+    """The state of HOST's deployment; an empty one if it cannot be read: others are to say so."""
+    with suppress(Failure, OSError):
+        return load_state(host)
+    return State(host.name)
 
 
 def read(file: Path) -> State:

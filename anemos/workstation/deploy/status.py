@@ -68,6 +68,11 @@ class Status:
     slots: list[SlotSeen] = field(default_factory=list)  # none where there are no slots
 
     @property
+    def base(self) -> str:
+        """Where the deployment of this system has left its base image."""
+        return f"/var/lib/anemos/base-{self.stamp.base}.squashfs"
+
+    @property
     def in_initramfs(self) -> bool:
         return self.state not in (SYSTEM, DEPLOYED)
 
