@@ -41,7 +41,7 @@ def spec(layout: str = LAYOUT, keep: str = KEEP) -> Imgbuild:
 
 
 def test_what_was_planned_is_packed() -> None:
-    consent.remember(HOST, spec(), FACTS)
+    consent.remember(HOST, spec(), FACTS, "")
 
     agreed = consent.to_pack(HOST, spec())
 
@@ -63,7 +63,7 @@ def test_what_was_planned_is_packed() -> None:
     ],
 )
 def test_layout_that_changed_since_the_plan(changed: Imgbuild) -> None:
-    consent.remember(HOST, spec(), FACTS)
+    consent.remember(HOST, spec(), FACTS, "")
 
     with pytest.raises(Failure, match="mx: layout or keep has changed since the plan") as caught:
         consent.to_pack(HOST, changed)
@@ -145,7 +145,7 @@ def test_pack_after_a_change(tmp_path: Path) -> None:
     """An editor's save, or `git pull`, between the plan and the rest."""
     host = replace(HOST, directory=tmp_path)
     (tmp_path / "IMGBUILD").write_text(f"target=debian\nlayout='{LAYOUT}'\n")
-    consent.remember(host, host.imgbuild(), FACTS)
+    consent.remember(host, host.imgbuild(), FACTS, "")
     (tmp_path / "IMGBUILD").write_text(f"target=debian\nlayout='{LAYOUT.replace('1G', '2G')}'\n")
 
     with pytest.raises(Failure, match="has changed since the plan"):
@@ -165,7 +165,7 @@ def test_pack_after_a_change(tmp_path: Path) -> None:
     ],
 )
 def test_disk_that_was_shown(there: list[Device], gone: bool) -> None:
-    consent.remember(HOST, spec(), FACTS)
+    consent.remember(HOST, spec(), FACTS, "")
     state = State("mx", agreed=consent.recall(HOST))
     seen: Facts = replace(FACTS, disks=tuple(there))
 
@@ -210,7 +210,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def shown(**changed: Any) -> Agreed:
-    consent.remember(HOST, spec(), FACTS)
+    consent.remember(HOST, spec(), FACTS, "")
     return replace(consent.recall(HOST), **changed)
 
 

@@ -451,8 +451,11 @@ def agreed() -> None:
     ("packed", "hint"),
     [(Agreed(), "./inv plan, then ./inv pack"), (Agreed("x"), "./inv pack again")],
 )
-def test_jump_without_consent(agreed: None, packed: Agreed, hint: str) -> None:
+def test_jump_without_consent(
+    monkeypatch: pytest.MonkeyPatch, agreed: None, packed: Agreed, hint: str
+) -> None:
     """Before a word is said to the server."""
+    monkeypatch.setattr(staged, "PATIENCE_S", 0)
     State("mx", deployment="d-1", remote_base="/base", agreed=packed).save()
 
     with pytest.raises(Failure, match="mx: packed") as caught:

@@ -43,6 +43,7 @@ part srv  fs=ext4 size=1G mount=/srv
 """
 KEEP = "disk data serial=demo-data part=1 mount=/home options=nofail\n"
 RECORD = Record("a", {"a": Slot("good", "UUID-A"), "b": Slot("bad", "UUID-B")})
+NO_KEXEC = "the kernel has no kexec, or it is disabled: /proc/sys/kernel/kexec_load_disabled"
 SIZES = Sizes(base=60 * MIB, layer=20 * MIB, payload=MIB, base_is_there=True)
 
 
@@ -71,7 +72,6 @@ def test_slot() -> None:
         mounts=("/dev/vda4 / ext4",),
     )
     assert ways.slot(HOST, spec(), other) == Beside("", "b", "a")
-    assert ways.chosen(HOST, FACTS, SIZES).NAME == "kexec"  # no deployment starts a slot yet
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,7 @@ def test_slot() -> None:
         ({"record": b""}, LAYOUT, "no record of slots: it has no slot"),
         ({"mounts": ("/dev/vda4 / ext4",)}, LAYOUT, "/ is not slot a, which starts by default"),
         ({"mounts": ()}, LAYOUT, "/ is not slot a, which starts by default"),
+        ({"kexec": False}, LAYOUT, NO_KEXEC),
         ({"identities": ()}, LAYOUT, "/ is not slot a, which starts by default"),
     ],
 )
@@ -113,19 +114,20 @@ def lines(given: Facts, **changed: str) -> dict[str, str]:
 
 
 def test_plan() -> None:
-    assert lines(FACTS)["slot"] == (
-        "b (running: a; it is bad): `./inv fill` overwrites system/root_b, /dev/vda4, and erases"
-        " no disk. Nothing starts it so far"
-    )
-    assert lines(replace(FACTS, record=b""))["slot"] == (
-        "none can be filled beside the running system: no record of slots: it has no slot"
-    )
+    told = dict(plan.describe_slot(HOST, spec(), FACTS, SIZES))
+    assert told["OVERWRITE"] == "slot b (running: a; it is bad): /dev/vda4"
+    assert told["shared"] == "/srv: both slots use it"
+    assert "both slots use it" in told["keep"]
+    assert told["memory"] == "86 of 841 MiB"
+    assert lines(FACTS)["slot"] == "none is filled beside the running system: as --whole asks"
+    why = "no record of slots: it has no slot"
+    assert lines(replace(FACTS, record=b""))["slot"].endswith(why)
     assert "slot" not in lines(FACTS, layout=LAYOUT.replace(" slots=2", ""))
 
 
 def test_what_stands_in_the_way() -> None:
-    """Neither kexec nor the network of an initramfs counts; only little memory is needed."""
-    small = replace(FACTS, kexec=False, memory_available=SIZES.beside)
+    """The network of an initramfs does not count; only little memory is needed."""
+    small = replace(FACTS, memory_available=SIZES.beside)
     assert plan.beside(HOST, spec(), small, SIZES) == []
     smaller = replace(small, memory_available=SIZES.beside - 1, user="1000", record=b"")
     assert plan.beside(HOST, spec(), smaller, SIZES) == [
@@ -172,7 +174,7 @@ class Quiet(str):
 
 
 def agree() -> None:
-    consent.remember(HOST, spec(), FACTS)
+    consent.remember(HOST, spec(), FACTS, "b")
     State("demo", "d-2", payload="SHA", agreed=consent.recall(HOST)).save()
 
 
@@ -255,9 +257,9 @@ def test_record_among_the_facts(tmp_path: Path, mounted: bool) -> None:
 
 
 def test_agreed_slot() -> None:
-    consent.remember(HOST, spec(), FACTS)
+    consent.remember(HOST, spec(), FACTS, "b")
     assert consent.recall(HOST).slot == "b"
+    assert not consent.recall(HOST).erase
+    consent.remember(HOST, spec(), FACTS, "")
     assert consent.recall(HOST).erase.keys() == {"system"}
-    consent.remember(HOST, spec(), replace(FACTS, record=b""))
-    assert consent.recall(HOST).slot == ""
     assert Agreed().slot == ""

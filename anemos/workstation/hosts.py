@@ -116,8 +116,7 @@ class Timeouts:
     hold: Positive = 3600
     """With `--hold`: until the old system is started again."""
     trial: Positive = 600
-    """Of a slot on trial: until the word. Then the old system starts again. (No task starts a trial
-    yet.)"""
+    """Of a slot on trial: until the word. Then the old system starts again."""
     hooks: Positive = 300
     """Until a program in `hooks/` has ended."""
 

@@ -41,6 +41,7 @@ HELP = {
     "dns": "name server of the machine",
     "build_on": "where the package layer is made: workstation, server or initramfs",
     "adopt": "go on even if the machine was deployed as another host",
+    "whole": "erase the system disks even where a slot could be filled",
     "hold": "jump into the initramfs and touch nothing, until ./inv resume or ./inv abort",
     "repack": "send a new payload, made of hosts/ and secrets/ as they are now",
     "step": "begin with this step: partitions, package-layer, definition, boot-loader",
@@ -60,7 +61,7 @@ HELP = {
 PURPOSES = {
     "Begin, and try a host in a local VM": "new demo test build",
     "Deploy to a server": "adopt plan deploy status diff verify report history",
-    "One phase at a time": "reveal-secrets pack upload build-initramfs kexec watch fill commit",
+    "One phase at a time": "reveal-secrets pack upload build-initramfs fill kexec watch commit",
     "Many servers": "inventory",
     "When it goes wrong": "rescue resume abort rollback export go clean",
     "A host's secrets": "secrets.generate secrets.edit secrets.set secrets.list secrets.check "

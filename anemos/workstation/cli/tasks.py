@@ -39,12 +39,17 @@ def alone(host: str, **options: Any) -> "Host":
 
 @command
 def plan(
-    c: Context, host: str = "", adopt: bool = False, build_on: str = "", json: bool = False
+    c: Context,
+    host: str = "",
+    whole: bool = False,
+    adopt: bool = False,
+    build_on: str = "",
+    json: bool = False,
 ) -> Result:
     """Tell what deploying HOST would do, and everything that stands in its way."""
     from anemos.workstation.deploy import phases
 
-    return phases.make_plan(load(host, adopt, build_on))
+    return phases.make_plan(load(host, adopt, build_on), whole)
 
 
 @command
@@ -102,7 +107,7 @@ def build_initramfs(
 def kexec(
     c: Context, host: str = "", yes: str = "", hold: bool = False, json: bool = False
 ) -> Result:
-    """Jump into the initramfs, which ERASES the system disks and installs HOST."""
+    """Jump into the initramfs, which ERASES the system disks of HOST; or into the filled slot."""
     from anemos.workstation.deploy import chain
 
     return chain.kexec(alone(host), yes, hold)
@@ -126,7 +131,7 @@ def verify(c: Context, host: str = "", tests: bool = False, json: bool = False) 
 
 @command
 def commit(c: Context, host: str = "", json: bool = False) -> Result:
-    """Give the system of HOST on trial the word. (No task puts a system on trial yet.)"""
+    """Give the system of HOST on trial the word: its slot is the default from now on."""
     from anemos.workstation.deploy import default
 
     return default.commit(alone(host))
@@ -138,6 +143,7 @@ def deploy(
     host: str = "",
     yes: str = "",
     plan: str = "",
+    whole: bool = False,
     hold: bool = False,
     adopt: bool = False,
     build_on: str = "",
@@ -146,7 +152,8 @@ def deploy(
     """Replace the running system of HOST by what hosts/HOST describes: all phases."""
     from anemos.workstation.deploy import chain
 
-    return chain.deploy(alone(host, adopt=adopt, build_on=build_on), yes, hold, plan)
+    found = alone(host, adopt=adopt, build_on=build_on)
+    return chain.deploy(found, yes, hold, plan, whole)
 
 
 @command
@@ -226,7 +233,7 @@ def abort(c: Context, host: str = "", json: bool = False) -> Result:
 
 @command
 def rollback(c: Context, host: str = "", yes: str = "", json: bool = False) -> Result:
-    """Reboot HOST into its other slot, for good. (No task starts another slot yet.)"""
+    """Reboot HOST into its other slot, for good."""
     from anemos.workstation.deploy import default
 
     return default.rollback(alone(host), yes)

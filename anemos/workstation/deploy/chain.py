@@ -1,13 +1,15 @@
 """The chain of all phases."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 from anemos import log
+from anemos.log import die
 from anemos.workstation import Result, report, scratch
 from anemos.workstation.deploy import (
     consent,
+    default,
     ending,
     hooks,
     outcome,
@@ -15,6 +17,7 @@ from anemos.workstation.deploy import (
     reach,
     reports,
     staged,
+    trial,
     verify,
     watch,
 )
@@ -42,13 +45,25 @@ PHASES: dict[str, Phase] = {
     "in RAM": follow,
     "verify": verify.verify,
 }
+# Into the slot that does not run. What fails before the last one leads back to the running slot.
+SLOT_PHASES: dict[str, Phase] = {
+    "reveal-secrets": phases.reveal,
+    "pack": phases.pack,
+    "fill": phases.fill,
+    "kexec": trial.start,
+    "verify": trial.verify,
+    "commit": default.commit,
+}
 
 
-def deploy(host: Host, yes: str = "", hold: bool = False, plan: str = "") -> Result:
+def deploy(
+    host: Host, yes: str = "", hold: bool = False, plan: str = "", whole: bool = False
+) -> Result:
     """Run all phases; the report. YES: the host's name, as confirmation. PLAN: the id of a plan, if
-    it is that one and no other.
+    it is that one and no other. WHOLE: erase disks even where a slot could be filled.
 
-    HOLD: end with the initramfs up and nothing touched, for `recovery` to go on.
+    HOLD: end with the initramfs up and nothing touched, for `recovery` to go on; or with the slot
+    filled.
 
     Raises Failure with the exit statuses of log.py.
     """
@@ -58,29 +73,37 @@ def deploy(host: Host, yes: str = "", hold: bool = False, plan: str = "") -> Res
         phases.forgotten(host),
         reports.told(host, "deploy") as told,
     ):
-        run.result = follow_all(run, told, plan_of(hold), yes, plan)
+        first = partial(phases.make_plan, whole=True) if whole else PHASES["plan"]
+        run.result = follow_all(run, told, first, yes, plan, hold)
     if not hold:
         report.show(run.result, f"{host.name} is deployed and verified")
     return run.result
 
 
-def follow_all(run: Run, told: Account, chain: Mapping[str, Phase], yes: str, plan: str) -> Result:
-    """What the last phase says, and how long each has taken."""
-    host, seconds, result = run.host, [], {}
-    lines: list[list[str]] = []
-    for name, phase in chain.items():
-        if name == "kexec":
-            announce(run)
+def follow_all(run: Run, told: Account, first: Phase, yes: str, plan: str, hold: bool) -> Result:
+    """What the last phase says, and how long each has taken. FIRST: makes the plan."""
+    host, seconds = run.host, []
+
+    def follow(name: str, phase: Phase) -> Result:
         start = time.monotonic()
         with log.step(f"{name} {host.name}", asks=name == "reveal-secrets"):
             result = phase(host)
         told.take(result)
         seconds.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
-        lines = result.get("plan", lines)
-        if plan and name in ("plan", "pack"):  # which read the definition one after the other
-            consent.require_same(host, plan, lines)
-        if name == "plan":
-            consent.confirm(host, yes)
+        return result
+
+    shown = follow("plan", first).get("plan", [])
+    if plan:
+        consent.require_same(host, plan, shown)
+    slot = consent.recall(host).slot
+    consent.confirm(host, yes, slot)
+    result: Result = {}
+    for name, phase in rest(slot, hold).items():
+        if name == "kexec":
+            announce(run)
+        result = follow(name, phase) | (result if name == "commit" else {})
+        if plan and name == "pack":  # it has read the definition anew
+            consent.require_same(host, plan, shown)
     return result | {"phases": seconds}
 
 
@@ -91,21 +114,26 @@ def announce(run: Run) -> None:
         hooks.before(run.host, load_state(run.host).deployment)
 
 
-def plan_of(hold: bool) -> dict[str, Phase]:
-    """The phases; up to the jump when it is to be held there."""
+def rest(slot: str, hold: bool) -> dict[str, Phase]:
+    """The phases after the plan, into SLOT if there is one; up to the jump when it is to be held
+    there."""
+    chain = SLOT_PHASES if slot else {k: v for k, v in PHASES.items() if k != "plan"}
     if not hold:
-        return PHASES
-    held = dict(list(PHASES.items())[: list(PHASES).index("kexec")])
-    return held | {"kexec": partial(phases.kexec, hold=True)}
+        return chain
+    held = dict(list(chain.items())[: list(chain).index("kexec")])
+    return held if slot else held | {"kexec": partial(phases.kexec, hold=True)}
 
 
 def kexec(host: Host, yes: str = "", hold: bool = False) -> Result:
     """The phase after which there is no way back, run alone."""
     with ending.recorded(host, "kexec") as run:
+        slot = load_state(host).agreed.slot
+        if slot and hold:
+            die("a slot that is filled waits by itself", hint="leave --hold away to start it")
         phases.require_access(host)
-        consent.confirm(host, yes)
+        consent.confirm(host, yes, slot)
         with scratch.ending():
-            run.result = phases.kexec(host, hold)
+            run.result = trial.start(host) if slot else phases.kexec(host, hold)
     return run.result
 
 
@@ -117,9 +145,9 @@ def alone(host: Host, name: str, phase: Phase) -> Result:
 
 
 def fill(host: Host, yes: str = "") -> Result:
-    """Write a slot while the old system serves. No other phase goes on from there yet."""
+    """Write a slot while the old system serves."""
     phases.require_access(host)
-    consent.confirm(host, yes, f"This overwrites the slot of {host.name} that does not run")
+    consent.confirm(host, yes, load_state(host).agreed.slot)
     with scratch.ending():
         return phases.fill(host)
 

@@ -17,7 +17,6 @@ from anemos.log import BAD_INPUT, die
 from anemos.system import layout, tree
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import places, report
-from anemos.workstation.deploy import ways
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.state import State
 from anemos.workstation.hosts import Host
@@ -30,12 +29,11 @@ ID = re.compile("[0-9a-f]{12}-[0-9a-f]{12}")
 Lines = Iterable[Sequence[str]]  # (what, which)
 
 
-def remember(host: Host, spec: Imgbuild, facts: Facts) -> None:
-    """What the plan for SPEC shows. Only for facts without problems."""
-    found = {
-        disk.name: disks.resolve(disk.name, disk.match, facts.disks) for disk in spec.layout.disks
-    }
-    slot = ways.slot(host, spec, facts).other
+def remember(host: Host, spec: Imgbuild, facts: Facts, slot: str) -> None:
+    """What the plan for SPEC shows. SLOT: the one that it fills, "" when it erases disks. Only for
+    facts without problems."""
+    erased = () if slot else spec.layout.disks
+    found = {disk.name: disks.resolve(disk.name, disk.match, facts.disks) for disk in erased}
     agreed = Agreed(layout.digest(spec.layout, spec.keep), found, slot)
     files.replace(places.state(host.name) / FILE, records.text(agreed), 0o600)
 
@@ -54,12 +52,17 @@ def withdraw(host: Host) -> None:
     (places.state(host.name) / FILE).unlink(missing_ok=True)
 
 
-def confirm(host: Host, yes: str, what: str = "") -> None:
-    """Have the operator type the host's name, unless the machine is a throw-away one. WHAT is done,
-    if no disk is erased. Raises Failure."""
+def confirm(host: Host, yes: str, slot: str = "") -> None:
+    """As typed(), for a deployment: it erases disks, or overwrites SLOT. Raises Failure."""
+    what = f"overwrites slot {slot}" if slot else "erases the system disks"
+    typed(host, yes, f"This {what} of {host.name}")
+
+
+def typed(host: Host, yes: str, what: str) -> None:
+    """Have the operator type the host's name, unless the machine is a throw-away one. WHAT is done.
+    Raises Failure."""
     if not host.throwaway and not named(host, yes):
-        erases = f"This erases the system disks of {host.name}"
-        report.typed(host.name, what or erases, "--yes NAME")
+        report.typed(host.name, what, "--yes NAME")
 
 
 def named(host: Host, yes: str) -> bool:
@@ -121,9 +124,11 @@ def check(host: Host, state: State) -> None:
 
 
 def check_slot(host: Host, state: State, slot: str) -> None:
-    """Raises Failure unless it is SLOT that the plan has shown."""
+    """Raises Failure unless it is SLOT, or "" for whole disks, that the plan has shown."""
     if state.agreed.slot != slot:
-        die(f"{host.name}: the plan has not shown slot {slot}", hint="./inv plan, then ./inv pack")
+        what = f"slot {slot}" if slot else "that disks are erased"
+        hint = "./inv plan, perhaps with --whole; then ./inv pack"
+        die(f"{host.name}: the plan has not shown {what}", hint=hint)
 
 
 def check_disks(host: Host, state: State, facts: Facts) -> None:

@@ -49,7 +49,7 @@ def rollback(host: Host, yes: str = "") -> Result:
         to = other(host, seen)
         for line in meaning(host, to):
             log.info(line)
-        consent.confirm(host, yes, f"This reboots {host.name} into slot {to.name}")
+        consent.typed(host, yes, f"This reboots {host.name} into slot {to.name}")
         reach.answer(remote, own_base(remote, seen), Return(to.deployment), Record)
         with suppress(ConnectionLost):  # it may be that quick
             reach.script(remote, "reboot.sh")

@@ -56,16 +56,22 @@ ID_LENGTH = 64  # of a deployment's id
 # --- plan
 
 
-def make_plan(host: Host) -> Result:
-    """Tell what a deployment would do. Raises Failure (status 2): all that stands against it."""
+def make_plan(host: Host, whole: bool = False) -> Result:
+    """Tell what a deployment would do. WHOLE: erase disks even where a slot could be filled.
+
+    Raises Failure (status 2): all that stands against it.
+    """
     spec = host.imgbuild()
     state = State(host.name, base=images.cached_base(), layer=cached_layer(host, spec))
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
     sizes = measure(host, state, seen)
-    require(host, spec, seen, sizes, foresee(host, spec))
-    consent.remember(host, spec, seen)
-    lines = [*plan.describe(host, spec, seen, sizes), ("downtime", expected_downtime(host))]
+    slot = "" if whole else ways.slot(host, spec, seen).other
+    wrong = (plan.beside if slot else plan.problems)(host, spec, seen, sizes)
+    refuse(host, *wrong, *foresee(host, spec))
+    consent.remember(host, spec, seen, slot)
+    described = (plan.describe_slot if slot else plan.describe)(host, spec, seen, sizes)
+    lines = [*described, ("downtime", expected_downtime(host))]
     found = consent.identity(host, lines)
     for what, which in (*lines, ("id", found)):
         log.info(f"{what:8} {which}")
@@ -233,9 +239,9 @@ def fill(host: Host) -> Result:
             with log.step("Filling the slot, on the server"):
                 done = reach.answer(remote, state.remote_base, asked, Filled, limit, log.info)
             staged.unstage(remote, places.who())
-    state.remote_base = ""  # it went with what was staged
+    state.remote_base, state.root = "", done.root  # the base image went with what was staged
     state.save()
-    log.info(f"Slot {done.slot} of {host.name} holds {state.deployment}. Nothing starts it so far")
+    log.info(f"Slot {done.slot} of {host.name} holds {state.deployment}")
     return {"host": host.name, "deployment": state.deployment, **asdict(done)}
 
 
@@ -249,6 +255,7 @@ def upload(host: Host) -> Result:
         seen = facts.gather(remote, state.base_hash)
         sizes = measure(host, state, seen)
         require(host, host.imgbuild(), seen, sizes)
+        consent.check_slot(host, state, "")
         consent.check_disks(host, state, seen)
         with staged.undone(host):
             stage(state, remote, sizes.before_jump)

@@ -51,7 +51,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
 
 
 def beside(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
-    """The same for a slot: no disk is erased, nothing is started."""
+    """The same for a slot: no disk is erased, and its own kernel is started by kexec."""
     return [
         *_system(facts),
         *_staged(host, facts),
@@ -304,7 +304,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
         *(("network", f"left behind: {each}") for each in left_behind(facts)),
         *(("watchdog", each) for each in _ticking(facts)),
-        *(("slot", each) for each in _slot(host, spec, facts)),
+        *(("slot", each) for each in _no_slot(host, spec, facts)),
         ("boot", ways.chosen(host, facts, sizes).describe(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),
@@ -328,22 +328,42 @@ def _logins(host: Host) -> Iterator[str]:
         yield f"{old}; root in the initramfs, by the same key; {new} in the new system"
 
 
-def _slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
-    """What `fill` would do instead: the partition or volume that it overwrites."""
-    if not spec.layout.slots():
-        return
+def _no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    if spec.layout.slots():
+        why = ways.slot(host, spec, facts).why or "as --whole asks"
+        yield f"none is filled beside the running system: {why}"
+
+
+def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]]:
+    """The same for a deployment into the slot that does not run."""
+    where = f"{facts.name}, kernel {facts.kernel}, deployment {facts.deployment}"
+    return [
+        ("server", where),
+        *(("login", each) for each in _logins(host)),
+        *(("way", each) for each in _way(host)),
+        ("OVERWRITE", _place(host, spec, facts)),
+        *(("keep", f"{_kept(k, facts)}; both slots use it") for k in spec.keep),
+        *(("shared", f"{mount}: both slots use it") for mount in _shared(spec)),
+        ("boot", f"by kexec, on trial for {host.timeouts.trial} s until it is committed"),
+        ("back", "each reset starts the running slot, until then; after it ./inv rollback does"),
+        ("memory", f"{sizes.beside // MIB} of {facts.memory_available // MIB} MiB"),
+    ]
+
+
+def _shared(spec: Imgbuild) -> list[str]:
+    """Where file systems of the layout are mounted that both slots use."""
+    own = {each.mount for each in spec.layout.filesystems() if each.mount and not each.what.slot}
+    return sorted(own - {layout.SHARED})
+
+
+def _place(host: Host, spec: Imgbuild, facts: Facts) -> str:
+    """The partition or volume that is overwritten."""
     there = ways.slot(host, spec, facts)
-    if there.why:
-        yield f"none can be filled beside the running system: {there.why}"
-        return
     found = {d.name: disks.resolve(d.name, d.match, facts.disks) for d in spec.layout.disks}
     around = [_around(disk, spec, facts, found[disk.name]) for disk in spec.layout.disks]
     place = replace(spec.layout, disks=tuple(around)).into(there.other).root()
     holds = slots.decoded(facts.record).slots[there.other].state
-    yield (
-        f"{there.other} (running: {there.running}; it is {holds}): `./inv fill` overwrites"
-        f" {place.path}, {place.node(found)}, and erases no disk. Nothing starts it so far"
-    )
+    return f"slot {there.other} (running: {there.running}; it is {holds}): {place.node(found)}"
 
 
 def _way(host: Host) -> Iterator[str]:

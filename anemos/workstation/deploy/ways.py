@@ -185,8 +185,8 @@ class Beside(NamedTuple):
 
 
 class Slot:
-    """Into the slot that does not run, while the old system serves (server/fill.py). It is no Way
-    yet: nothing starts a slot that was filled, so no deployment takes it, but only `fill`."""
+    """Into the slot that does not run, while the old system serves (server/fill.py). It is no Way:
+    the jump, the proof and the way back are others (trial.py)."""
 
     def problems(self, host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> Iterator[str]:
         if why := slot(host, spec, facts).why:
@@ -240,6 +240,9 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """Why none can be filled."""
     if not spec.layout.slots():
         yield "the layout has none"
+    if host.start == "once":
+        yield "host.toml says start = 'once', and a slot is started by kexec"
+    yield from no_kexec(facts)
     if why := layout.difference(facts.stamp.layout, spec.layout, spec.keep):
         yield why
     try:

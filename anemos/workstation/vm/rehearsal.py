@@ -21,7 +21,7 @@ from anemos.system.bootloader.places import disks_below
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Layout
 from anemos.workstation import Result, access, lock, places, report, scratch
-from anemos.workstation.deploy import byhand, chain, consent, phases, plan, reach, watch
+from anemos.workstation.deploy import byhand, chain, consent, default, phases, plan, reach, watch
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.state import DONE, load_state, payload_file
 from anemos.workstation.hosts import ROOT, After, Host, known, load
@@ -205,11 +205,17 @@ def redeploy(trial: Trial) -> Result:
     with trial.step("secrets"):
         reveal(trial)
     before = mark(trial)
-    for name, phase in chain.PHASES.items():
-        if name not in ("reveal-secrets", "verify"):  # these are the test's own
+    with trial.step("plan"):
+        phases.make_plan(trial.double)
+    slot = consent.recall(trial.double).slot
+    for name, phase in chain.rest(slot, hold=False).items():
+        if name not in ("reveal-secrets", "verify", "commit"):  # these are the test's own
             with trial.step(name):
                 phase(trial.double)
     result = prove(trial)
+    if slot:
+        with trial.step("commit"):
+            default.commit(trial.double)
     if (after := marks(trial)) != before:
         die(f"kept files changed: {before!r} became {after!r}", status=UNVERIFIED)
     return result

@@ -1,0 +1,117 @@
+"""A slot's system on trial, as the workstation sees it: a jump, and the way back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from anemos.border.requests import Try
+from anemos.log import FAILED, UNVERIFIED, Failure
+from anemos.workstation.deploy import consent, default, facts, phases, reach, staged, status, trial
+from anemos.workstation.deploy import verify as proof
+from anemos.workstation.deploy.facts import Identity
+from anemos.workstation.deploy.state import State, load_state
+from anemos.workstation.hosts import Host
+from anemos.workstation.ssh import ConnectionLost
+
+HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
+OLD, NEW = Identity("b-1", False, "d-1", 1.0), Identity("b-2", False, "d-2", 2.0)
+BACK = Identity("b-3", False, "d-1", 3.0)
+
+
+@dataclass
+class Server:
+    """RUNS: what answers, one after the other; the last one stays."""
+
+    runs: list[Identity]
+    done: list[object] = field(default_factory=list)
+
+    @contextmanager
+    def connect(self, *_: object, **__: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace()
+
+    def identify(self, _: object) -> Identity:
+        return self.runs[0]
+
+    def script(self, _: object, name: str, *_words: str, timeout: float = 0) -> str:
+        self.done.append(name)
+        if name in ("jump.sh", "reboot.sh") and len(self.runs) > 1:
+            self.runs.pop(0)
+            raise ConnectionLost("lost", status=FAILED)
+        return "a unit failed\n" if name == "trialed.sh" else ""
+
+    def answer(self, _remote: object, base: str, request: object, *_: object) -> dict[str, str]:
+        self.done.append((base, request))
+        return {}
+
+    def await_boot(self, *words: Any, **_: Any) -> Identity:
+        if words[2](self.runs[0]):
+            return self.runs[0]
+        raise Failure("no answer", status=FAILED)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server([OLD, NEW, BACK])
+    State("mx", "d-2", root="UUID", way="slot").save()
+    for module in (trial, phases):
+        monkeypatch.setattr(module, "connect", made.connect)
+    for name in ("script", "answer", "await_boot"):
+        monkeypatch.setattr(reach, name, getattr(made, name))
+    monkeypatch.setattr(facts, "identify", made.identify)
+    monkeypatch.setattr(reach, "await_end", lambda *_: None)
+    monkeypatch.setattr(status, "ask", lambda _: SimpleNamespace(boot_id="b-1"))
+    monkeypatch.setattr(default, "own_base", lambda *_: "/base")
+    monkeypatch.setattr(consent, "check", lambda *_: None)
+    monkeypatch.setattr(staged, "undone", lambda _: nullcontext())
+    return made
+
+
+def test_start(server: Server) -> None:
+    assert trial.start(HOST) == {"host": "mx", "boot_id": "b-2"}
+    assert server.done == [("/base", Try("d-2", HOST.timeouts.trial)), "jump.sh"]
+    assert load_state(HOST).old_boot_id == "b-1"
+
+
+def test_trial_that_never_answers(server: Server) -> None:
+    """Its guard has brought the old system back: nothing is left to do."""
+    server.runs = [OLD, BACK]
+    with pytest.raises(Failure, match="did not answer\nThe old system runs again") as caught:
+        trial.start(HOST)
+    assert caught.value.status == FAILED
+    assert "reboot.sh" not in server.done
+
+
+def test_verification_that_fails(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the new system reboot; what that said is shown."""
+
+    def verify(_: Host) -> dict[str, Any]:
+        raise Failure("mx was deployed, but fails: verify()", status=UNVERIFIED)
+
+    server.runs = [NEW, BACK]
+    monkeypatch.setattr(proof, "verify", verify)
+    with pytest.raises(Failure, match=r"fails: verify\(\)\nThe old system runs again") as caught:
+        trial.verify(HOST)
+    assert caught.value.status == FAILED
+    assert server.done[0] == "reboot.sh"
+    assert "On trial: a unit failed" in capsys.readouterr().err
+
+
+def test_old_system_that_is_not_seen(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says more than is known."""
+
+    def verify(_: Host) -> dict[str, Any]:
+        raise Failure("lost", status=UNVERIFIED)
+
+    server.runs = [NEW]
+    monkeypatch.setattr(proof, "verify", verify)
+    with pytest.raises(Failure, match="lost") as caught:
+        trial.verify(HOST)
+    assert caught.value.status == UNVERIFIED
+    assert "it should start again by itself: no answer" in caught.value.hint
