@@ -24,6 +24,8 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from anemos.system import imgbuild
 from anemos.workstation import images
 from anemos.workstation.deploy import byhand, facts, payload, reach
@@ -181,3 +183,9 @@ def opened() -> Iterator[Room]:
         finally:
             for guest in room.guests:
                 guest.cut()
+
+
+def first_in_check(faults: Mapping[str, object]) -> list[Any]:
+    """The names of FAULTS for a test: the first in every check, the others with --all."""
+    first, *others = faults
+    return [first, *(pytest.param(name, marks=pytest.mark.all) for name in others)]

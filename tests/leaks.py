@@ -18,18 +18,17 @@ done
 """
 
 
-def count(file: Path, markers: Iterable[bytes]) -> int:
-    """How often MARKERS stand in FILE, which may be sparse, or a disk's image."""
-    markers = list(markers)
-    keep = max(map(len, markers)) - 1
-    found, tail = 0, b""
+def counts(file: Path, markers: Mapping[str, bytes]) -> dict[str, int]:
+    """How often each of MARKERS stands in FILE, which may be sparse, or a disk's image."""
+    keep = max(map(len, markers.values())) - 1
+    found, tail = dict.fromkeys(markers, 0), b""
     with file.open("rb") as stream:
-        while data := tail + stream.read(CHUNK):
-            if len(data) <= len(tail):
-                break
-            # A marker that lies in the tail as a whole was counted before.
-            found += sum(data.count(each) - tail.count(each) for each in markers)
-            tail = data[-keep:]
+        while data := stream.read(CHUNK):
+            whole = tail + data
+            for name, each in markers.items():
+                # A marker that lies in the tail as a whole was counted before.
+                found[name] += whole.count(each) - tail.count(each)
+            tail = whole[-keep:]
     return found
 
 
@@ -39,8 +38,8 @@ def hits(files: Iterable[Path], markers: Mapping[str, bytes]) -> list[str]:
         f"{file}: {name}"
         for file in files
         if file.is_file() and not file.is_symlink()
-        for name, marker in markers.items()
-        if count(file, [marker])
+        for name, times in counts(file, markers).items()
+        if times
     ]
 
 

@@ -159,6 +159,7 @@ provision() { cp /etc/motd /etc/provisioned; }
 
 
 @pytest.mark.vm
+@pytest.mark.all
 def test_boots(host: Path, key: Signer) -> None:
     """The whole builder, with Debian's kernel and a static busybox as packages of Arch."""
     made = host / "repository"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from anemos.workstation import places
 from tests import leaks
 
 ROOT = Path(__file__).parents[1]
@@ -138,8 +139,7 @@ class Demo:
 
     def look_at_the_new_disk(self) -> None:
         self.ssh("sync")
-        found = {name: leaks.count(self.system_disk, [m]) for name, m in self.markers().items()}
-        self.new_disk = found
+        self.new_disk = leaks.counts(self.system_disk, self.markers())
 
     @property
     def system_disk(self) -> Path:
@@ -344,8 +344,7 @@ def test_no_secret_in_processes_and_logs(demo: Demo) -> None:
 
 def test_no_secret_in_the_workstations_files(demo: Demo) -> None:
     """Nor elsewhere on its disk: what is kept of a deployment, caches, the project."""
-    cache = Path("~/.cache/anemos").expanduser()
-    files = [file for file in leaks.everything_below(demo.state, cache, ROOT)]
+    files = [file for file in leaks.everything_below(demo.state, places.cache(), ROOT)]
 
     names = {file.name for file in files}
     assert "demo.key.gpg" in names
@@ -358,6 +357,7 @@ def test_secrets_are_in_their_places_only(demo: Demo) -> None:
     assert demo.new_disk == {"key": 1, "password": 1}
 
 
+@pytest.mark.all
 def test_failure_before_the_point_of_no_return(demo: Demo) -> None:
     """The kept disk changes behind the deployment's back: the initramfs notices and goes back.
 

@@ -82,8 +82,7 @@ def check_oci(layout: Path) -> None:
 RECOVERY = (ROOT / "docs/recovery.md").read_text()
 CELLS = "".join(re.findall(r"^\| (.*?) \|", RECOVERY, re.M))
 EXPLAINED = [each.split("...") for each in re.findall(r"`([^`]+)`", CELLS)]
-FAULTS = {**test_faults.BEFORE, **test_faults.BEFORE_ALL}
-SAID = {name: fault.says for name, fault in FAULTS.items() if name != "lockup"} | {
+SAID = {name: fault.says for name, fault in test_faults.BEFORE.items() if name != "lockup"} | {
     name: says for name, (_, _, says) in test_faults.AFTER.items()
 }
 

@@ -28,7 +28,7 @@ from anemos.workstation.hosts import Host, Timeouts
 from anemos.workstation.qemu import Drive
 from anemos.workstation.ssh import ConnectionLost
 from tests import lab, tiny
-from tests.lab import Guest, Room
+from tests.lab import Guest, Room, first_in_check
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh", "gpg")]
 MIB = 2**20
@@ -194,8 +194,6 @@ BEFORE = {
     "kernel-panic": Fault("Rebooting in 10 seconds", script="echo c >/proc/sysrq-trigger"),
     # Neither the brain nor init's guard moves: nothing but the hardware is left.
     "lockup": Fault("anemos: deployment", script=signal("STOP", f"{BRAIN}|{GUARD}")),
-}
-BEFORE_ALL = {
     "payload-truncated": Fault("payload: damaged", damage=lambda data: data[:512]),
     "wrong-serial": Fault("no disks match serial=SYSTEM", system={"serial": "OTHER"}),
     "two-disks-match": Fault(
@@ -219,9 +217,7 @@ BEFORE_ALL = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [*BEFORE, *(pytest.param(name, marks=pytest.mark.all) for name in BEFORE_ALL)]
-)
+@pytest.mark.parametrize("name", first_in_check(BEFORE))
 def test_before_the_point_of_no_return(
     room: Room,
     layer: Path,
@@ -229,7 +225,7 @@ def test_before_the_point_of_no_return(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Report,
 ) -> None:
-    fault = (BEFORE | BEFORE_ALL)[name]
+    fault = BEFORE[name]
     machine = Machine(fault.drives(room) if fault.drives else disks(room, **fault.system))
     if fault.damage:
         damage(monkeypatch, room, fault.damage)
@@ -259,6 +255,7 @@ def damage(monkeypatch: pytest.MonkeyPatch, room: Room, change: Callable[[bytes]
     monkeypatch.setattr(archive, "finish", damaged)
 
 
+@pytest.mark.all
 def test_hold(
     room: Room, layer: Path, monkeypatch: pytest.MonkeyPatch, record_property: Report
 ) -> None:

@@ -126,6 +126,7 @@ def small(project: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.mark.all
 @pytest.mark.proves("VM", source="started by hand", target="Debian 13", disk="SCSI")
 def test_real_server(project: Tree) -> None:
     """Its own network, disks and keys; a machine without its GPG key, its SSH key and itself."""
@@ -176,6 +177,7 @@ def test_definition_that_fails(project: Tree, small: Path) -> None:
     assert not list(state(project, "fails@test").iterdir())
 
 
+@pytest.mark.all
 def test_failing_provision(project: Tree, small: Path) -> None:
     """Past the point of no return: status 3, and the machine answers with its log.
 

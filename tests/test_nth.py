@@ -33,7 +33,7 @@ from anemos.system.layout import MIB
 from anemos.workstation.deploy import payload, reach
 from anemos.workstation.ssh import Endpoint
 from tests import brain, nth, sudoer, tiny
-from tests.lab import DEPLOYMENT
+from tests.lab import DEPLOYMENT, first_in_check
 from tests.nth import Commands
 from tests.sshd import make_key
 
@@ -387,13 +387,7 @@ BEFORE: dict[str, tuple[Callable[[Machine], object], str]] = {
 }
 
 
-def named(faults: Mapping[str, object]) -> list[Any]:
-    """The first in every check, the others with --all."""
-    first, *others = faults
-    return [first, *(pytest.param(name, marks=pytest.mark.all) for name in others)]
-
-
-@pytest.mark.parametrize("name", named(BEFORE))
+@pytest.mark.parametrize("name", first_in_check(BEFORE))
 def test_before_the_point_of_no_return(machine: Machine, name: str, report: Report) -> None:
     damage, says = BEFORE[name]
     machine.renew()
@@ -414,7 +408,7 @@ AFTER = {
 }
 
 
-@pytest.mark.parametrize("name", named(AFTER))
+@pytest.mark.parametrize("name", first_in_check(AFTER))
 def test_after_the_point_of_no_return(machine: Machine, name: str, report: Report) -> None:
     """The machine waits, and a corrected payload makes the new system."""
     text, says = AFTER[name]
@@ -649,7 +643,7 @@ ON_THE_OLD_SYSTEM = {
 }
 
 
-@pytest.mark.parametrize("name", named(ON_THE_OLD_SYSTEM))
+@pytest.mark.parametrize("name", first_in_check(ON_THE_OLD_SYSTEM))
 def test_on_the_old_system(old_system: Yard, name: str, report: Report) -> None:
     """It serves on. Nothing is left there, perhaps only after `clean`, and then that is said."""
     pattern, script, told, status = ON_THE_OLD_SYSTEM[name]

@@ -15,6 +15,7 @@ from anemos.workstation.vm import stock, vm
 from tests import leaks
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh", "gpg")]
+pytestmark += [pytest.mark.all]
 
 # Real Debian's grub.cfg, and a file that the administrator has there.
 PREPARE = """
@@ -63,7 +64,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             vm.remove(given.machine)
 
 
-@pytest.mark.all
 def test_abort(server: Server) -> None:
     """The firmware starts the old system again, and nothing is left in its /boot."""
     server.sh(PREPARE)

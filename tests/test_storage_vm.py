@@ -164,6 +164,7 @@ def old_bytes(file: Path) -> str:
         return hashlib.sha256(disk.read(OLD[1] * MIB)).hexdigest()
 
 
+@pytest.mark.all
 @pytest.mark.proves(disk=("SATA", "NVMe", "RAID", "LVM", "LUKS"), arch="amd64")
 def test_stack(tmp_path: Path) -> None:
     first, _ = files = [tmp_path / "first", tmp_path / "second"]
