@@ -226,6 +226,40 @@ def test_own_without_an_answer(host: Host) -> None:
     assert list(verify.check_own(host, server)) == [Check("verify()", False, "no end after 3 s")]
 
 
+MOUNTS = """\
+target=debian
+layout='
+disk system serial=S
+part root fs=ext4 mount=/
+part home fs=ext4 mount=/home size=1G
+part old fs=ext4 mount=/old options=noauto size=1G
+part swap fs=swap size=1G
+'
+keep='
+disk data serial=D part=1 mount=/srv options=nofail
+disk rest serial=R
+'
+"""
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize(
+    ("mounts", "missing"),
+    [
+        (("/dev/sda1 / ext4", "/dev/sda2 /home ext4", "/dev/sdb1 /srv ext4"), []),
+        (("/dev/sda1 / ext4", "/dev/sda2 /home ext4"), ["mount /srv"]),
+    ],
+)
+def test_mounts(host: Host, mounts: tuple[str, ...], missing: list[str]) -> None:
+    """A kept disk with nofail that is not there is no failed unit."""
+    (host.directory / "IMGBUILD").write_text(MOUNTS)
+
+    checks = list(verify.check_mounts(host, replace(FACTS, mounts=mounts)))
+
+    assert [each.name for each in checks] == ["mount /", "mount /home", "mount /srv"]
+    assert [each.name for each in checks if not each.passed] == missing
+
+
 BEFORE = Fingerprint("data", "S", 512, "a" * 64, ((0, "U", "ext4"),))
 
 

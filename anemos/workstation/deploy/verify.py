@@ -18,6 +18,7 @@ from anemos.workstation.hosts import Host
 from anemos.workstation.machine import Machine
 from anemos.workstation.ssh import Endpoint, Remote, connect, fingerprint
 
+LATER = {"noauto", "x-systemd.automount"}  # mount(8), systemd.mount(5)
 OWN_S = 300.0  # verify() of the IMGBUILD
 ALONE = "neither systemd nor OpenRC"
 # $0: how many seconds the last jobs of the boot may take. timeout(1) ends with 124.
@@ -95,8 +96,8 @@ def prove(host: Host, state: State) -> Result:
     with connect(where, status=UNVERIFIED) as remote:
         units = check_units(host, remote)  # first: at the end of the boot all ports listen
         seen = facts.gather(remote, state.base_hash)
-        checks = [*examine(host, state, seen, where), units, *check_kept(host, state, remote, seen)]
-        checks += check_own(host, remote)
+        checks = [*examine(host, state, seen, where), units, *check_mounts(host, seen)]
+        checks += [*check_kept(host, state, remote, seen), *check_own(host, remote)]
         for each in checks:
             log.info(f"{'ok  ' if each.passed else 'FAIL'} {each.name}: {each.evidence}")
         if not all(each.passed for each in checks):
@@ -124,6 +125,18 @@ def check_units(host: Host, remote: Remote) -> Check:
     wait = host.timeouts.up
     said = remote.sh(["sh", "-c", UNITS, str(wait)], timeout=wait + 60).splitlines()
     return Check("units", said in (["running"], [ALONE]), "; ".join(said) or "systemd says nothing")
+
+
+def check_mounts(host: Host, seen: Facts) -> Iterator[Check]:
+    """What fstab mounts at the boot: with `nofail`, a unit that gave up has not failed."""
+    spec = host.imgbuild()
+    there = {line.split()[1] for line in seen.mounts}
+    wanted = [(each.mount, each.options) for each in spec.layout.mounts()]
+    wanted += [(each.mount, each.options) for each in spec.keep if each.mount]
+    for point, options in wanted:
+        if LATER.isdisjoint(options.split(",")):
+            mounted = point in there
+            yield Check(f"mount {point}", mounted, "mounted" if mounted else "not mounted")
 
 
 def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterator[Check]:
