@@ -215,23 +215,28 @@ def spelled(name: str, found: Sequence[Device], hits: Sequence[Device]) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A disk that is kept, or ONLY that partition of it, by what finds it."""
+    """A disk that is kept, or ONLY that partition of it, by what finds it.
+
+    Of a volume (volumes.py): its KIND, raid, vg or lv, and the names of what it lies ON.
+    """
 
     name: str
     match: Mapping[str, str]
     only: int = 0
+    kind: str = ""
+    on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What identifies a kept disk or partition and its content, equal on every kernel.
+    """What identifies a kept disk, partition or volume and its content, equal on every kernel.
 
     It holds the partition table and the identity of every file system, not their data: the old
     and the new system write to a kept disk as they please, only a deployment must not.
     """
 
     name: str
-    serial: str
+    serial: str  # of a volume: its path, vg0/data
     size: int
     digest: str  # SHA-256 over the partition table and the file systems
     filesystems: tuple[tuple[int, str, str], ...]  # (partition, UUID, type); 0: the whole disk

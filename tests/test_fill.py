@@ -35,6 +35,7 @@ provision() { chown 5:6 /etc/key; }
 """
 BEFORE = Record("a", {"a": Slot("good", "A"), "b": Slot("good", "B")})
 SHARED = Mounted("/srv", "S", "ext4")
+ARRAY = "ARRAY /dev/md/kept UUID=1:2:3:4\n"
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def given(tmp_path: Path) -> Installation:
     run(["tar", "--create", "--file", tmp_path / "layer.tar", "--directory", system, "."])
     (tmp_path / "root").mkdir()
     spec = imgbuild.load(tmp_path / "payload/host")
-    words = (tmp_path / "layer.tar", (tmp_path / "base", "0" * 64), tmp_path / "keys", [SHARED])
-    return Installation(spec, tmp_path / "root", "DEPLOYMENT", "{}\n", *words)
+    words = (tmp_path / "layer.tar", (tmp_path / "base", "0" * 64), tmp_path / "keys")
+    return Installation(spec, tmp_path / "root", "DEPLOYMENT", "{}\n", *words, [SHARED], ARRAY)
 
 
 def state(record: Path) -> Slot:
@@ -123,6 +124,7 @@ def test_filled(
         entries = {each.path: each for each in manifest.read(root).entries}
         assert entries["boot/grub/grub.cfg"].content
         assert entries["etc/key"].secret
+        assert (root / "etc/mdadm/mdadm.conf").read_text() == ARRAY
 
 
 @pytest.mark.parametrize("error", [Failure("no"), KeyboardInterrupt()])

@@ -1,16 +1,16 @@
 """Kept disks: compared, then put out of reach, in trees like sysfs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from anemos import disks
-from anemos.disks import Device, Fingerprint
-from anemos.initramfs import kept
+from anemos import disks, volumes
+from anemos.disks import Device, Fingerprint, Wanted
+from anemos.initramfs import kept, leftovers
 from anemos.log import FAILED, Failure
-from anemos.system.layout import Kept
+from anemos.system.layout import Kept, Volume
 
 SIZE = 4096
 
@@ -300,3 +300,95 @@ def test_what_is_there(sysfs: Sysfs, done: list[str]) -> None:
     assert [(each.name, each.digest) for each in found] == [("data", "same")]
     kept.secure((keep("data", "VDA"),), found)
     assert done == ["taken vda"]
+
+
+# Volumes, which tests/test_storage_vm.py has in earnest
+
+OLD = [Kept(n, {"serial": "VDA"}, part, disk="system") for n, part in (("d1", 3), ("d2", 4))]
+VOLUMES = (
+    Volume("raid", "md1", ("d1", "d2")),
+    Volume("vg", "vg0", ("md1",)),
+    Volume("lv", "data", ("vg0",), mount="/srv", options="nofail"),
+)
+LOOKED = [
+    "mdadm --quiet --assemble --readonly /dev/md/md1 /dev/vda3 /dev/vda4",
+    'lvchange --activate y --config activation/read_only_volume_list=["vg0/data"] vg0/data',
+]
+APART = [
+    "dmsetup remove --noudevsync --retry vg0-data",
+    "mdadm --quiet --stop /dev/md127",
+]
+
+
+def of_volume(name: str, digest: str = "same") -> Fingerprint:
+    return Fingerprint(name, name, SIZE, digest, ((0, "U", "ext4"),))
+
+
+@pytest.fixture
+def look(sysfs: Sysfs, done: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done for a look at the volumes, as it puts them together."""
+    disk = sysfs.virtio("vda", 1)
+
+    def run(argv: Sequence[str | Path]) -> str:
+        if argv[0] == "mdadm" and "--assemble" in argv:
+            (disk / "vda3/holders/md127").mkdir(parents=True)
+            (sysfs.top / "block/md127/holders").mkdir(parents=True)
+        elif argv[0] == "lvchange":
+            (sysfs.top / "block/md127/holders/dm-0").mkdir()
+            (sysfs.top / "block/dm-0/dm").mkdir(parents=True)
+            (sysfs.top / "block/dm-0/dm/name").write_text("vg0-data\n")
+        done.append(" ".join(map(str, argv)))
+        return ""
+
+    monkeypatch.setattr(kept, "run", run)
+    monkeypatch.setattr(leftovers, "run", run)
+    monkeypatch.setattr(leftovers, "forget", lambda dev: None)
+    found = [of_volume("md1"), of_volume("data")]
+    monkeypatch.setattr(volumes, "of_volumes", lambda wanted: found)
+    return done
+
+
+def test_look_at_volumes(look: list[str]) -> None:
+    """Read-only, and nothing of it is left."""
+    before = [of_volume("md1"), of_volume("data")]
+
+    mounts, found = kept.secure_volumes(OLD, VOLUMES, before)
+
+    assert mounts == [("/srv", "U", "ext4", "nofail")]
+    assert found == before
+    assert look == [*LOOKED, *APART]
+
+
+def test_volume_that_is_another_one(look: list[str]) -> None:
+    with pytest.raises(Failure, match="kept 'data' is not what it was in the old system"):
+        kept.secure_volumes(OLD, VOLUMES, [of_volume("md1"), of_volume("data", "other")])
+
+    assert look == [*LOOKED, *APART]
+
+
+def test_volume_that_nobody_has_asked_for(look: list[str]) -> None:
+    assert kept.secure_volumes(OLD, VOLUMES, None)[1] == [of_volume("md1"), of_volume("data")]
+    assert kept.secure_volumes(OLD, (), []) == ([], [])
+
+
+def test_volume_that_is_not_found(look: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put together is taken apart all the same."""
+
+    def of_volumes(wanted: Sequence[Wanted]) -> list[Fingerprint]:
+        raise Failure("not there")
+
+    monkeypatch.setattr(volumes, "of_volumes", of_volumes)
+    with pytest.raises(Failure, match="not there"):
+        kept.secure_volumes(OLD, VOLUMES, [])
+
+    assert look == [*LOOKED, *APART]
+
+
+def test_arrays_in_the_new_system(look: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    uuid = "0123abcd-4567-89ab-cdef-0123456789ab"
+    monkeypatch.setattr(disks, "probe", lambda node: {"UUID": uuid} if node.name == "vda3" else {})
+
+    assert (
+        kept.arrays(OLD, VOLUMES) == "ARRAY /dev/md/md1 UUID=0123abcd:456789ab:cdef0123:456789ab\n"
+    )
+    assert kept.arrays(OLD, ()) == ""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from anemos.run import run
 from anemos.system import layout
-from anemos.system.grammar import parse, parse_keep
+from anemos.system.grammar import parse, parse_keep, parse_kept_volumes
 from anemos.system.layout import MIB, UNITS, Disk, Kept, Layout, Mounted, Part, Volume, extents
 
 settings.register_profile("anemos", deadline=None, database=None)
@@ -420,7 +420,10 @@ def test_keep() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vg r serial=s", "keep: 'vg r serial=s': expected `disk NAME ...` or `part NAME ...`"),
+        (
+            "luks r serial=s",
+            "keep: 'luks r serial=s': expected `disk NAME ...`, `part NAME ...` or raid, vg, lv",
+        ),
         ("part r number=1", "keep: 'part r number=1': disk= names a disk of the layout"),
         ("part r disk=e number=1", "disk= names a disk of the layout"),
         ("part r disk=d", "keep: 'part r disk=d': number is not a number"),
@@ -446,6 +449,59 @@ def test_keep() -> None:
 def test_keep_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_keep(text, parse(ROOT))
+
+
+MEMBERS = "part d1 disk=d number=3\npart d2 disk=d number=4\n"
+KEPT_STACK = (
+    MEMBERS + "raid md1 on=d1,d2\nvg old-vg on=md1\nlv data on=old-vg mount=/srv options=ro"
+)
+
+
+def kept_volumes(text: str, plan: str = ROOT) -> tuple[Volume, ...]:
+    whole = parse(plan)
+    return parse_kept_volumes(text, parse_keep(text, whole), whole)
+
+
+def test_kept_volumes() -> None:
+    """In the layout's own words, with the names that a server has for them."""
+    assert kept_volumes(KEPT_STACK) == (
+        Volume("raid", "md1", ("d1", "d2")),
+        Volume("vg", "old-vg", ("md1",)),
+        Volume("lv", "data", ("old-vg",), mount="/srv", options="ro"),
+    )
+    assert len(parse_keep(KEPT_STACK, parse(ROOT))) == 2
+    assert kept_volumes(MEMBERS) == ()
+    two = MEMBERS + "raid md1 on=d1 mount=/a\nvg v on=d2\nlv a on=v\nlv b on=v mount=/b"
+    assert [each.mount for each in kept_volumes(two)] == ["/a", "", "", "/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raid md1 on=d1,e", "raid does not lie on 'e': a kept `part` without mount=, or a volume"),
+        ("raid md1", "raid does not lie on ''"),
+        ("raid md1 on=d1,d1", "raid does not lie on 'd1'"),
+        ("raid md1 on=d1\nvg v on=d1", "vg does not lie on 'd1'"),
+        ("part d3 disk=d number=5 mount=/m\nvg v on=d3", "vg does not lie on 'd3'"),
+        ("disk k serial=k\nvg v on=k", "vg does not lie on 'k'"),
+        ("raid md1 on=d1 mount=/m\nvg v on=md1", "vg does not lie on 'md1'"),
+        ("lv a on=d1", "lv does not lie on 'd1'"),
+        ("lv a on=v\nvg v on=d1", "lv does not lie on 'v'"),
+        ("vg v on=d1\nvg w on=d2\nlv a on=v,w", "keep: lv 'a': it lies on one group"),
+        ("vg v on=d1 mount=/m", "unknown option 'mount'"),
+        ("vg v on=d1\nlv a on=v size=1G", "unknown option 'size'"),
+        ("vg v on=d1\nlv a on=v mount=/etc", "would not boot with a mount at /etc"),
+        ("vg v on=d1\nlv a on=v options=ro", "options= are for a mount"),
+        ("vg v on=d1\nlv a on=v mount=/m\nlv b on=v mount=/m", "keep: mount '/m' stands there twi"),
+        ("vg d2 on=d1", "keep: name 'd2' stands there twice"),
+        ("raid a-b on=d1", "keep: raid 'a-b': a name has up to 25 letters, digits and _"),
+        ("vg taken on=d1", "keep: vg 'taken': the layout makes one of this name"),
+    ],
+)
+def test_kept_volume_refused(text: str, message: str) -> None:
+    whole = f"{ROOT.rstrip()} size=1G\npart pv type=lvm\nvg taken on=d/pv\nlv a on=taken"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kept_volumes(MEMBERS + text, whole)
 
 
 ANYTHING = (
@@ -626,4 +682,6 @@ def test_examples_of_the_reference() -> None:
     assert len(examples) >= 3
     for example, keep in examples:
         whole = parse(example)
-        assert whole.root() and len(parse_keep(keep, whole)) == bool(keep)
+        kept = parse_keep(keep, whole)
+        assert whole.root() and bool(kept) == bool(keep)
+        assert bool(parse_kept_volumes(keep, kept, whole)) == ("lv " in keep)

@@ -336,7 +336,7 @@ def other_file(machine: Machine) -> None:
 def other_disk(machine: Machine) -> None:
     spec = imgbuild.load(machine.top / "mx")
     shown = {"system": disks.Device("sda", "OTHER", "", MIB)}
-    machine.given(agreed=Agreed(layout.digest(spec.layout, spec.keep), shown))
+    machine.given(agreed=Agreed(layout.digest(spec.layout, spec.kept), shown))
 
 
 def other_layer(machine: Machine) -> None:

@@ -520,6 +520,95 @@ def test_entangled(slaves: list[tuple[str, str]], expected: str) -> None:
     assert [line[: len(expected)] for line in found] == ([expected] if expected else [])
 
 
+# The usual rented server: its data are a volume on a mirror, beside what is erased.
+RENTED = replace(
+    FACTS,
+    parts=(*PARTS, facts.Partition("vda", "vda4", 4, 5601 * MIB, 400 * MIB)),
+    slaves=(("md127", "vda3"), ("md127", "vda4"), ("dm-0", "md127"), ("dm-1", "md127")),
+    mapped={"dm-0": "old--vg-data", "dm-1": "old--vg-tmp"},
+    groups=(("/dev/md127", "old-vg"),),
+    contents=(
+        "vda3 linux_raid_member old:1",
+        "vda4 linux_raid_member old:1",
+        "md127 LVM2_member",
+        "old--vg-data ext4 mail",
+        "old--vg-tmp swap",
+    ),
+    mounts=("/dev/dm-0 /srv ext4",),
+)
+PARTS_OF_IT = "part d1 disk=system number=3\npart d2 disk=system number=4\n"
+VOLUME = "raid md1 on=d1,d2\nvg old-vg on=md1\nlv data on=old-vg mount=/srv options=nofail\n"
+TOOLED = "linux-image-amd64 grub-pc mdadm lvm2"
+
+
+def test_kept_volume() -> None:
+    keep = PARTS_OF_IT + VOLUME
+    assert problems(RENTED, keep=keep, packages=TOOLED) == []
+    told = plan.describe(HOST, spec(keep=keep, packages=TOOLED), RENTED, SIZES)
+    assert [text for what, text in told if what == "keep"] == [
+        "partition 3 of vda (serial=demo-system, 6.4 GB)",
+        "partition 4 of vda (serial=demo-system, 6.4 GB)",
+        "raid md1 on d1, d2: md127 (LVM2_member)",
+        "lv data on old-vg: old--vg-data (ext4 mail)",
+    ]
+    assert [line.split(":")[0] for line in problems(RENTED, keep=keep)] == [
+        "`keep` has raid 'md1'",
+        "`keep` has vg 'old-vg'",
+    ]
+    again = replace(RENTED, stamp=Seen("d", "demo"), mounts=("/dev/vdb1 /srv ext4",))
+    (line,) = problems(again, keep=keep, packages=TOOLED)
+    assert line.startswith("keep: 'data': /srv is on vdb1 now, not on dm-0; if that is meant")
+
+
+@pytest.mark.parametrize(
+    ("changed", "keep", "expected"),
+    [
+        (
+            {"slaves": ()},
+            VOLUME,
+            "kept raid 'md1': no array runs on vda3, vda4: mdadm --assemble --scan",
+        ),
+        (
+            {"slaves": (*RENTED.slaves, ("md127", "vdb1"))},
+            VOLUME,
+            "kept raid 'md1': it lies on vda3, vda4, vdb1, `keep` says vda3, vda4",
+        ),
+        ({}, "raid md1 on=d1", "kept raid 'md1': it lies on vda3, vda4, `keep` says vda3"),
+        (
+            {"mapped": {}},
+            VOLUME,
+            "kept lv 'data': it is not active: vgchange --activate y old-vg",
+        ),
+        (
+            {"slaves": (*RENTED.slaves, ("dm-0", "dm-3"))},
+            VOLUME,
+            "kept lv 'data': it lies on dm-3, md127, `keep` says md127, and only plain logical",
+        ),
+        (
+            {"degraded": ("md127",)},
+            VOLUME,
+            "md127 is degraded: mdadm --detail tells which member is missing; it is kept when",
+        ),
+        (
+            {},
+            VOLUME.replace("lv data", "lv tmp"),
+            "keep: 'tmp': dm-1 holds swap, which cannot be mounted at /srv: keep it without mount=",
+        ),
+    ],
+)
+def test_kept_volume_that_is_not_there(changed: dict[str, Any], keep: str, expected: str) -> None:
+    given = replace(RENTED, **changed)
+    found = problems(given, keep=PARTS_OF_IT + keep, packages=TOOLED)
+    assert [line[: len(expected)] for line in found] == [expected]
+
+
+def test_kept_volume_with_a_member_that_is_erased() -> None:
+    found = problems(RENTED, keep="part d1 disk=system number=3", packages=TOOLED)
+    assert [line.partition(": ")[0] for line in found] == [
+        "dm-0 (old--vg-data), dm-1 (old--vg-tmp), md127, volume group old-vg"
+    ]
+
+
 def test_programs_for_a_stack() -> None:
     parts = "part root fs=ext4 mount=/ size=1G\npart x size=1G\npart y size=1G\n"
     stack = f"{parts}raid m level=1 on=system/x,system/y\nluks l on=m key=a/b\nvg v on=l"

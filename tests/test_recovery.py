@@ -278,9 +278,12 @@ def test_word(here: Path) -> None:
     assert (here / "panic").read_text() == "0"
 
 
+KEEP = "disk data serial=D\npart p disk=system number=3\nvg v on=p\nlv mail on=v\n"
+
+
 def spec(tmp_path: Path, **words: str) -> imgbuild.Imgbuild:
     layout = "disk system serial=S\npart root fs=ext4 mount=/\n"
-    given = {"target": "debian", "format": "disk", "layout": layout, "keep": "disk data serial=D\n"}
+    given = {"target": "debian", "format": "disk", "layout": layout, "keep": KEEP}
     return imgbuild.interpret(tmp_path, given | words)
 
 
@@ -297,7 +300,14 @@ def test_progress(here: Path) -> None:
     assert begun.packages != bootstrap.key(spec(here, packages="other"))
 
 
-@pytest.mark.parametrize("words", [{"keep": ""}, {"keep": "disk data serial=E\n"}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"keep": KEEP[:19]},
+        {"keep": KEEP.replace("=D", "=E")},
+        {"keep": KEEP.replace("mail", "web")},
+    ],
+)
 def test_other_disks_need_another_deployment(here: Path, words: dict[str, str]) -> None:
     progress.begin(spec(here), [])
 

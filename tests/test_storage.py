@@ -174,6 +174,7 @@ def test_above(sysfs: Path) -> None:
     assert list(leftovers.above(["vda"])) == ["dm-1", "dm-2", "dm-5", "md0"]
     assert list(leftovers.above(["vdb"])) == ["dm-1", "dm-2", "dm-5", "md0"]
     assert list(leftovers.above(["vda", "vdb"])) == ["dm-1", "dm-2", "dm-5", "md0"]
+    assert list(leftovers.above(["vda4", "vdb1"])) == ["dm-2", "dm-1", "dm-5", "md0"]
     assert list(leftovers.above(["vd"])) == []
 
 

@@ -315,6 +315,18 @@ def test_nothing_to_reuse(host: Host) -> None:
     assert caught.value.status == BAD_INPUT
 
 
+def test_kept_volumes_are_not_made(host: Host) -> None:
+    """Rather none than a VM without the data that the server has."""
+    keep = "keep='\npart p disk=system number=3\nvg v on=p\nlv data on=v mount=/srv\n'\n"
+    packages = "bootloader=grub\npackages='grub-pc linux-image-amd64 lvm2'\n"
+    (host.directory / "IMGBUILD").write_text(f"{LAYOUT}{keep}{packages}")
+
+    with pytest.raises(Failure, match="keep: lv 'data': a VM cannot be made with") as caught:
+        rehearsal.test(host, rehearsal.Options())
+
+    assert caught.value.status == BAD_INPUT
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [("test_mx.py", True), ("files/motd", False), ("IMGBUILD", False)],

@@ -40,7 +40,7 @@ from anemos.run import no_core_dumps
 from anemos.system import bootstrap, fetch, imgbuild, layout
 from anemos.system.bootstrap import TARGETS, fetching
 from anemos.system.imgbuild import Imgbuild
-from anemos.system.layout import Kept
+from anemos.system.layout import Kept, Mounted
 
 OPERATOR_S = 300.0
 GRACE_S = 3.0  # for whoever reads the events, before the machine is gone
@@ -75,10 +75,7 @@ def begin(given: Boot) -> None:
         spec = planned(spec, spec.keep, erase)
         if not given.layer:
             check_mirror(spec)
-        if given.kept is None:  # started by hand: `verify` compares with what is there now
-            given = replace(given, kept=disks.fingerprints(each.wanted for each in spec.keep))
-            boot.save(given)
-        mounts = kept.secure(spec.keep, given.kept)
+        given, mounts = secured(spec, given)
     for device in erase.values():
         log.info(f"To be erased: {device.describe()}")
     before = disks.named_by(matches(spec))
@@ -90,6 +87,21 @@ def begin(given: Boot) -> None:
     reached = progress.begin(spec, mounts)
     events.point_of_no_return()
     install.install(given, spec, erase, reached)
+
+
+def secured(spec: Imgbuild, given: Boot) -> tuple[Boot, list[Mounted]]:
+    """All that SPEC keeps, compared and out of reach; its file systems.
+
+    Started by hand, `verify` compares with what is there now.
+    """
+    known = given.kept
+    before = disks.fingerprints(each.wanted for each in spec.keep) if known is None else known
+    mounts = kept.secure(spec.keep, before)
+    more, found = kept.secure_volumes(spec.keep, spec.kept_volumes, known)
+    if known is None:
+        given = replace(given, kept=[*before, *found])
+        boot.save(given)
+    return given, [*mounts, *more]
 
 
 def resume() -> None:
@@ -183,7 +195,7 @@ def matches(spec: Imgbuild) -> list[Mapping[str, str]]:
 
 def check_layout(spec: Imgbuild, agreed: Agreed) -> None:
     """An IMGBUILD is a script: what it says here must be what it said when the plan was shown."""
-    if agreed.layout and agreed.layout != layout.digest(spec.layout, spec.keep):
+    if agreed.layout and agreed.layout != layout.digest(spec.layout, spec.kept):
         die("layout or keep is not what the plan has shown", status=FAILED)
 
 

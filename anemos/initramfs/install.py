@@ -61,8 +61,9 @@ def installed(boot: Boot, spec: Imgbuild, reached: Progress) -> Installation:
     layer = stage.LAYER if boot.layer else None
     base = stage.BASE, boot.base
     commit = unpacked(spec.directory.parent).commit
-    stamp = boot.stamp(layout.elements(spec.layout, spec.keep), commit)
-    words = (boot.deployment, stamp, layer, base, stage.SSH, reached.mounts)
+    stamp = boot.stamp(layout.elements(spec.layout, spec.kept), commit)
+    arrays = kept.arrays(spec.keep, spec.kept_volumes)
+    words = (boot.deployment, stamp, layer, base, stage.SSH, reached.mounts, arrays)
     return Installation(spec, TARGET, *words)
 
 

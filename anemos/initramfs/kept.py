@@ -1,7 +1,8 @@
 """Kept disks: compared with their fingerprint from the old system, then put out of reach.
 
 A kept partition cannot be: its disk is in use. It is read-only, which a hostile root can undo; so
-what is written meanwhile is counted, by the kernel.
+what is written meanwhile is counted, by the kernel. A kept volume lies on such partitions, which
+stay unused: it is put together for a look, and taken apart again.
 """
 
 import itertools
@@ -11,12 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from anemos import disks, log
+from anemos import disks, log, volumes
 from anemos.disks import Device, Fingerprint
+from anemos.initramfs import leftovers
 from anemos.initramfs.hardware import wait_for
+from anemos.initramfs.leftovers import InUse
 from anemos.log import FAILED, die
 from anemos.run import run
-from anemos.system.layout import Kept, Mounted
+from anemos.system import layout
+from anemos.system.layout import Kept, Mounted, Volume
 
 
 def secure(keep: tuple[Kept, ...], before: Sequence[Fingerprint] | None) -> list[Mounted]:
@@ -26,14 +30,11 @@ def secure(keep: tuple[Kept, ...], before: Sequence[Fingerprint] | None) -> list
     one that is missing, ambiguous or changed.
     """
     mounts: list[Mounted] = []
-    expected = {each.name: each.digest for each in before or []}
     for each in keep:
         device = disks.resolve(each.name, each.match, disks.devices())
         found = disks.fingerprint(each.name, device, each.only)
-        if before is not None and found.digest != expected.get(each.name):
-            die(f"kept {each.name!r} is not what it was in the old system", status=FAILED)
-        if each.mount:
-            mounts.append(each.mounted(found))
+        compare(found, before)
+        mounts += mounted(each, found, each.part)
         if each.disk:
             run(["blockdev", "--setro", device.part(each.part)])
             log.info(
@@ -42,6 +43,75 @@ def secure(keep: tuple[Kept, ...], before: Sequence[Fingerprint] | None) -> list
         else:
             out_of_reach(found, device)
     return mounts
+
+
+def compare(found: Fingerprint, before: Sequence[Fingerprint] | None) -> None:
+    expected = {each.name: each.digest for each in before or []}
+    if before is not None and found.digest != expected.get(found.name):
+        die(f"kept {found.name!r} is not what it was in the old system", status=FAILED)
+
+
+def mounted(kept: Kept | Volume, found: Fingerprint, part: int = 0) -> list[Mounted]:
+    if not kept.mount:
+        return []
+    uuid, fs = found.filesystem(part)
+    return [Mounted(kept.mount, uuid, fs, kept.options or "defaults")]
+
+
+def secure_volumes(
+    keep: Sequence[Kept], kept: Sequence[Volume], before: Sequence[Fingerprint] | None
+) -> tuple[list[Mounted], list[Fingerprint]]:
+    """Look at the volumes KEPT; return their file systems and fingerprints.
+
+    They are out of reach before and after: nothing has put together what lies on the partitions
+    in KEEP, which are read-only by now. BEFORE: as for `secure`.
+    """
+    if not kept:
+        return [], []
+    parts = nodes(keep)
+    names = [node.name for node in parts.values()]
+    try:
+        for argv in together(kept, parts):
+            run(argv)
+        wanted = [each.wanted for each in keep] + [each.wanted for each in kept]
+        found = volumes.of_volumes(wanted)
+    finally:
+        leftovers.take_apart(InUse((), (), tuple(leftovers.above(names))))
+    for each in found:
+        compare(each, before)
+        log.info(f"Kept volume {each.serial}: unchanged, not in use")
+    prints = {each.name: each for each in found}
+    return [m for v in kept if v.mount for m in mounted(v, prints[v.name])], found
+
+
+def together(kept: Sequence[Volume], parts: Mapping[str, Path]) -> Iterator[list[str | Path]]:
+    """What puts KEPT together without a write. PARTS: partitions that are read-only.
+
+    So md sets such an array read-only; mdadm(8) starts none that lacks a member. LVM's table is
+    read-only because of its list (lvm.conf(5)).
+    """
+    for each in kept:
+        if each.kind == "raid":
+            members = [parts[name] for name in each.on]
+            yield ["mdadm", "--quiet", "--assemble", "--readonly", each.node, *members]
+        elif each.kind == "lv":
+            path = f"{each.on[0]}/{each.name}"
+            only = f'activation/read_only_volume_list=["{path}"]'
+            yield ["lvchange", "--activate", "y", "--config", only, path]
+
+
+def nodes(keep: Sequence[Kept]) -> dict[str, Path]:
+    """The kept partitions, by their names in KEEP."""
+    there = disks.devices()
+    found = {k.name: disks.resolve(k.name, k.match, there) for k in keep if k.disk}
+    return {k.name: found[k.name].part(k.part) for k in keep if k.disk}
+
+
+def arrays(keep: Sequence[Kept], kept: Sequence[Volume]) -> str:
+    """The ARRAY lines of mdadm.conf(5) for the arrays in KEPT."""
+    parts = nodes(keep)
+    uuids = {v.node: disks.probe(parts[v.on[0]])["UUID"] for v in kept if v.kind == "raid"}
+    return "".join(f"ARRAY {node} UUID={layout.md_uuid(uuid)}\n" for node, uuid in uuids.items())
 
 
 def out_of_reach(found: Fingerprint, device: Device) -> None:

@@ -36,7 +36,11 @@ def release(found: Sequence[Device]) -> None:
 
     The other way round than it was put together. Raises CommandFailed if something is busy.
     """
-    for argv in steps(in_use(found), mapper_names()):
+    take_apart(in_use(found))
+
+
+def take_apart(use: InUse) -> None:
+    for argv in steps(use, mapper_names()):
         run(argv)
     forget(Path("/dev"))
 
@@ -72,12 +76,12 @@ def in_use(found: Sequence[Device]) -> InUse:
 
 
 def above(names: Iterable[str]) -> Iterator[str]:
-    """The block devices that lie on disks NAMES, directly or not, upper ones first."""
+    """The block devices that lie on NAMES, disks or partitions, directly or not, upper first."""
     seen: set[str] = set()
 
     def visit(name: str) -> Iterator[str]:
-        entry = disks.SYS_BLOCK / name
-        for link in sorted([*entry.glob("holders/*"), *entry.glob(f"{name}*/holders/*")]):
+        places = (f"{name}/holders/*", f"{name}/{name}*/holders/*", f"*/{name}/holders/*")
+        for link in sorted(link for place in places for link in disks.SYS_BLOCK.glob(place)):
             if link.name not in seen:
                 seen.add(link.name)
                 yield from visit(link.name)

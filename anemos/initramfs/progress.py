@@ -10,13 +10,14 @@ from anemos.border.resuming import BOOT_LOADER, PARTITIONS, Request
 from anemos.log import FAILED, die
 from anemos.system import bootstrap
 from anemos.system.imgbuild import Imgbuild
-from anemos.system.layout import Kept, Mounted
+from anemos.system.layout import Kept, Mounted, Volume
 
 
 @dataclass(frozen=True)
 class Disks:
     erased: Mapping[str, Mapping[str, str]]  # what finds them, by the names in the layout
     kept: list[Kept]
+    volumes: list[Volume]  # kept ones
 
 
 @dataclass
@@ -41,8 +42,9 @@ class Progress:
 
 
 def disks_of(spec: Imgbuild) -> Disks:
-    """What SPEC says about whole disks."""
-    return Disks({disk.name: disk.match for disk in spec.layout.disks}, list(spec.keep))
+    """What SPEC says about whole disks, and what it keeps."""
+    erased = {disk.name: disk.match for disk in spec.layout.disks}
+    return Disks(erased, list(spec.keep), list(spec.kept_volumes))
 
 
 def begin(spec: Imgbuild, mounts: list[Mounted]) -> Progress:

@@ -4,7 +4,7 @@ requests.py)."""
 import sys
 from pathlib import Path
 
-from anemos import disks, log
+from anemos import log, volumes
 from anemos.border import records, requests
 from anemos.log import Failure
 from anemos.run import no_core_dumps
@@ -15,7 +15,7 @@ def answer(request: requests.Request) -> object:
     said: object
     match request:
         case requests.Fingerprints():
-            said = disks.fingerprints(request.keep)
+            said = volumes.fingerprints(request.keep)
         case requests.Drift():
             said = drift.find(request.volatile)
         case requests.Bootstrap():

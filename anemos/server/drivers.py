@@ -42,7 +42,7 @@ def check_disks(given: Deployment) -> None:
     """Raises Failure for a disk to be erased or kept that would not appear."""
     there = disks.devices()
     named = [each for disk in given.agreed.erase.values() for each in there if disk.same(each)]
-    named += [disks.resolve(each.name, each.match, there) for each in given.keep]
+    named += [disks.resolve(each.name, each.match, there) for each in given.keep if not each.kind]
     for each in named:
         if why := problem(BLOCK / each.name):
             die(f"{each.describe()}: the initramfs has {why}")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from anemos import disks, files, log, mounts
+from anemos import files, log, mounts, volumes
 from anemos.border import payload, stage
 from anemos.border.boot import Stamp, base_hash
 from anemos.border.payload import Manifest
@@ -69,8 +69,10 @@ def unpack(asked: Fill) -> tuple[Imgbuild, Manifest]:
     given = payload.unpacked(stage.UNPACKED)
     spec = imgbuild.load(stage.UNPACKED / "host", name=given.host)
     # An IMGBUILD is a script: what it says here must be what it said when the plan was shown.
-    if given.agreed.layout != layout.digest(spec.layout, spec.keep):
+    if given.agreed.layout != layout.digest(spec.layout, spec.kept):
         die("layout or keep is not what the plan has shown", status=FAILED)
+    if spec.kept_volumes:
+        die("kept volumes: a slot's fstab would not name them", status=FAILED)
     if asked.layer:
         staging.check(stage.LAYER, asked.layer)
     elif spec.target == "arch":
@@ -84,7 +86,7 @@ def unpack(asked: Fill) -> tuple[Imgbuild, Manifest]:
 def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Filled:
     """SPEC, as it was packed, into the slot of HERE that does not run."""
     base = staging.old(asked.base)
-    kept, elements = disks.fingerprints(given.keep), layout.elements(spec.layout, spec.keep)
+    kept, elements = volumes.fingerprints(given.keep), layout.elements(spec.layout, spec.kept)
     words = (given.deployment, given.host, base_hash(base), kept, elements, given.commit)
     stamp = Stamp(*words)
     KEYS.mkdir(mode=0o700)

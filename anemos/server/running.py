@@ -78,7 +78,7 @@ def check_stamp(spec: Imgbuild, host: Path) -> None:
     """What runs was deployed with this layout, and keeps the same."""
     file = tree.resolved(host, STAMP)
     seen = records.load(Seen, file.read_bytes() if file.is_file() else b"{}", f"{file}")
-    if why := layout.difference(seen.layout, spec.layout, spec.keep):
+    if why := layout.difference(seen.layout, spec.layout, spec.kept):
         die(why, hint="this needs a deployment of whole disks", status=FAILED)
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from anemos import disks, files
+from anemos import files, volumes
 from anemos.border import archive, stage
 from anemos.border.boot import Boot, base_hash
 from anemos.border.deployment import Deployment
@@ -66,7 +66,7 @@ def describe(asked: Build, given: Deployment) -> Boot:
         asked.layer,
         came.port,
         captured,
-        disks.fingerprints(given.keep),
+        volumes.fingerprints(given.keep),
         asked.now,
         asked.late,
         given.agreed,

@@ -67,6 +67,8 @@ VOLUMES = {
     "vg": (),
     "lv": ("size", "slots", *CARRIES),
 }
+# The kept volumes, and what each may lie on.
+KEPT_ON = {"raid": ("part",), "vg": ("part", "raid"), "lv": ("vg",)}
 Place = TypeVar("Place", bound=Part | Volume)
 
 
@@ -357,11 +359,52 @@ def refuse_twice(where: str, kind: str, names: Sequence[str]) -> None:
 
 def parse_keep(text: str, layout: Layout) -> tuple[Kept, ...]:
     """What is kept: disks of their own, and partitions of LAYOUT's disks."""
-    kept = [kept_one(line, words, options, layout) for line, words, options in statements(text)]
+    kept = [
+        kept_one(line, words, options, layout)
+        for line, words, options in statements(text)
+        if words[0] not in KEPT_ON
+    ]
     refuse_twice("keep", "mount", [each.mount for each in kept if each.mount])
     refuse_twice("keep", "name", [each.name for each in kept])
     refuse_twice("keep", "partition", [f"{k.disk} {k.part}" for k in kept if k.disk])
     return tuple(kept)
+
+
+def parse_kept_volumes(text: str, keep: Sequence[Kept], layout: Layout) -> tuple[Volume, ...]:
+    """The volumes among what is kept, that lie on partitions in KEEP."""
+    free = {each.name: "part" for each in keep if each.disk and not each.mount}
+    found: list[Volume] = []
+    for line, (kind, name), options in statements(text):
+        if kind not in KEPT_ON:
+            continue
+        on = tuple(options.pop("on", "").split(","))
+        for each in on:
+            if free.get(each) not in KEPT_ON[kind]:
+                below = "a kept `part` without mount=, or a volume that stands above"
+                raise ValueError(f"keep: {line!r}: {kind} does not lie on {each!r}: {below}")
+            if kind != "lv":
+                del free[each]
+        mount, words = take_kept_mount(line, options, layout) if kind != "vg" else ("", "")
+        found.append(Volume(kind, name, on, mount=mount, options=words))
+        refuse_rest(line, options)
+        if not mount:
+            free[name] = kind
+    check_kept_volumes(found, keep, layout)
+    return tuple(found)
+
+
+def check_kept_volumes(found: Sequence[Volume], keep: Sequence[Kept], layout: Layout) -> None:
+    made = {(each.kind, each.name) for each in layout.volumes}
+    kept: list[Kept | Volume] = [*keep, *found]
+    refuse_twice("keep", "mount", [each.mount for each in kept if each.mount])
+    refuse_twice("keep", "name", [each.name for each in kept])
+    for each in found:
+        if each.kind == "lv" and len(each.on) > 1:
+            raise ValueError(f"keep: lv {each.name!r}: it lies on one group: on=...")
+        if each.kind == "raid" and not VOLUME.fullmatch(each.name):
+            raise ValueError(f"keep: raid {each.name!r}: a name has up to 25 letters, digits and _")
+        if each.kind != "lv" and (each.kind, each.name) in made:
+            raise ValueError(f"keep: {each.kind} {each.name!r}: the layout makes one of this name")
 
 
 def kept_one(line: str, words: list[str], options: dict[str, str], layout: Layout) -> Kept:
@@ -372,22 +415,33 @@ def kept_one(line: str, words: list[str], options: dict[str, str], layout: Layou
         disk, word = options.pop("disk", ""), "number"
         match = system_match(line, disk, layout)
     else:
-        raise ValueError(f"keep: {line!r}: expected `disk NAME ...` or `part NAME ...`")
+        kinds = f"`disk NAME ...`, `part NAME ...` or {', '.join(KEPT_ON)}"
+        raise ValueError(f"keep: {line!r}: expected {kinds}")
     number = options.pop(word, "0" if word == "part" else "")
     least, most = (1, MAX_PARTS["gpt"]) if disk else (0, 999)
     if not re.fullmatch(r"[0-9]{1,3}", number) or not least <= int(number) <= most:
         raise ValueError(f"keep: {line!r}: {word} is not a number")
-    mount, options_ = options.pop("mount", ""), options.pop("options", "")
+    mount, options_ = take_kept_mount(line, options, layout)
+    refuse_rest(line, options)
+    return Kept(words[1], match, int(number), mount, options_, disk)
+
+
+def take_kept_mount(line: str, options: dict[str, str], layout: Layout) -> tuple[str, str]:
+    """Mount point, options of fstab(5)."""
+    mount, words = options.pop("mount", ""), options.pop("options", "")
     if mount and not MOUNT.fullmatch(mount):
         raise ValueError(f"keep: {line!r}: a mount is an absolute path")
     check_mount(line, mount)
     if mount in ("/boot", "/usr"):
         raise ValueError(f"keep: {line!r}: the new system has a {mount} of its own")
     check_own(f"keep: {line!r}", layout, mount)
-    check_options(line, options_, bool(mount))
+    check_options(line, words, bool(mount))
+    return mount, words
+
+
+def refuse_rest(line: str, options: Mapping[str, str]) -> None:
     if options:
         raise ValueError(f"keep: {line!r}: unknown option {next(iter(options))!r}")
-    return Kept(words[1], match, int(number), mount, options_, disk)
 
 
 def system_match(line: str, name: str, layout: Layout) -> Mapping[str, str]:

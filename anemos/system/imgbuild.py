@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from anemos.disks import plain
+from anemos.disks import Wanted, plain
 from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, NoEnd, meaning, run
 from anemos.system import bootloader, declared, grammar, layout, typos
 from anemos.system.declared import Declared
-from anemos.system.layout import Disk, Kept, Layout, Part
+from anemos.system.layout import Disk, Kept, Layout, Part, Volume
 from anemos.system.typos import Typo
 
 SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader", "login")
@@ -74,6 +74,7 @@ class Imgbuild:
     excludes: tuple[str, ...]
     layout: Layout
     keep: tuple[Kept, ...]
+    kept_volumes: tuple[Volume, ...]
     bootloader: str
     cmdline: str
     login: str
@@ -95,9 +96,19 @@ class Imgbuild:
         names = [re.split("[=<>~:@]", each)[0] for each in self.packages]
         return [each.split("/")[-1 if self.target == "arch" else 0] for each in names]
 
+    @property
+    def kept(self) -> tuple[Kept | Volume, ...]:
+        """All that is kept: a volume stands behind what it lies on."""
+        return (*self.keep, *self.kept_volumes)
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """What finds all that is kept."""
+        return [each.wanted for each in self.kept]
+
     def mount_points(self) -> set[str]:
         """What the layout mounts, and of what is kept."""
-        kept = {each.mount for each in self.keep if each.mount}
+        kept = {each.mount for each in self.kept if each.mount}
         return kept | {each.mount for each in self.layout.mounts()}
 
 
@@ -187,6 +198,7 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
     try:
         disks = grammar.parse(found.get("layout", ""))
         kept = grammar.parse_keep(found.get("keep", ""), disks)
+        volumes = grammar.parse_kept_volumes(found.get("keep", ""), kept, disks)
         check_format(kind, options, disks)
         secrets = declared.parse(found.get("secrets", ""), text)
     except ValueError as error:
@@ -205,6 +217,7 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
         excludes=tuple(found.get("excludes", "").split()),
         layout=disks,
         keep=kept,
+        kept_volumes=volumes,
         bootloader=choice(where, "bootloader", found.get("bootloader", "").strip(), loaders),
         cmdline=" ".join(found.get("cmdline", "").split()),
         login=found.get("login", "").strip(),
@@ -251,7 +264,7 @@ def check(where: str, spec: Imgbuild) -> None:
     for each in spec.volatile:
         if not each.startswith("/"):
             die(f"{where}: volatile: {each!r} does not begin with /", hint="like /opt/app/data")
-    check_mounts(where, spec.layout, spec.keep)
+    check_mounts(where, spec.layout, spec.kept)
     check_apart(where, spec.layout, spec.keep)
     check_server_secrets(where, spec.server_secrets, fetched="fetch_secrets" in spec.functions)
     disks = for_image(spec).layout
@@ -316,7 +329,7 @@ def truncate_size(text: str) -> int:
     return size
 
 
-def check_mounts(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:
+def check_mounts(where: str, disks: Layout, kept: Sequence[Kept | Volume]) -> None:
     taken = {each.mount for each in disks.mounts()}
     for each in kept:
         if each.mount in taken:

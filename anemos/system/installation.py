@@ -32,6 +32,7 @@ class Installation:
     DEPLOYMENT: the id. STAMP: text of /etc/anemos/deployment.json. LAYER: the package layer, or
     None, to bootstrap it in place. BASE: the base image, and its SHA-256. KEYS: a directory with
     the old system's SSH host keys. MOUNTS: file systems that are not the layout's, for fstab.
+    ARRAYS: lines for mdadm.conf, of arrays that are not the layout's.
     """
 
     spec: Imgbuild
@@ -42,6 +43,7 @@ class Installation:
     base: tuple[Path, str]
     keys: Path
     mounts: Sequence[Mounted] = ()
+    arrays: str = ""
 
 
 def package_layer(given: Installation) -> None:
@@ -62,12 +64,13 @@ def definition_layer(given: Installation) -> None:
     identity.report(root)
     fstab.write(root, layout.fstab(spec.layout, given.deployment, given.mounts))
     append(root, "etc/crypttab", layout.crypttab(spec.layout, given.deployment))
-    append(root, "etc/mdadm/mdadm.conf", layout.mdadm_conf(spec.layout, given.deployment))
+    arrays = layout.mdadm_conf(spec.layout, given.deployment) + given.arrays
+    append(root, "etc/mdadm/mdadm.conf", arrays)
     for each in given.mounts:
         tree.inside(root, each.mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
     tree.write(root, "etc/anemos/deployment.json", given.stamp)
     carry_host_keys(given.keys, root)
-    rebuild_initramfs(root, spec.layout, outdated)
+    rebuild_initramfs(root, spec.layout, outdated or bool(given.arrays))
 
 
 def leave_tools(given: Installation) -> None:

@@ -128,6 +128,11 @@ class Volume:
         places = {"raid": "/dev/md", "luks": "/dev/mapper", "lv": f"/dev/{self.on[0]}"}
         return Path(places[self.kind], self.name)
 
+    @property
+    def wanted(self) -> Wanted:
+        """Of one that is kept."""
+        return Wanted(self.name, {}, kind=self.kind, on=self.on)
+
 
 @dataclass(frozen=True)
 class Carrier:
@@ -400,13 +405,13 @@ def identity(seed: str, *names: str) -> str:
     return str(uuid.uuid5(NAMESPACE, "/".join((seed, *names))))
 
 
-def digest(layout: Layout, keep: Sequence[Kept]) -> str:
+def digest(layout: Layout, keep: Sequence[Kept | Volume]) -> str:
     """SHA-256 over all that LAYOUT and KEEP say."""
     text = json.dumps([asdict(layout), [asdict(each) for each in keep]], sort_keys=True)
     return sha256(text.encode()).hexdigest()
 
 
-def elements(layout: Layout, keep: Sequence[Kept]) -> dict[str, str]:
+def elements(layout: Layout, keep: Sequence[Kept | Volume]) -> dict[str, str]:
     """What LAYOUT and KEEP say of each disk, partition and volume, and of their order: digests.
 
     Another version of Anemos, which knows more words, makes the same of what says none of them.
@@ -420,7 +425,7 @@ def elements(layout: Layout, keep: Sequence[Kept]) -> dict[str, str]:
     return {name: sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
 
 
-def difference(before: Mapping[str, str], layout: Layout, keep: Sequence[Kept]) -> str:
+def difference(before: Mapping[str, str], layout: Layout, keep: Sequence[Kept | Volume]) -> str:
     """Where LAYOUT and KEEP differ from those with the elements BEFORE; "" if nowhere."""
     now = elements(layout, keep)
     names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
@@ -506,5 +511,10 @@ def volumes(layout: Layout, kind: str) -> Iterator[Volume]:
 
 def array_uuid(volume: Volume, seed: str) -> str:
     """As mdadm(8) writes it."""
-    digits = identity(seed, volume.name).replace("-", "")
+    return md_uuid(identity(seed, volume.name))
+
+
+def md_uuid(uuid: str) -> str:
+    """UUID, as blkid(8) shows that of an array, as mdadm(8) writes it."""
+    digits = uuid.replace("-", "")
     return ":".join(digits[start : start + 8] for start in range(0, 32, 8))

@@ -73,7 +73,7 @@ def defined(spec: Imgbuild, secrets: Iterable[str]) -> Files:
 def opens(path: str, files: Files, spec: Imgbuild) -> bool:
     """Whether PATH lists a key, or nothing here tells what it will be."""
     pure = PurePosixPath(path)
-    if any(pure.is_relative_to(kept.mount.lstrip("/")) for kept in spec.keep if kept.mount):
+    if any(pure.is_relative_to(kept.mount.lstrip("/")) for kept in spec.kept if kept.mount):
         return True
     if any(files.get(each, ...) is None for each in map(str, (pure, *pure.parents))):
         return True  # a secret, or behind a symbolic link

@@ -34,7 +34,7 @@ def remember(host: Host, spec: Imgbuild, facts: Facts, slot: str) -> None:
     facts without problems."""
     erased = () if slot else spec.layout.disks
     found = {disk.name: disks.resolve(disk.name, disk.match, facts.disks) for disk in erased}
-    agreed = Agreed(layout.digest(spec.layout, spec.keep), found, slot)
+    agreed = Agreed(layout.digest(spec.layout, spec.kept), found, slot)
     files.replace(places.state(host.name) / FILE, records.text(agreed), 0o600)
 
 
@@ -104,7 +104,7 @@ def require_same(host: Host, shown: str, lines: Lines) -> None:
 def to_pack(host: Host, spec: Imgbuild) -> Agreed:
     """What goes with SPEC's payload. Raises Failure when layout or keep are not the plan's."""
     agreed = recall(host)
-    if agreed.layout and agreed.layout != layout.digest(spec.layout, spec.keep):
+    if agreed.layout and agreed.layout != layout.digest(spec.layout, spec.kept):
         die(
             f"{host.name}: layout or keep has changed since the plan",
             hint="./inv plan shows it anew",

@@ -86,6 +86,7 @@ class Facts:
     secure_boot: bool = False
     entries: tuple[Entry, ...] = ()  # the best first
     mapped: dict[str, str] = field(default_factory=dict)  # dm-0 -> vg0-root
+    degraded: tuple[str, ...] = ()  # arrays that lack a member
     groups: tuple[tuple[str, str], ...] = ()  # (/dev/sda2, vg0): a physical volume and its group
     identities: tuple[tuple[str, str], ...] = ()  # (sda2, "btrfs UUID")
     staged: str = ""  # "deployment who since" (server/stage.sh), if anything is
@@ -192,6 +193,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         secure_boot=one.get("secure_boot", "").strip() == "1",
         entries=tuple(entry(*value.split("|")) for value in every("entry")),
         mapped=dict(pairs_of(every("mapped"))),
+        degraded=every("degraded"),
         groups=pairs_of(every("group")),
         identities=pairs_of(every("identity")),
         staged=one.get("staged", ""),

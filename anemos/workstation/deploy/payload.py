@@ -43,8 +43,7 @@ def write(
         if member.path == f"files/{fstab.FILE}":
             text = member.data.decode(errors="replace")
             fstab.check(spec.directory / member.path, text, spec.mount_points())
-    keep = [each.wanted for each in spec.keep]
-    given = Deployment(deployment, spec.directory.name, keep, agreed, commit=commit)
+    given = Deployment(deployment, spec.directory.name, spec.wanted, agreed, commit=commit)
     payload.write(out, given, finish, members)
 
 

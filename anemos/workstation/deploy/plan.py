@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from anemos import disks
+from anemos import disks, volumes
 from anemos.disks import Device
 from anemos.log import Failure
 from anemos.server import network
@@ -140,6 +140,7 @@ def _disks(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     if found.keys() >= {disk.name for disk in spec.layout.disks}:
         yield from _room(spec, facts, found)
         yield from _apart(spec, facts, found)
+        yield from _volumes(spec, facts)
     yield from _mounts(spec, facts, found)
 
 
@@ -193,21 +194,46 @@ def _nodes(places: Iterable[Place]) -> str:
     return "; ".join(words)
 
 
+def _volumes(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """What keeps a kept volume from being found, by its members, as it has to be."""
+    try:
+        found = _located(spec, facts)
+    except ValueError as error:
+        yield str(error)
+        return
+    for name in found.values():
+        if name in facts.degraded:
+            yield f"{name} is degraded: {volumes.REPAIR}"
+
+
+def _located(spec: Imgbuild, facts: Facts) -> dict[str, str]:
+    """The kernel's names of kept volumes, by those in the IMGBUILD. Raises ValueError."""
+    parts = {each.name: _node(each, facts) for each in spec.keep if each.disk}
+    return volumes.located(spec.wanted, parts, volumes.Stack(facts.slaves, facts.mapped))
+
+
+def _node(kept: Kept, facts: Facts) -> str:
+    """The kernel's name of what a kept disk mounts, or of a kept partition."""
+    device = disks.resolve(kept.name, kept.match, facts.disks)
+    names = {(part.disk, part.number): part.name for part in facts.parts}
+    return names.get((device.name, kept.part), device.part(kept.part).name)
+
+
 def _mounts(spec: Imgbuild, facts: Facts, found: Mapping[str, Device]) -> Iterator[str]:
     """What is kept and to be mounted, and cannot be, or would take another one's place."""
-    parts = {(part.disk, part.number): part.name for part in facts.parts}
-    kinds = {name: kind for name, kind, *_ in (line.split() for line in facts.contents)}
-    nodes = {point: node for node, point, _ in (line.split() for line in facts.mounts)}
-    for each in spec.keep:
-        device = found.get(each.disk or each.name)
-        if device and each.mount:
-            node = parts.get((device.name, each.part), device.part(each.part).name)
-            if not disks.mountable(kind := kinds.get(node, "")):
+    nodes = {k.name: _node(k, facts) for k in spec.keep if (k.disk or k.name) in found}
+    with suppress(Failure, ValueError):  # what is not there is told already
+        nodes |= _located(spec, facts)
+    points = {point: node for node, point, _ in (line.split() for line in facts.mounts)}
+    for each in spec.kept:
+        node = nodes.get(each.name, "")
+        if node and each.mount:
+            if not disks.mountable(kind := _held(node, facts).partition(" ")[0]):
                 yield (
                     f"keep: {each.name!r}: {node} holds {kind}, which cannot be mounted at"
                     f" {each.mount}: {disks.NO_MOUNT}"
                 )
-            now = stack.kernel_names(nodes.get(each.mount, f"/dev/{node}"), facts)
+            now = stack.kernel_names(points.get(each.mount, f"/dev/{node}"), facts)
             # Before the first deployment it may have been anywhere.
             if facts.deployment and now != {node}:
                 yield (
@@ -240,9 +266,12 @@ def bootable(spec: Imgbuild) -> Iterator[str]:
     for missing in booting.missing(spec) if spec.bootloader and rooted(spec) else ():
         yield f"bootloader={spec.bootloader} needs one of these packages: {', '.join(missing)}"
     for kind, (tool, why) in TOOLS.items():
-        volumes = list(layout.volumes(spec.layout, kind))
-        if volumes and not any(package.startswith(tool) for package in spec.package_names):
-            yield f"the layout has {kind} {volumes[0].name!r}: {why}"
+        made = list(layout.volumes(spec.layout, kind))
+        kept = [each for each in spec.kept_volumes if each.kind == kind]
+        if any(package.startswith(tool) for package in spec.package_names):
+            continue
+        for where, each in [*(("the layout", v) for v in made), *(("`keep`", v) for v in kept)][:1]:
+            yield f"{where} has {kind} {each.name!r}: {why}"
     yield from _initramfs(spec)
     kernels = [each for each in spec.package_names if not NO_KERNEL.search(each)]
     if not any(each.startswith(KERNELS[spec.target]) for each in kernels):
@@ -299,6 +328,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
             for d in spec.layout.disks
         ),
         *(("keep", _kept(k, facts)) for k in spec.keep),
+        *(("keep", each) for each in _kept_volumes(spec, facts)),
         *(("untouched", _disk(each, facts)) for each in _others(spec, facts)),
         *(("warning", each) for each in _warnings(spec, facts)),
         *(("network", each) for each in (*facts.addresses, *facts.routes)),
@@ -406,7 +436,7 @@ def _locked(spec: Imgbuild, facts: Facts) -> Iterator[str]:
 
 def _holding_up(spec: Imgbuild) -> Iterator[str]:
     """What is kept and could keep sshd from starting, as systemd.mount(5) has it."""
-    for each in spec.keep:
+    for each in spec.kept:
         if each.mount and "nofail" not in each.options.split(","):
             yield (
                 f"{each.mount} is mounted without options=nofail: if {each.name} is broken one day,"
@@ -472,6 +502,23 @@ def _size(size: int) -> str:
 def _kept(kept: Kept, facts: Facts) -> str:
     device = disks.resolve(kept.name, kept.match, facts.disks)
     return f"partition {kept.part} of {device.describe()}" if kept.disk else _disk(device, facts)
+
+
+def _kept_volumes(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """Each with what it holds."""
+    found = _located(spec, facts)
+    for each in spec.kept_volumes:
+        if name := found.get(each.name):
+            what = _held(name, facts) or "nothing that is known"
+            on = f"on {', '.join(each.on)}: {stack.shown(name, facts)} ({what})"
+            yield f"{each.kind} {each.name} {on}"
+
+
+def _held(name: str, facts: Facts) -> str:
+    """File system or the like on NAME, one of the kernel's, and its label."""
+    known = (line.partition(" ")[::2] for line in facts.contents)
+    held = {stack.shown(each, facts): what for each, what in known}
+    return held.get(stack.shown(name, facts), "")
 
 
 def _disk(device: Device, facts: Facts) -> str:

@@ -141,22 +141,21 @@ def check_mounts(host: Host, seen: Facts) -> Iterator[Check]:
 
 def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterator[Check]:
     """The kept disks' fingerprints, taken by the same code as in the old system."""
-    keep = host.imgbuild().keep
-    if not keep:
+    wanted = host.imgbuild().wanted
+    if not wanted:
         return
     if not seen.base:
         yield Check("kept disks", False, "the base image, which compares them, is not there")
         return
-    asked = Fingerprints([each.wanted for each in keep])
     try:
-        found = reach.answer(remote, seen.base, asked, list[Fingerprint])
+        found = reach.answer(remote, seen.base, Fingerprints(wanted), list[Fingerprint])
     except Failure as failure:
         yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
         return
     known = state.kept or seen.stamp.kept or []  # the latter: by the initramfs itself
-    before, now = ({each.name: each for each in each_time} for each_time in (known, found))
-    for each in keep:
-        old, new = before.get(each.name), now[each.name]
+    before = {each.name: each for each in known}
+    for new in found:
+        old = before.get(new.name)
         evidence = f"{old.digest[:16] if old else 'nothing'} before, {new.digest[:16]} now"
         yield Check(f"kept disk {new.serial}", old == new, evidence)
 

@@ -243,7 +243,7 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
     if host.start == "once":
         yield "host.toml says start = 'once', and a slot is started by kexec"
     yield from no_kexec(facts)
-    if why := layout.difference(facts.stamp.layout, spec.layout, spec.keep):
+    if why := layout.difference(facts.stamp.layout, spec.layout, spec.kept):
         yield why
     try:
         known = slots.decoded(facts.record)
@@ -254,6 +254,8 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
         yield f"/ is not slot {known.default}, which starts by default"
     if why := slots.unfit(spec.layout):
         yield why
+    if spec.kept_volumes:
+        yield "kept volumes: a slot's fstab would not name them"
     if spec.target == "arch" and host.build_on != "workstation":
         yield 'target=arch needs build_on = "workstation"'
 

@@ -121,7 +121,8 @@ def test(host: Host, options: Options) -> Result:
 
     Raises Failure with the exit statuses of log.py.
     """
-    phases.refuse(host, *plan.bootable(host.imgbuild()))
+    spec = host.imgbuild()
+    phases.refuse(host, *plan.bootable(spec), *not_made(spec))
     trial = prepare(host)
     lock.take(trial.double.name)
     if not options.reuse:
@@ -143,6 +144,12 @@ def test(host: Host, options: Options) -> Result:
                 discard(trial)
     report.show(result, f"{host.name} was installed in a local VM and verified")
     return result
+
+
+def not_made(spec: Imgbuild) -> list[str]:
+    """Only a kernel that has LVM and md makes their volumes."""
+    why = "a VM cannot be made with such a volume in it"
+    return [f"keep: {each.kind} {each.name!r}: {why}" for each in spec.kept_volumes]
 
 
 def test_all(options: Options) -> Result:
@@ -244,7 +251,7 @@ def marks(trial: Trial) -> str:
 
 
 def kept_paths(trial: Trial) -> list[str]:
-    return [f"{each.mount}/{MARKER}" for each in trial.host.imgbuild().keep if each.mount]
+    return [f"{each.mount}/{MARKER}" for each in trial.host.imgbuild().kept if each.mount]
 
 
 def as_machine(trial: Trial) -> Machine:
@@ -299,7 +306,7 @@ def make_disks(trial: Trial) -> list[Fingerprint]:
     Those of an earlier test stay, for as long as the IMGBUILD wants the same.
     """
     spec = trial.host.imgbuild()
-    wanted = layout.digest(spec.layout, spec.keep)
+    wanted = layout.digest(spec.layout, spec.kept)
     text = trial.disks.read_bytes() if trial.disks.exists() else b"{}"
     known = records.load(Disks, text, f"{trial.disks}")
     if known.wanted != wanted:
