@@ -444,6 +444,25 @@ def test_watchdogs_by_every_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.real("run")
+def test_arrays_that_cannot_be_kept(tmp_path: Path) -> None:
+    """One that lacks a member, one that does not run; RAID 0 knows no lack of a member."""
+    states = {"md0": "clean", "md1": "active", "md2": "inactive", "md3": "readonly"}
+    lacks = {"md0": "0", "md1": "1", "md3": "12"}
+    for name, state in {**states, "md4": "clean"}.items():
+        (tmp_path / name / "md").mkdir(parents=True)
+        (tmp_path / name / "md/array_state").write_text(f"{state}\n")
+    for name, lack in lacks.items():
+        (tmp_path / name / "md/degraded").write_text(f"{lack}\n")
+    place = "/sys/block/md*/md"
+    text = facts.SCRIPT.read_text()
+    assert text.count(place) == 1
+
+    text = text.replace(place, f"{tmp_path}/md*/md")
+
+    assert facts.parse(run(["sh", "-c", text, "facts", ""])).degraded == ("md1", "md2", "md3")
+
+
+@pytest.mark.real("run")
 def test_network_of_this_machine() -> None:
     text = run(["sh", "-c", facts.SCRIPT.read_text(), "facts", ""])
 

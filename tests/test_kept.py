@@ -1,7 +1,8 @@
 """Kept disks: compared, then put out of reach, in trees like sysfs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -311,12 +312,24 @@ VOLUMES = (
     Volume("lv", "data", ("vg0",), mount="/srv", options="nofail"),
 )
 LOOKED = [
-    "mdadm --quiet --assemble --readonly /dev/md/md1 /dev/vda3 /dev/vda4",
+    "blockdev --getsz /dev/vda3",
+    "losetup --find --show FILE",
+    "dmsetup create --noudevsync --noudevrules kept_vda3"
+    " --table 0 2048 snapshot /dev/vda3 /dev/loop7 N 8",
+    "losetup --detach /dev/loop7",
+    "blockdev --getsz /dev/vda4",
+    "losetup --find --show FILE",
+    "dmsetup create --noudevsync --noudevrules kept_vda4"
+    " --table 0 2048 snapshot /dev/vda4 /dev/loop7 N 8",
+    "losetup --detach /dev/loop7",
+    "mdadm --quiet --assemble --readonly /dev/md/md1 /dev/dm-3 /dev/dm-4",
     'lvchange --activate y --config activation/read_only_volume_list=["vg0/data"] vg0/data',
 ]
 APART = [
     "dmsetup remove --noudevsync --retry vg0-data",
     "mdadm --quiet --stop /dev/md127",
+    "dmsetup remove --noudevsync --retry kept_vda3",
+    "dmsetup remove --noudevsync --retry kept_vda4",
 ]
 
 
@@ -324,71 +337,108 @@ def of_volume(name: str, digest: str = "same") -> Fingerprint:
     return Fingerprint(name, name, SIZE, digest, ((0, "U", "ext4"),))
 
 
-@pytest.fixture
-def look(sysfs: Sysfs, done: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done for a look at the volumes, as it puts them together."""
-    disk = sysfs.virtio("vda", 1)
+class Kernel:
+    """What puts volumes together makes entries in SYSFS."""
 
-    def run(argv: Sequence[str | Path]) -> str:
-        if argv[0] == "mdadm" and "--assemble" in argv:
-            (disk / "vda3/holders/md127").mkdir(parents=True)
-            (sysfs.top / "block/md127/holders").mkdir(parents=True)
-        elif argv[0] == "lvchange":
-            (sysfs.top / "block/md127/holders/dm-0").mkdir()
-            (sysfs.top / "block/dm-0/dm").mkdir(parents=True)
-            (sysfs.top / "block/dm-0/dm/name").write_text("vg0-data\n")
-        done.append(" ".join(map(str, argv)))
+    def __init__(self, sysfs: Sysfs) -> None:
+        self.disk = sysfs.virtio("vda", 1)
+        self.block = sysfs.top / "block"
+        self.done: list[str] = []
+        self.count = {"vda": 10, "vda3": 0, "vda4": 0}
+
+    def mapper(self, name: str, kernel: str, below: Path) -> None:
+        (below / "holders" / kernel).mkdir(parents=True)
+        (self.block / kernel / "dm").mkdir(parents=True)
+        (self.block / kernel / "dm/name").write_text(f"{name}\n")
+
+    def run(self, argv: Sequence[str | Path]) -> str:
+        words = [str(word) for word in argv]
+        self.done.append(" ".join("FILE" if word.startswith("/tmp/") else word for word in words))
+        match words[:2]:
+            case ["blockdev", "--getsz"]:
+                return "2048\n"
+            case ["losetup", "--find"]:
+                return "/dev/loop7\n"
+            case ["dmsetup", "create"]:
+                part = words[4].removeprefix("kept_")
+                self.mapper(words[4], f"dm-{part[-1]}", self.disk / part)
+            case ["mdadm", "--quiet"] if "--assemble" in words:
+                for name in ("dm-3", "dm-4"):
+                    (self.block / name / "holders/md127").mkdir(parents=True)
+                (self.block / "md127/holders").mkdir(parents=True)
+            case ["lvchange", _]:
+                self.mapper("vg0-data", "dm-0", self.block / "md127")
         return ""
 
-    monkeypatch.setattr(kept, "run", run)
-    monkeypatch.setattr(leftovers, "run", run)
+
+@pytest.fixture
+def look(sysfs: Sysfs, done: list[str], monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel(sysfs)
+    monkeypatch.setattr(kept, "run", kernel.run)
+    monkeypatch.setattr(leftovers, "run", kernel.run)
     monkeypatch.setattr(leftovers, "forget", lambda dev: None)
+    monkeypatch.setattr(disks, "written", kernel.count.__getitem__)
+    monkeypatch.setattr(disks, "partitions", lambda device: {n: device.part(n) for n in (3, 4)})
     found = [of_volume("md1"), of_volume("data")]
-    monkeypatch.setattr(volumes, "of_volumes", lambda wanted: found)
-    return done
+    monkeypatch.setattr(volumes, "of_volumes", lambda wanted, parts: found)
+    return kernel
 
 
-def test_look_at_volumes(look: list[str]) -> None:
-    """Read-only, and nothing of it is left."""
+def test_look_at_volumes(look: Kernel) -> None:
+    """Read-only, an array above what takes the kernel's writes; and nothing of it is left."""
     before = [of_volume("md1"), of_volume("data")]
 
     mounts, found = kept.secure_volumes(OLD, VOLUMES, before)
 
     assert mounts == [("/srv", "U", "ext4", "nofail")]
     assert found == before
-    assert look == [*LOOKED, *APART]
+    assert look.done == [*LOOKED, *APART]
 
 
-def test_volume_that_is_another_one(look: list[str]) -> None:
+def test_group_on_a_partition_has_no_shield(look: Kernel) -> None:
+    """LVM would see its physical volume twice."""
+    on_part = (Volume("vg", "vg0", ("d1",)), VOLUMES[2])
+    kept.secure_volumes(OLD, on_part, [of_volume("md1"), of_volume("data")])
+    assert look.done[0] == LOOKED[-1]
+
+
+def test_volume_that_is_another_one(look: Kernel) -> None:
     with pytest.raises(Failure, match="kept 'data' is not what it was in the old system"):
         kept.secure_volumes(OLD, VOLUMES, [of_volume("md1"), of_volume("data", "other")])
 
-    assert look == [*LOOKED, *APART]
+    assert look.done == [*LOOKED, *APART]
 
 
-def test_volume_that_nobody_has_asked_for(look: list[str]) -> None:
+def test_volume_that_nobody_has_asked_for(look: Kernel) -> None:
     assert kept.secure_volumes(OLD, VOLUMES, None)[1] == [of_volume("md1"), of_volume("data")]
     assert kept.secure_volumes(OLD, (), []) == ([], [])
 
 
-def test_volume_that_is_not_found(look: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was put together is taken apart all the same."""
+@pytest.mark.parametrize(
+    ("sectors", "says"), [(0, "not there"), (8, "written to, although kept: 8 sectors of part")]
+)
+def test_look_that_fails(
+    look: Kernel, monkeypatch: pytest.MonkeyPatch, sectors: int, says: str
+) -> None:
+    """What was put together is taken apart all the same; what it has written is told."""
 
-    def of_volumes(wanted: Sequence[Wanted]) -> list[Fingerprint]:
+    def of_volumes(wanted: Sequence[Wanted], parts: Mapping[str, Path]) -> list[Fingerprint]:
+        look.count["vda3"] += sectors
         raise Failure("not there")
 
     monkeypatch.setattr(volumes, "of_volumes", of_volumes)
-    with pytest.raises(Failure, match="not there"):
+    with pytest.raises(Failure, match=says):
         kept.secure_volumes(OLD, VOLUMES, [])
 
-    assert look == [*LOOKED, *APART]
+    assert look.done == [*LOOKED, *APART]
 
 
-def test_arrays_in_the_new_system(look: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_in_the_new_system() -> None:
     uuid = "0123abcd-4567-89ab-cdef-0123456789ab"
-    monkeypatch.setattr(disks, "probe", lambda node: {"UUID": uuid} if node.name == "vda3" else {})
+    known = [replace(of_volume("d1"), filesystems=((3, uuid, "linux_raid_member"),))]
 
     assert (
-        kept.arrays(OLD, VOLUMES) == "ARRAY /dev/md/md1 UUID=0123abcd:456789ab:cdef0123:456789ab\n"
+        kept.arrays(VOLUMES, known)
+        == "ARRAY /dev/md/md1 UUID=0123abcd:456789ab:cdef0123:456789ab\n"
     )
-    assert kept.arrays(OLD, ()) == ""
+    assert kept.arrays((), []) == ""

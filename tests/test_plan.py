@@ -575,6 +575,16 @@ def test_kept_volume() -> None:
         ),
         ({}, "raid md1 on=d1", "kept raid 'md1': it lies on vda3, vda4, `keep` says vda3"),
         (
+            {"groups": ()},
+            VOLUME,
+            "kept vg 'old-vg': LVM does not show it: pvs",
+        ),
+        (
+            {"groups": (*RENTED.groups, ("/dev/vdb1", "old-vg"))},
+            VOLUME,
+            "kept vg 'old-vg': it lies on md127, vdb1, `keep` says md127",
+        ),
+        (
             {"mapped": {}},
             VOLUME,
             "kept lv 'data': it is not active: vgchange --activate y old-vg",
@@ -587,7 +597,7 @@ def test_kept_volume() -> None:
         (
             {"degraded": ("md127",)},
             VOLUME,
-            "md127 is degraded: mdadm --detail tells which member is missing; it is kept when",
+            "md127 is degraded or does not run: mdadm --detail tells which member",
         ),
         (
             {},

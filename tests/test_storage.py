@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anemos import disks
+from anemos import disks, volumes
 from anemos.disks import Device
 from anemos.initramfs import leftovers, storage
 from anemos.initramfs.leftovers import InUse
@@ -180,7 +180,7 @@ def test_above(sysfs: Path) -> None:
 
 def test_taken_apart(sysfs: Path) -> None:
     use = InUse(("/target/home", "/target"), ("/dev/dm-1",), ("dm-1", "dm-5", "md0"))
-    assert list(leftovers.steps(use, leftovers.mapper_names())) == [
+    assert list(leftovers.steps(use, volumes.mapped())) == [
         ["umount", "/target/home"],
         ["umount", "/target"],
         ["swapoff", "/dev/dm-1"],
@@ -354,7 +354,7 @@ def test_preflight_looks_at_every_disk(
     monkeypatch.setattr(disks, "nodes", nodes)
     monkeypatch.setattr(disks, "probe", probe)
     by_node = {Path("/dev", name): group for name, group in groups.items()}
-    monkeypatch.setattr(leftovers, "volume_groups", lambda: by_node)
+    monkeypatch.setattr(volumes, "groups", lambda: by_node)
     whole = grammar.parse(ONE)
     if not expected:
         storage.check_apart(whole, [], {"first": SYSTEM})

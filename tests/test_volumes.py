@@ -1,5 +1,7 @@
 """Kept volumes: found by what they lie on, in trees like sysfs; another kernel knows them."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,14 +56,31 @@ def block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(disks, "SYS_BLOCK", tmp_path)
     monkeypatch.setattr(disks.devices, "__defaults__", (tmp_path,))
     monkeypatch.setattr(disks, "probe", lambda node: HELD[node.name[:2]])
+    group(monkeypatch, "md127")
     return tmp_path
+
+
+def group(monkeypatch: pytest.MonkeyPatch, *members: str) -> None:
+    """MEMBERS are all that my-vg has; there is another group, too."""
+    nodes = [*(f"/dev/{name}" for name in members), "/dev/sdz"]
+    names = [*("my-vg UUID" for _ in members), "my-vg2 UUID-2"]
+    found = {
+        "pv": [
+            {"pv_name": n, "vg_name": g, "vg_uuid": ""} for n, g in zip(nodes, names, strict=True)
+        ]
+    }
+    monkeypatch.setattr(volumes, "run", lambda argv: json.dumps({"report": [found]}))
+
+
+def of_volumes() -> list[Fingerprint]:
+    return volumes.of_volumes(wanted(), volumes.nodes(wanted()))
 
 
 def test_the_same_under_other_names(
     block: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(block, "sda", "sdb", "md127", "dm-0")
-    before = volumes.of_volumes(wanted())
+    before = of_volumes()
     assert [(each.name, each.serial, each.size, each.filesystems) for each in before] == [
         ("md1", "md1", MIB, ((0, "pv", "LVM2_member"),)),
         ("data", "my-vg/data", MIB // 2, ((0, "u-1", "ext4"),)),
@@ -70,7 +89,8 @@ def test_the_same_under_other_names(
     monkeypatch.setattr(disks, "SYS_BLOCK", other)
     monkeypatch.setattr(disks.devices, "__defaults__", (other,))
     machine(other, "vdb", "vda", "md1", "dm-4")
-    assert volumes.of_volumes(wanted()) == before
+    group(monkeypatch, "md1")
+    assert of_volumes() == before
 
 
 @pytest.mark.parametrize(
@@ -78,9 +98,9 @@ def test_the_same_under_other_names(
 )
 def test_another_volume(block: Path, file: str, text: str) -> None:
     machine(block, "sda", "sdb", "md127", "dm-0")
-    before = volumes.of_volumes(wanted())
+    before = of_volumes()
     write(block / file, text)
-    assert [old == new for old, new in zip(before, volumes.of_volumes(wanted()), strict=True)] == [
+    assert [old == new for old, new in zip(before, of_volumes(), strict=True)] == [
         True,
         False,
     ]
@@ -88,24 +108,47 @@ def test_another_volume(block: Path, file: str, text: str) -> None:
 
 def test_another_file_system(block: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(block, "sda", "sdb", "md127", "dm-0")
-    before = volumes.of_volumes(wanted())
+    before = of_volumes()
     monkeypatch.setitem(HELD, "dm", {"TYPE": "ext4", "UUID": "u-2"})
-    assert volumes.of_volumes(wanted())[1].digest != before[1].digest
+    assert of_volumes()[1].digest != before[1].digest
 
 
 def test_what_is_not_there(block: Path) -> None:
     machine(block, "sda", "sdb", "md127", "dm-0")
     write(block / "md127/md/degraded", "1")
     with pytest.raises(Failure, match="kept raid 'md1': md127 is degraded") as caught:
-        volumes.of_volumes(wanted())
+        of_volumes()
     assert "mdadm --detail" in caught.value.hint
     write(block / "md127/slaves/sdc3", "")
     with pytest.raises(Failure, match="it lies on sda3, sdb3, sdc3, `keep` says sda3, sdb3"):
-        volumes.of_volumes(wanted())
+        of_volumes()
     write(block / "dm-0/dm/name", "my-vg-data")  # group "my", volume "vg-data"
     (block / "md127/slaves/sdc3").unlink()
     with pytest.raises(Failure, match="kept lv 'data': it is not active"):
-        volumes.of_volumes(wanted())
+        of_volumes()
+    write(block / "md127/md/degraded", "0")
+    write(block / "md127/size", "0")  # its members are there, and it does not run
+    write(block / "dm-0/dm/name", "my--vg-data")
+    with pytest.raises(Failure, match="kept raid 'md1': md127 is degraded or does not run"):
+        of_volumes()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ((), "kept vg 'my-vg': LVM does not show it: pvs"),
+        (("md127", "sda9"), "kept vg 'my-vg': it lies on md127, sda9, `keep` says md127"),
+        (("md127", "[unknown]"), "it lies on [unknown], md127, `keep` says md127"),
+    ],
+)
+def test_group_that_is_another_one(
+    block: Path, monkeypatch: pytest.MonkeyPatch, members: tuple[str, ...], message: str
+) -> None:
+    """A member of it may lie on a disk that is erased, or be missing."""
+    machine(block, "sda", "sdb", "md127", "dm-0")
+    group(monkeypatch, *members)
+    with pytest.raises(Failure, match=re.escape(message)):
+        of_volumes()
 
 
 def test_with_disks(block: Path, monkeypatch: pytest.MonkeyPatch) -> None:

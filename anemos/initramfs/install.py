@@ -42,7 +42,8 @@ def install(
         leftovers.release(list(devices.values()))  # an earlier run may have been killed
         storage.activate(spec.layout, devices, seed, secrets)
     with storage.mounted(spec.layout, devices, TARGET):
-        with kept.watched(spec.keep):  # now code of packages and IMGBUILD runs
+        # Now code of packages and IMGBUILD runs.
+        with kept.watched(spec.keep, "look with ./inv rescue; ./inv resume goes on"):
             given = installed(boot, spec, reached)
             fill(given, todo)
             if DEFINITION in todo:
@@ -62,7 +63,7 @@ def installed(boot: Boot, spec: Imgbuild, reached: Progress) -> Installation:
     base = stage.BASE, boot.base
     commit = unpacked(spec.directory.parent).commit
     stamp = boot.stamp(layout.elements(spec.layout, spec.kept), commit)
-    arrays = kept.arrays(spec.keep, spec.kept_volumes)
+    arrays = kept.arrays(spec.kept_volumes, boot.kept or [])
     words = (boot.deployment, stamp, layer, base, stage.SSH, reached.mounts, arrays)
     return Installation(spec, TARGET, *words)
 

@@ -2,7 +2,7 @@
 
 A kept partition cannot be: its disk is in use. It is read-only, which a hostile root can undo; so
 what is written meanwhile is counted, by the kernel. A kept volume lies on such partitions, which
-stay unused: it is put together for a look, and taken apart again.
+stay unused: it is put together for a look, above shields, and taken apart again.
 """
 
 import itertools
@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from anemos import disks, log, volumes
-from anemos.disks import Device, Fingerprint
+from anemos.disks import Device, Fingerprint, Wanted
 from anemos.initramfs import leftovers
 from anemos.initramfs.hardware import wait_for
 from anemos.initramfs.leftovers import InUse
@@ -21,6 +22,8 @@ from anemos.log import FAILED, die
 from anemos.run import run
 from anemos.system import layout
 from anemos.system.layout import Kept, Mounted, Volume
+
+SHIELD = 64 * layout.MIB  # of memory, at most, for what is written to a shield
 
 
 def secure(keep: tuple[Kept, ...], before: Sequence[Fingerprint] | None) -> list[Mounted]:
@@ -34,7 +37,8 @@ def secure(keep: tuple[Kept, ...], before: Sequence[Fingerprint] | None) -> list
         device = disks.resolve(each.name, each.match, disks.devices())
         found = disks.fingerprint(each.name, device, each.only)
         compare(found, before)
-        mounts += mounted(each, found, each.part)
+        if each.mount:
+            mounts.append(each.mounted(found))
         if each.disk:
             run(["blockdev", "--setro", device.part(each.part)])
             log.info(
@@ -51,13 +55,6 @@ def compare(found: Fingerprint, before: Sequence[Fingerprint] | None) -> None:
         die(f"kept {found.name!r} is not what it was in the old system", status=FAILED)
 
 
-def mounted(kept: Kept | Volume, found: Fingerprint, part: int = 0) -> list[Mounted]:
-    if not kept.mount:
-        return []
-    uuid, fs = found.filesystem(part)
-    return [Mounted(kept.mount, uuid, fs, kept.options or "defaults")]
-
-
 def secure_volumes(
     keep: Sequence[Kept], kept: Sequence[Volume], before: Sequence[Fingerprint] | None
 ) -> tuple[list[Mounted], list[Fingerprint]]:
@@ -68,27 +65,55 @@ def secure_volumes(
     """
     if not kept:
         return [], []
-    parts = nodes(keep)
-    names = [node.name for node in parts.values()]
-    try:
-        for argv in together(kept, parts):
-            run(argv)
-        wanted = [each.wanted for each in keep] + [each.wanted for each in kept]
-        found = volumes.of_volumes(wanted)
-    finally:
-        leftovers.take_apart(InUse((), (), tuple(leftovers.above(names))))
+    wanted = [*(each.wanted for each in keep), *(each.wanted for each in kept)]
+    parts = volumes.nodes(wanted)
+    with watched(keep):
+        try:
+            found = look(wanted, kept, parts)
+        finally:
+            used = leftovers.above(node.name for node in parts.values())
+            leftovers.take_apart(InUse((), (), tuple(used)))
     for each in found:
         compare(each, before)
         log.info(f"Kept volume {each.serial}: unchanged, not in use")
     prints = {each.name: each for each in found}
-    return [m for v in kept if v.mount for m in mounted(v, prints[v.name])], found
+    return [each.mounted(prints[each.name]) for each in kept if each.mount], found
+
+
+def look(
+    wanted: Sequence[Wanted], kept: Sequence[Volume], parts: Mapping[str, Path]
+) -> list[Fingerprint]:
+    """Put KEPT together, on the partitions PARTS."""
+    members = {name for each in kept if each.kind == "raid" for name in each.on}
+    parts = {name: shield(node) if name in members else node for name, node in parts.items()}
+    for argv in together(kept, parts):
+        run(argv)
+    return volumes.of_volumes(wanted, parts)
+
+
+def shield(node: Path) -> Path:
+    """A device like NODE. What is written to it stays in memory (kernel: snapshot.rst).
+
+    The kernel warns of its own writes to a read-only device, and does them (bio_check_ro). md
+    writes an array's bitmap even when it is read-only (md_bitmap_load, md_bitmap_flush).
+    """
+    name, sectors = f"kept_{node.name}", int(run(["blockdev", "--getsz", node]))
+    with NamedTemporaryFile() as file:
+        file.truncate(SHIELD)
+        loop = run(["losetup", "--find", "--show", file.name]).strip()
+    try:
+        table = f"0 {sectors} snapshot {node} {loop} N 8"
+        run(["dmsetup", "create", "--noudevsync", "--noudevrules", name, "--table", table])
+    finally:
+        run(["losetup", "--detach", loop])  # it ends with its last user
+    return next(Path("/dev", kernel) for kernel, its in volumes.mapped().items() if its == name)
 
 
 def together(kept: Sequence[Volume], parts: Mapping[str, Path]) -> Iterator[list[str | Path]]:
-    """What puts KEPT together without a write. PARTS: partitions that are read-only.
+    """What puts KEPT together, on PARTS: without a resync, and without a write to a volume.
 
-    So md sets such an array read-only; mdadm(8) starts none that lacks a member. LVM's table is
-    read-only because of its list (lvm.conf(5)).
+    mdadm(8) starts no array that lacks a member. LVM's table is read-only because of its list
+    (lvm.conf(5)).
     """
     for each in kept:
         if each.kind == "raid":
@@ -100,18 +125,11 @@ def together(kept: Sequence[Volume], parts: Mapping[str, Path]) -> Iterator[list
             yield ["lvchange", "--activate", "y", "--config", only, path]
 
 
-def nodes(keep: Sequence[Kept]) -> dict[str, Path]:
-    """The kept partitions, by their names in KEEP."""
-    there = disks.devices()
-    found = {k.name: disks.resolve(k.name, k.match, there) for k in keep if k.disk}
-    return {k.name: found[k.name].part(k.part) for k in keep if k.disk}
-
-
-def arrays(keep: Sequence[Kept], kept: Sequence[Volume]) -> str:
-    """The ARRAY lines of mdadm.conf(5) for the arrays in KEPT."""
-    parts = nodes(keep)
-    uuids = {v.node: disks.probe(parts[v.on[0]])["UUID"] for v in kept if v.kind == "raid"}
-    return "".join(f"ARRAY {node} UUID={layout.md_uuid(uuid)}\n" for node, uuid in uuids.items())
+def arrays(kept: Sequence[Volume], known: Sequence[Fingerprint]) -> str:
+    """The ARRAY lines of mdadm.conf(5) for the arrays in KEPT, as their members in KNOWN say."""
+    uuids = {each.name: uuid for each in known for _, uuid, _ in each.filesystems}
+    made = {each.node: layout.md_uuid(uuids[each.on[0]]) for each in kept if each.kind == "raid"}
+    return "".join(f"ARRAY {node} UUID={uuid}\n" for node, uuid in made.items())
 
 
 def out_of_reach(found: Fingerprint, device: Device) -> None:
@@ -146,7 +164,7 @@ def detachment(device: Path) -> Mapping[Path, str] | None:
 
 
 @contextmanager
-def watched(keep: Sequence[Kept]) -> Iterator[None]:
+def watched(keep: Sequence[Kept], hint: str = "") -> Iterator[None]:
     """Raises Failure at the end when anything was written to what KEEP names, as far as it is still
     there, or to a disk with a kept partition but to none of its partitions: perhaps into that one.
     """
@@ -158,7 +176,6 @@ def watched(keep: Sequence[Kept]) -> Iterator[None]:
         os.sync()
         if changed := written(keep) - before:
             what = ", ".join(f"{sectors} sectors of {name}" for name, sectors in changed.items())
-            hint = "look with ./inv rescue; ./inv resume goes on"
             die(f"written to, although kept: {what}", hint=hint, status=FAILED)
 
 

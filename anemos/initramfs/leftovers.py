@@ -3,16 +3,15 @@
 The kernel itself tells what lies on what (sysfs, `holders`), so nothing else is touched.
 """
 
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anemos import disks, mounts
+from anemos import disks, mounts, volumes
 from anemos.disks import Device
-from anemos.run import CommandFailed, run
+from anemos.run import run
 
 LVM = "LVM2_member"
 # Where superblocks say what blkid(8) does not: the UUID that a cache has in common with what it is
@@ -40,7 +39,7 @@ def release(found: Sequence[Device]) -> None:
 
 
 def take_apart(use: InUse) -> None:
-    for argv in steps(use, mapper_names()):
+    for argv in steps(use, volumes.mapped()):
         run(argv)
     forget(Path("/dev"))
 
@@ -91,12 +90,6 @@ def above(names: Iterable[str]) -> Iterator[str]:
         yield from visit(name)
 
 
-def mapper_names() -> dict[str, str]:
-    """Device-mapper's names: dm-0 -> vg0-root (kernel: ABI/testing/sysfs-block-dm)."""
-    files = disks.SYS_BLOCK.glob("dm-*/dm/name")
-    return {file.parts[-3]: file.read_text().strip() for file in files}
-
-
 def swaps() -> list[Path]:
     lines = Path("/proc/swaps").read_text().splitlines()[1:]
     return [Path(mounts.unescaped(line.split()[0])) for line in lines]
@@ -132,7 +125,7 @@ def entangled(
 ) -> list[str]:
     """The arrays, volume groups, pools and journals shared by ERASED and STAYING nodes.
 
-    GROUPS: see volume_groups.
+    GROUPS: see volumes.groups.
     """
     return common(
         [(node, ties(node, groups)) for node in erased],
@@ -153,7 +146,7 @@ def common(erased: Tied, staying: Tied) -> list[str]:
 
 
 def ties(node: Path, groups: Mapping[Path, str]) -> set[str]:
-    """What NODE is a part of; nothing if it stands for itself. GROUPS: see volume_groups."""
+    """What NODE is a part of; nothing if it stands for itself. GROUPS: see volumes.groups."""
     found = disks.probe(node)
     kind, uuid = found.get("TYPE", ""), found.get("POOL_UUID") or found.get("UUID", "")
     if kind == LVM:
@@ -174,19 +167,3 @@ def read(node: Path, offset: int, length: int) -> bytes:
     with node.open("rb") as file:
         file.seek(offset)
         return file.read(length)
-
-
-def volume_groups() -> dict[Path, str]:
-    """The volume group of each physical volume that LVM reads (pvs(8)): node -> "NAME UUID".
-
-    "" for a volume that is in none.
-    """
-    argv = ["pvs", "--reportformat", "json", "--options", "pv_name,vg_name,vg_uuid"]
-    try:
-        (report,) = json.loads(run(argv))["report"]
-    except CommandFailed:  # status 5: of one of them, something is missing
-        return {}
-    return {
-        Path(each["pv_name"]): f"{each['vg_name']} {each['vg_uuid']}".strip()
-        for each in report["pv"]
-    }

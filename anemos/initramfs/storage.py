@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from anemos import disks, log
+from anemos import disks, log, volumes
 from anemos.disks import Device
 from anemos.initramfs import leftovers
 from anemos.initramfs.hardware import wait_for
@@ -63,7 +63,7 @@ def check_apart(plan: Layout, keep: Sequence[Kept], devices: Devices) -> None:
     erased = [node for node in everything if node not in kept]
     others = [device for device in found if device not in devices.values() and device.size]
     staying = sorted(kept) + [node for device in others for node in disks.nodes(device)]
-    groups = leftovers.volume_groups()
+    groups = volumes.groups()
     for common in leftovers.entangled(erased, staying, groups):
         die(common, hint="keep all of it, or erase all of it", status=FAILED)
     check_names(plan, staying, groups)

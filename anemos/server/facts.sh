@@ -110,9 +110,11 @@ for slave in /sys/block/*/slaves/*; do
     device=${slave%/slaves/*}
     fact slave "${device##*/}|${slave##*/}"
 done
-# Arrays that lack a member.
-for array in /sys/block/md*/md/degraded; do
-    case $(first "$array") in 0 | "") ;; *) array=${array%/md/degraded} && fact degraded "${array##*/}" ;; esac
+# Arrays that lack a member, or do not run (kernel: admin-guide/md.rst).
+for array in /sys/block/md*/md; do
+    state="$(first "$array/array_state") $(first "$array/degraded")"
+    array=${array%/md}
+    case $state in "inactive "* | "clear "* | *" "[1-9]*) fact degraded "${array##*/}" ;; esac
 done
 # Device-mapper's names: dm-0, vg0-root. LVM's physical volumes, each with the name of its group; no lock is taken.
 for name in /sys/block/dm-*/dm/name; do

@@ -133,6 +133,10 @@ class Volume:
         """Of one that is kept."""
         return Wanted(self.name, {}, kind=self.kind, on=self.on)
 
+    def mounted(self, found: Fingerprint) -> "Mounted":
+        """As of a disk that is kept."""
+        return Mounted(self.mount, *found.filesystem(0), self.options or "defaults")
+
 
 @dataclass(frozen=True)
 class Carrier:

@@ -86,7 +86,7 @@ class Facts:
     secure_boot: bool = False
     entries: tuple[Entry, ...] = ()  # the best first
     mapped: dict[str, str] = field(default_factory=dict)  # dm-0 -> vg0-root
-    degraded: tuple[str, ...] = ()  # arrays that lack a member
+    degraded: tuple[str, ...] = ()  # arrays that lack a member, or do not run
     groups: tuple[tuple[str, str], ...] = ()  # (/dev/sda2, vg0): a physical volume and its group
     identities: tuple[tuple[str, str], ...] = ()  # (sda2, "btrfs UUID")
     staged: str = ""  # "deployment who since" (server/stage.sh), if anything is

@@ -203,13 +203,15 @@ def _volumes(spec: Imgbuild, facts: Facts) -> Iterator[str]:
         return
     for name in found.values():
         if name in facts.degraded:
-            yield f"{name} is degraded: {volumes.REPAIR}"
+            yield f"{name} {volumes.DEGRADED}: {volumes.REPAIR}"
 
 
 def _located(spec: Imgbuild, facts: Facts) -> dict[str, str]:
     """The kernel's names of kept volumes, by those in the IMGBUILD. Raises ValueError."""
     parts = {each.name: _node(each, facts) for each in spec.keep if each.disk}
-    return volumes.located(spec.wanted, parts, volumes.Stack(facts.slaves, facts.mapped))
+    named = [(stack.kernel_names(node, facts), group) for node, group in facts.groups]
+    groups = [(name, group) for names, group in named for name in names]
+    return volumes.located(spec.wanted, parts, volumes.Stack(facts.slaves, facts.mapped, groups))
 
 
 def _node(kept: Kept, facts: Facts) -> str:
