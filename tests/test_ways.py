@@ -100,8 +100,11 @@ def test_no_slot_for_volumes_and_arch() -> None:
     locked += "luks safe on=system/srv key=etc/key fs=ext4 mount=/srv\n"
     given = spec(layout=locked)
     seen = replace(FACTS, stamp=Seen("d", layout=layout.elements(given.layout, given.keep)))
-    why = "the new crypttab or mdadm.conf would not name luks 'safe'"
-    assert ways.slot(HOST, given, seen).why == why
+    why = "the new crypttab, fstab or mdadm.conf would not name"
+    assert ways.slot(HOST, given, seen).why == f"{why} luks 'safe'"
+    given = spec(keep="part p disk=system number=9\nvg v on=p\nlv data on=v mount=/data")
+    seen = replace(FACTS, stamp=Seen("d", layout=layout.elements(given.layout, given.kept)))
+    assert ways.slot(HOST, given, seen).why == f"{why} vg 'v', lv 'data'"
     arch = spec(target="arch")
     assert ways.slot(replace(HOST, build_on="workstation"), arch, FACTS).why == ""
     assert (

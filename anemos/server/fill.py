@@ -71,8 +71,6 @@ def unpack(asked: Fill) -> tuple[Imgbuild, Manifest]:
     # An IMGBUILD is a script: what it says here must be what it said when the plan was shown.
     if given.agreed.layout != layout.digest(spec.layout, spec.kept):
         die("layout or keep is not what the plan has shown", status=FAILED)
-    if spec.kept_volumes:
-        die("kept volumes: a slot's fstab would not name them", status=FAILED)
     if asked.layer:
         staging.check(stage.LAYER, asked.layer)
     elif spec.target == "arch":
@@ -140,7 +138,7 @@ def check(given: Installation, slot: str, known: Record, node: Path) -> None:
     if slot == known.default:
         die(f"slot {slot} is the one that starts", status=FAILED)
     require_free(node)
-    if why := slots.unfit(given.spec.layout):
+    if why := slots.unfit(given.spec.layout, given.spec.kept_volumes):
         die(f"slot {slot}: {why}", status=FAILED)
 
 

@@ -7,14 +7,14 @@ there is the old record or the new one. A rename would need a journal, which GRU
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from anemos import files
 from anemos.log import die
-from anemos.system.layout import SLOTS, Layout, fs_uuid
+from anemos.system.layout import SLOTS, Layout, Volume, fs_uuid
 
 FILE = "anemos-slots"  # on the file system that both slots start from (Layout.shared)
 HEAD = "# GRUB Environment Block\n"
@@ -78,13 +78,12 @@ def first(layout: Layout, seed: str, deployment: str = "", filled: int = 0) -> R
     return Record(root.what.slot, {**dict.fromkeys(SLOTS, Slot()), root.what.slot: whole})
 
 
-def unfit(layout: Layout) -> str:
+def unfit(layout: Layout, kept: Sequence[Volume]) -> str:
     """Why LAYOUT's slots cannot be filled, "" when they can. RAID and LUKS have their UUIDs from
-    the deployment that made them."""
-    names = [
-        f"{each.kind} {each.name!r}" for each in layout.volumes if each.kind in ("raid", "luks")
-    ]
-    why = "the new crypttab or mdadm.conf would not name"
+    the deployment that made them. Only an initramfs looks at the volumes KEPT."""
+    made = [each for each in layout.volumes if each.kind in ("raid", "luks")]
+    names = [f"{each.kind} {each.name!r}" for each in (*made, *kept)]
+    why = "the new crypttab, fstab or mdadm.conf would not name"
     return f"{why} {', '.join(names)}" if names else ""
 
 

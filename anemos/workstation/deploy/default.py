@@ -78,7 +78,6 @@ def meaning(host: Host, to: SlotSeen) -> list[str]:
     """What it means for data that was written since."""
     spec = host.imgbuild()
     shared = spec.layout.shared()
-    mounts = {each.mount for each in spec.layout.mounts()} | {each.mount for each in spec.keep}
-    both = sorted(mounts - {"", "/", shared.mount if shared else ""})
+    both = sorted(spec.mount_points() - {"/", shared.mount if shared else ""})
     lines = [f"Slot {to.name}: {status.told_of(to)}", "What was written to / since is not there"]
     return [*lines, *([f"What was written to {', '.join(both)} stays"] if both else [])]

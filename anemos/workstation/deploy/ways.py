@@ -252,10 +252,8 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
         return
     if known.slots[known.default].root not in roots(facts):
         yield f"/ is not slot {known.default}, which starts by default"
-    if why := slots.unfit(spec.layout):
+    if why := slots.unfit(spec.layout, spec.kept_volumes):
         yield why
-    if spec.kept_volumes:
-        yield "kept volumes: a slot's fstab would not name them"
     if spec.target == "arch" and host.build_on != "workstation":
         yield 'target=arch needs build_on = "workstation"'
 
