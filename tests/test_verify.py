@@ -238,25 +238,30 @@ part swap fs=swap size=1G
 keep='
 disk data serial=D part=1 mount=/srv options=nofail
 disk rest serial=R
+part pv disk=system number=9
+vg v on=pv
+lv mail on=v mount=/mail options=nofail
 '
 """
+OWN = ("/dev/sda1 / ext4", "/dev/sda2 /home ext4")
 
 
 @pytest.mark.real("run")
 @pytest.mark.parametrize(
     ("mounts", "missing"),
     [
-        (("/dev/sda1 / ext4", "/dev/sda2 /home ext4", "/dev/sdb1 /srv ext4"), []),
-        (("/dev/sda1 / ext4", "/dev/sda2 /home ext4"), ["mount /srv"]),
+        ((*OWN, "/dev/sdb1 /srv ext4", "/dev/dm-0 /mail ext4"), []),
+        (OWN, ["mount /srv", "mount /mail"]),
     ],
 )
 def test_mounts(host: Host, mounts: tuple[str, ...], missing: list[str]) -> None:
-    """A kept disk with nofail that is not there is no failed unit."""
+    """A kept disk or volume with nofail that is not there is no failed unit."""
     (host.directory / "IMGBUILD").write_text(MOUNTS)
 
     checks = list(verify.check_mounts(host, replace(FACTS, mounts=mounts)))
 
-    assert [each.name for each in checks] == ["mount /", "mount /home", "mount /srv"]
+    names = ["mount /", "mount /home", "mount /srv", "mount /mail"]
+    assert [each.name for each in checks] == names
     assert [each.name for each in checks if not each.passed] == missing
 
 
@@ -296,6 +301,24 @@ def test_kept_by_what_the_initramfs_saw(
     (check,) = verify.check_kept(host, replace(STATE, kept=[]), server, seen)
 
     assert (check.name, check.passed) == ("kept disk S", passed)
+
+
+@pytest.mark.real("run")
+def test_kept_volume(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group has no fingerprint of its own: it is in those of its volumes."""
+    layout = "target=debian\nformat=disk\nlayout='disk a serial=X\npart r fs=ext4 mount=/'\n"
+    keep = "keep='part p disk=a number=3\nvg v on=p\nlv mail on=v'\n"
+    (host.directory / "IMGBUILD").write_text(layout + keep)
+    found = [replace(BEFORE, name="p", serial="X"), replace(BEFORE, name="mail", serial="v/mail")]
+    monkeypatch.setattr(reach, "enter", lambda *_, **__: records.text(found))
+    server: Any = object()
+
+    checks = verify.check_kept(host, replace(STATE, kept=found[:1]), server, FACTS)
+
+    assert [(check.name, check.passed) for check in checks] == [
+        ("kept disk X", True),
+        ("kept volume v/mail", False),
+    ]
 
 
 @pytest.mark.real("run")

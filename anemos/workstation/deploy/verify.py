@@ -132,7 +132,7 @@ def check_mounts(host: Host, seen: Facts) -> Iterator[Check]:
     spec = host.imgbuild()
     there = {line.split()[1] for line in seen.mounts}
     wanted = [(each.mount, each.options) for each in spec.layout.mounts()]
-    wanted += [(each.mount, each.options) for each in spec.keep if each.mount]
+    wanted += [(each.mount, each.options) for each in spec.kept if each.mount]
     for point, options in wanted:
         if LATER.isdisjoint(options.split(",")):
             mounted = point in there
@@ -153,11 +153,12 @@ def check_kept(host: Host, state: State, remote: Remote, seen: Facts) -> Iterato
         yield Check("kept disks", False, failure.message.splitlines()[-1].strip(" |"))
         return
     known = state.kept or seen.stamp.kept or []  # the latter: by the initramfs itself
-    before = {each.name: each for each in known}
-    for new in found:
-        old = before.get(new.name)
+    before, now = ({each.name: each for each in each_time} for each_time in (known, found))
+    for each in (each for each in wanted if each.kind != "vg"):
+        old, new = before.get(each.name), now[each.name]
         evidence = f"{old.digest[:16] if old else 'nothing'} before, {new.digest[:16]} now"
-        yield Check(f"kept disk {new.serial}", old == new, evidence)
+        what = "volume" if each.kind else "disk"
+        yield Check(f"kept {what} {new.serial}", old == new, evidence)
 
 
 # $1: the script that calls verify() of the IMGBUILD on standard input.

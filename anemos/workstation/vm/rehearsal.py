@@ -251,7 +251,7 @@ def marks(trial: Trial) -> str:
 
 
 def kept_paths(trial: Trial) -> list[str]:
-    return [f"{each.mount}/{MARKER}" for each in trial.host.imgbuild().kept if each.mount]
+    return [f"{each.mount}/{MARKER}" for each in trial.host.imgbuild().keep if each.mount]
 
 
 def as_machine(trial: Trial) -> Machine:
@@ -306,7 +306,7 @@ def make_disks(trial: Trial) -> list[Fingerprint]:
     Those of an earlier test stay, for as long as the IMGBUILD wants the same.
     """
     spec = trial.host.imgbuild()
-    wanted = layout.digest(spec.layout, spec.kept)
+    wanted = layout.digest(spec.layout, spec.keep)
     text = trial.disks.read_bytes() if trial.disks.exists() else b"{}"
     known = records.load(Disks, text, f"{trial.disks}")
     if known.wanted != wanted:
