@@ -184,6 +184,7 @@ def old_system():
     for name, pair in [("127", ("d1", "d2")), ("9", ("a1", "a2"))]:
         node, members = f"/dev/md/{name}", [at[each] for each in pair]
         options = ["--level=1", "--raid-devices=2", "--metadata=1.2", f"--name={name}"]
+        options += ["--bitmap=internal"] if name == "127" else []  # as mdadm(8) makes large ones
         run(["mdadm", "--create", node, "--run", "--homehost=old", *options, *members])
     run(["vgcreate", "--yes", "vg-0", "/dev/md/127"])
     run(["vgcreate", "--yes", "single", at["p"]])
@@ -201,19 +202,19 @@ def stop():
     leftovers.release(list(found.values()))
 
 
-def start():
+def start(before):
     # As udev does in the new system, by what was written for it.
     run(["blockdev", "--setrw", *at.values()])
     members = " ".join(map(str, at.values()))
-    lines = [f"DEVICE {members}", kept.arrays(keep, kept_ones)]
+    lines = [f"DEVICE {members}", kept.arrays(kept_ones, before)]
     Path("/run/mdadm.conf").write_text(os.linesep.join(lines))
     run(["mdadm", "--assemble", "--scan", "--config=/run/mdadm.conf"])
     run(["vgchange", "--activate", "y", "vg-0", "single"])
 
 
-def hostile():
+def hostile(before):
     with kept.watched(keep):
-        start()
+        start(before)
         run(["mount", "/dev/vg-0/data", "/mnt"])
         Path("/mnt/evil").write_text("evil")
         run(["umount", "/mnt"])
@@ -228,11 +229,11 @@ def main():
     bytes_before = digests()
     # Preflight
     whole = storage.check(plan, keep, found, HERE / "secrets")
-    with kept.watched(keep):
-        kept.secure(keep, before)
-        points, _ = kept.secure_volumes(keep, kept_ones, before)
-        other = [replace(each, digest="other") for each in before]
-        seen["other"] = refusal(kept.secure_volumes, keep, kept_ones, other)
+    kept.secure(keep, before)
+    points, _ = kept.secure_volumes(keep, kept_ones, before)
+    other = [replace(each, digest="other") for each in before]
+    seen["other"] = refusal(kept.secure_volumes, keep, kept_ones, other)
+    seen["loops"] = run(["losetup", "--noheadings", "--list", "--output", "BACK-FILE"]).split()
     seen["mounts"] = [[each.mount, each.fs, each.options] for each in points]
     seen["uuids"] = [each.uuid for each in points]
     seen["left"] = list(leftovers.in_use(list(found.values())).stack)
@@ -244,8 +245,8 @@ def main():
         seen["mounted"] = [str(node) for node, at, _ in mounts.listed() if str(at) == "/target"]
     seen["same"].append(digests() == bytes_before)
     # New system
-    seen["conf"] = kept.arrays(keep, kept_ones)
-    start()
+    seen["conf"] = kept.arrays(kept_ones, before)
+    start(before)
     seen["nodes"] = sorted(str(each) for each in Path("/dev/md").iterdir())
     after = volumes.fingerprints(wanted)
     seen["unchanged"] = [old == new for old, new in zip(before, after, strict=True)]
@@ -254,7 +255,7 @@ def main():
         seen["content"].append(Path("/mnt/file").read_text())
         run(["umount", "/mnt"])
     stop()
-    seen["hostile"] = refusal(hostile)
+    seen["hostile"] = refusal(hostile, before)
     run(["mdadm", "/dev/md/array", "--fail", at["a2"]])
     seen["degraded"] = refusal(volumes.fingerprints, wanted)
     run(["mdadm", "/dev/md/array", "--remove", at["a2"]])
@@ -382,6 +383,7 @@ def test_kept_volumes(tmp_path: Path) -> None:
     ]
     assert seen["read_only"] == ["1"] * 5
     assert seen["same"] == [True, True]
+    assert len(seen["loops"]) == 1  # the base image
     assert len(seen["mounted"]) == 1
     # What the new system finds
     assert [line.split()[1] for line in seen["conf"].splitlines()] == [
