@@ -128,7 +128,7 @@ def test_devices(block: Path) -> None:
 @pytest.mark.real("run")
 def test_the_shell_finds_the_same(block: Path) -> None:
     """The plan believes facts.sh, the initramfs believes us: the same disk, or none at all."""
-    text = facts.SCRIPT.read_text().replace("/sys/block/", f"{block}/")
+    text = facts.probe("facts.sh").replace("/sys/block/", f"{block}/")
 
     seen = facts.parse(run(["sh", "-c", text, "facts", ""]))
 

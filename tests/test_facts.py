@@ -183,7 +183,7 @@ def shell(name: str) -> list[str]:
 @pytest.mark.real("run")
 @pytest.mark.parametrize("name", ["sh", "dash", "bash", "busybox"])
 def test_this_machine(name: str) -> None:
-    text = run([*shell(name), "-c", facts.SCRIPT.read_text(), "facts", ""])
+    text = run([*shell(name), "-c", facts.probe("facts.sh"), "facts", ""])
     found = facts.parse(text)
 
     assert text.endswith("\nend=end\n")
@@ -198,7 +198,7 @@ def test_this_machine(name: str) -> None:
 
 @pytest.mark.real("run")
 def test_nothing_on_standard_error() -> None:
-    said = run(["sh", "-c", 'sh -c "$1" facts "" 2>&1 >/dev/null', "sh", facts.SCRIPT.read_text()])
+    said = run(["sh", "-c", 'sh -c "$1" facts "" 2>&1 >/dev/null', "sh", facts.probe("facts.sh")])
 
     assert said == ""
 
@@ -233,7 +233,7 @@ def listening_port() -> Iterator[int]:
 
 def here(**replace: str) -> str:
     """The script's answer here, with other paths in it."""
-    text = facts.SCRIPT.read_text()
+    text = facts.probe("facts.sh")
     base_hash = replace.pop("base_hash", "")
     for old, new in replace.items():
         text = text.replace(PATHS[old], new)
@@ -428,7 +428,7 @@ def test_watchdogs_by_every_number(tmp_path: Path) -> None:
         for name, said in {"identity": "i|TCO wdt", "state": state, "nowayout": "0"}.items():
             (place / name).write_text(f"{said}\n")
     (tmp_path / "ipmi").write_text("Y\n")
-    text = facts.SCRIPT.read_text()
+    text = facts.probe("facts.sh")
     for old, new in {
         "/sys/class/watchdog/": f"{tmp_path}/class/",
         "/sys/module/ipmi_watchdog/parameters/nowayout": f"{tmp_path}/ipmi",
@@ -464,7 +464,7 @@ def test_arrays_that_cannot_be_kept(tmp_path: Path) -> None:
 
 @pytest.mark.real("run")
 def test_network_of_this_machine() -> None:
-    text = run(["sh", "-c", facts.SCRIPT.read_text(), "facts", ""])
+    text = run(["sh", "-c", facts.probe("facts.sh"), "facts", ""])
 
     found = facts.parse(text).network
 

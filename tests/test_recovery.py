@@ -23,7 +23,7 @@ from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, Failure
 from anemos.system import bootstrap, imgbuild
 from anemos.system.layout import Mounted
 from anemos.workstation import places
-from anemos.workstation.deploy import payload, reach, recovery, status
+from anemos.workstation.deploy import facts, payload, reach, recovery, status
 from anemos.workstation.deploy.outcome import Witnessed
 from anemos.workstation.deploy.state import DONE, PASSED, WORD, State
 from anemos.workstation.hosts import Host
@@ -91,7 +91,7 @@ def test_status_that_makes_no_sense(text: str) -> None:
 @pytest.mark.real("run")
 def test_status_script() -> None:
     """On this machine, which is none of ours."""
-    argv = ["sh", f"{reach.SERVER}/status.sh"]
+    argv = ["sh", "-c", facts.probe("status.sh")]
     out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
     assert status.parse(out).state == status.SYSTEM

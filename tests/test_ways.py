@@ -1,6 +1,5 @@
 """Whether a slot can be filled, which one, and what the operator is told and asked."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from anemos.border.boot import Seen
 from anemos.border.deployment import Agreed
 from anemos.border.requests import Fill, Filled
 from anemos.log import BAD_INPUT, Failure
-from anemos.run import run
 from anemos.system import imgbuild, layout, slots
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.slots import Record, Slot
@@ -227,36 +225,6 @@ def test_confirmation(server: list[object], monkeypatch: pytest.MonkeyPatch) -> 
         chain.fill(HOST, "other")
     assert server == []
     assert chain.fill(HOST, "demo")["slot"] == "b"
-
-
-SCRIPT = Path(facts.SCRIPT).read_text()
-
-
-@pytest.mark.root
-@pytest.mark.real("run")
-@pytest.mark.parametrize("mounted", [True, False])
-def test_record_among_the_facts(tmp_path: Path, mounted: bool) -> None:
-    """It is read where it is mounted, or from a mount that is gone afterwards."""
-    disk, point = tmp_path / "disk", tmp_path / "boot"
-    disk.write_bytes(bytes(4 * MIB))
-    point.mkdir()
-    run(["mkfs.ext4", "-q", disk])
-    run(["mount", "-o", "loop", disk, point])
-    try:
-        (point / slots.FILE).write_bytes(slots.encoded(RECORD))
-        if not mounted:
-            run(["umount", point])
-        fstab = tmp_path / "fstab"
-        fstab.write_text(f"{disk} {point} ext4 noauto,loop 0 2\n")
-        text = SCRIPT.replace(layout.SHARED, os.fspath(point)).replace("/etc/fstab", str(fstab))
-        # mount(8) reads this fstab only in a namespace where it is the machine's.
-        script = f'mount --bind "{fstab}" /etc/fstab; {text}'
-        said = run(["unshare", "--mount", "sh", "-c", script, "facts", ""])
-        assert slots.decoded(facts.parse(said).record) == RECORD
-        assert os.path.ismount(point) == mounted
-    finally:
-        if mounted:
-            run(["umount", point])
 
 
 def test_agreed_slot() -> None:

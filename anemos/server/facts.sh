@@ -1,11 +1,8 @@
 # shellcheck shell=sh
-# Facts about a server, in one round trip: `key=value` lines; a key may stand there several times.
-# POSIX shell and what every Linux has; nothing is changed. $1: hash of the wanted base image.
+# After probe.sh: facts about a server. $1: hash of the wanted base image.
 
-fact() { printf '%s=%s\n' "$1" "$2"; }
 # Without what would break the line of a fact, and blanks around it.
 plain() { tr -d '\000-\037|' | sed 's/^ *//; s/ *$//'; }
-first() { for file; do [ -r "$file" ] && { cat "$file"; return; }; done 2>/dev/null; }
 # A variable of UEFI's behind its four bytes of attributes, by od(1). No file to seek in.
 variable() {
     file=/sys/firmware/efi/efivars/$1-8be4df61-93ca-11d2-aa0d-00e098032b8c
@@ -24,8 +21,6 @@ if [ -n "${SUDO_USER:-}" ]; then
 fi
 fact name "$(uname -n)"
 fact machine "$(uname -m)"
-fact kernel "$(uname -r)"
-fact boot_id "$(cat /proc/sys/kernel/random/boot_id)"
 fact memory_total_kib "$(memory MemTotal)"
 fact memory_available_kib "$(memory MemAvailable)"
 fact kexec_disabled "$(first /proc/sys/kernel/kexec_load_disabled)"
@@ -160,27 +155,9 @@ for base in "/var/lib/anemos/base-$1.squashfs" "/run/anemos/base-$1.squashfs"; d
         break
     fi
 done
-# What a deployment has staged here (stage.sh), and the size of its files that the next one does without.
-fact staged "$(first /run/anemos.owner)"
+# The size of what is staged here, and the next deployment does without.
 # shellcheck disable=SC2012 # POSIX knows nothing else that tells sizes without reading
 [ -e /run/anemos/boot.json ] || ls -ln /run/anemos 2>/dev/null | while read -r _ _ _ _ size _ _ _ name; do
     case $name in "" | "base-$1.squashfs") ;; *) fact left "$size" ;; esac
-done
-# Which system this is: the initramfs of a deployment, or one that was deployed.
-if [ -e /run/anemos/boot.json ]; then fact place initramfs; else fact place system; fi
-fact stamp "$(first /run/anemos/boot.json /etc/anemos/deployment.json | tr -d '\n')"
-# The record of slots (system/slots.py), as words. Where nothing has mounted what it lies on, it is mounted here, for
-# a moment, and for this shell alone. fstab(5) says what that is: a file system for it, or the EFI system partition.
-first /etc/fstab | while read -r node point kind _; do
-    case "$node $point $kind" in
-    "#"*) continue ;;
-    *" /var/lib/anemos/boot "* | *" vfat") ;;
-    *) continue ;;
-    esac
-    # shellcheck disable=SC2016 # $ is for the inner shell
-    said=$(unshare -m sh -c '
-        grep -q " $1 " /proc/mounts || mount -r "$1"
-        head -c 512 "$1/anemos-slots"' sh "$point" 2>/dev/null | tr '\n' ' ')
-    [ -z "$said" ] || fact record "$said"
 done
 fact end end

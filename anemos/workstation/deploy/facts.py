@@ -1,4 +1,4 @@
-"""What server/facts.sh says about a server, as values."""
+"""What server/probe.sh and facts.sh say about a server, as values."""
 
 import re
 import time
@@ -17,7 +17,6 @@ from anemos.workstation.ssh import Remote
 
 ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
 GATHER_S = 180.0  # dozens of programs: an emulated machine that was busy took a minute
-SCRIPT = places.PACKAGE / "server/facts.sh"
 ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
 
 
@@ -92,7 +91,7 @@ class Facts:
     staged: str = ""  # "deployment who since" (server/stage.sh), if anything is
     network: Network | None = None  # None where ip(8) knows no JSON
     watchdogs: tuple[Watchdog, ...] = ()
-    record: bytes = b""  # of slots, as system/slots.py reads it
+    record: bytes = b""  # of slots
     connection: tuple[str, ...] = ()  # the operator's address and port, then the server's
     sudo_logs: bool = False  # sudo writes down what commands read
 
@@ -132,8 +131,13 @@ def stamp_of(text: str) -> Seen:
 
 def gather(remote: Remote, base_hash: str = "") -> Facts:
     """One round trip. BASE_HASH: the base image that the server is asked for."""
-    argv = ["sh", "-c", SCRIPT.read_text(), "facts", base_hash]
+    argv = ["sh", "-c", probe("facts.sh"), "facts", base_hash]
     return parse(remote.sh(argv, timeout=GATHER_S, shown=["facts.sh"]))
+
+
+def probe(name: str) -> str:
+    """The script NAME of server/, behind what all of them ask first."""
+    return "".join((places.PACKAGE / "server" / each).read_text() for each in ("probe.sh", name))
 
 
 def parse(text: str) -> Facts:
@@ -199,10 +203,15 @@ def interpret(pairs: list[list[str]]) -> Facts:
         staged=one.get("staged", ""),
         network=network(one, every("ip_rules")),
         watchdogs=tuple(watchdog(*value.split("|")) for value in every("watchdog")),
-        record=one.get("record", "").replace(" ", "\n").encode(),
+        record=record_of(one),
         connection=tuple(one.get("connection", "").split()),
         sudo_logs="sudo_logs" in one,
     )
+
+
+def record_of(one: Mapping[str, str]) -> bytes:
+    """The record of slots, as system/slots.py reads it; empty if there are none."""
+    return one.get("record", "").replace(" ", "\n").encode()
 
 
 def blanks(line: str) -> str:

@@ -1,4 +1,4 @@
-"""What runs on a host now, from server/status.sh."""
+"""What runs on a host now, from server/probe.sh and status.sh."""
 
 import time
 from contextlib import suppress
@@ -78,7 +78,8 @@ class Status:
 
 
 def ask(remote: Remote) -> Status:
-    return parse(reach.script(remote, "status.sh"))
+    argv = ["sh", "-c", facts.probe("status.sh"), "status"]
+    return parse(remote.sh(argv, shown=["status.sh"]))
 
 
 def parse(text: str) -> Status:
@@ -99,17 +100,17 @@ def parse(text: str) -> Status:
             "passed" in one,
             stamp,
             one.get("staged", ""),
-            slots_of(text, one),
+            slots_of(one),
         )
     except (KeyError, ValueError) as error:
         die(f"the status of the server makes no sense: {error}", status=FAILED)
 
 
-def slots_of(text: str, one: dict[str, str]) -> list[SlotSeen]:
+def slots_of(one: dict[str, str]) -> list[SlotSeen]:
     """Raises ValueError."""
-    if "slot" not in one:
+    if "record" not in one:
         return []
-    record = slots.decoded(text.encode())
+    record = slots.decoded(facts.record_of(one))
     running = record.running(one.get("root", ""))
     counts = record.settled(running) if running else record
     return [
