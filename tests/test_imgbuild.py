@@ -121,6 +121,26 @@ def test_harmless(tmp_path: Path, script: str) -> None:
     assert load(write(tmp_path, f"target=debian\n{script}\n")).target == "debian"
 
 
+def test_sourced_once(tmp_path: Path) -> None:
+    """Until it is another one, or what it reads is."""
+    count, home = tmp_path / "count", tmp_path / "mx"
+    home.mkdir()
+    (home / "common").write_text("target=debian")
+    write(home, f". ./common; echo >>{count}")
+
+    def sourced() -> tuple[str, int]:
+        found = [load(home).target for _ in range(3)]
+        assert len(set(found)) == 1
+        return found[0], count.read_text().count("\n")
+
+    assert sourced() == ("debian", 1)
+    assert load(home, "tar").format == "tar"
+    (home / "common").write_text("target=arch")
+    assert sourced() == ("arch", 2)
+    write(home, f"target=alpine; echo >>{count}")
+    assert sourced() == ("alpine", 3)
+
+
 def test_environment_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*VARIABLES, "SECRET"):
         monkeypatch.setenv(name, "disk")

@@ -2,15 +2,17 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 from anemos.disks import Wanted, plain
 from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, NoEnd, meaning, run
-from anemos.system import bootloader, declared, grammar, layout, typos
+from anemos.system import bootloader, declared, grammar, layout, tree, typos
 from anemos.system.declared import Declared
 from anemos.system.layout import Disk, Kept, Layout, Part, Volume
 from anemos.system.typos import Typo
@@ -134,18 +136,27 @@ def load(directory: Path, format: str = "", *, name: str = "") -> Imgbuild:
         line = before.count(b"\n") + 1
         die(f"{file}: line {line}: carriage return", hint="save it with Unix line ends")
     text = data.decode(errors="replace")
-    suspects = [
+    suspects = (
         *typos.suspects(text, "variable", VARIABLES),
         *typos.suspects(text, "function", FUNCTIONS),
-    ]
-    found = read(directory, suspects)
+    )
+    found = read(directory, suspects, (text, *around(directory)))
     refuse_typos(file, suspects, found)
     given = {"format": format} if format else {}
-    return interpret(directory, {"imgname": name} | found | given, text)
+    return interpret(directory, {"imgname": name, **found, **given}, text)
 
 
-def read(directory: Path, suspects: Iterable[Typo] = ()) -> dict[str, str]:
-    """Source the IMGBUILD: its variables by name, its functions as "name()", SUSPECTS, too."""
+def around(directory: Path) -> Iterator[tuple[str, int, int]]:
+    """What lies there, each with its size and when it was changed: an IMGBUILD may read it."""
+    with suppress(OSError):  # whoever needs the file tells it
+        for path, status in tree.walk(directory):
+            yield path, status.st_size, status.st_ctime_ns
+
+
+@cache  # a command asks again and again what the same IMGBUILD says
+def read(directory: Path, suspects: tuple[Typo, ...], _inputs: object) -> Mapping[str, str]:
+    """Source the IMGBUILD: its variables by name, its functions as "name()", SUSPECTS, too. INPUTS:
+    as long as they are the same, so is the answer."""
     names = {"variable": VARIABLES, "function": FUNCTIONS}
     words = {
         f"{kind}s": " ".join([*known, *{each.name for each in suspects if each.kind == kind}])
