@@ -1,7 +1,7 @@
 """How the code looks from afar: .venv/bin/python -m bench.house [COMMIT ...]
 
-A table of figures with a column for each commit, and then, for the last one, which room (a folder
-of anemos/) imports from which. All is read from the syntax trees.
+A table of figures with a column for each commit, and then, for the last one, which room imports
+from which: a folder of anemos/, or of anemos/workstation/. All is read from the syntax trees.
 """
 
 import ast
@@ -87,9 +87,9 @@ def module(path: str) -> str:
 
 
 def room(path: str) -> str:
-    """The folder of the module at PATH; "" for those that lie in anemos/ itself."""
-    inside = PurePosixPath(path).relative_to("anemos").parent
-    return "" if inside == PurePosixPath() else str(inside)
+    """The room of the module at PATH; "" for those that lie in anemos/ itself."""
+    inside = PurePosixPath(path).relative_to("anemos").parent.parts
+    return "/".join(inside if inside[:1] == ("workstation",) else inside[:1])
 
 
 def circle(arrows: dict[str, set[str]]) -> str:

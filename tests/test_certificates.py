@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from anemos.run import CommandFailed, environment, run
-from anemos.workstation import build, hosts
+from anemos.workstation import hosts
+from anemos.workstation.vm import build
 from tests import container
 from tests.container import Container, Far
 

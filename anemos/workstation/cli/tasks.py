@@ -249,7 +249,7 @@ def build(
     json: bool = False,
 ) -> Result:
     """Build the image of HOST as files, with throw-away secrets."""
-    from anemos.workstation import build
+    from anemos.workstation.vm import build
 
     return build.build(host, format, output, check)
 

@@ -3,9 +3,8 @@
 from tempfile import TemporaryDirectory
 
 from anemos import log
-from anemos.workstation import build
 from anemos.workstation.hosts import Host
-from anemos.workstation.vm import vm
+from anemos.workstation.vm import build, vm
 
 
 def create(host: Host) -> None:
