@@ -88,7 +88,7 @@ def test_file_system_without_modes(
     base = stage.parent / f"base-{BASE}.squashfs"
 
     with pytest.raises(Failure, match="/boot/grub: all users can read there") as caught:
-        once.write(base, BOOT, grub / once.PLACE)
+        once.write(base, BOOT, grub / once.PLACE, b"")
 
     assert "umask=0077 in its line of fstab" in caught.value.hint
     assert not list((grub / "anemos").iterdir())

@@ -296,7 +296,8 @@ def test_keys_behind_links(stage: Path) -> None:
 @pytest.mark.root
 @pytest.mark.real("run")
 def test_what_sshd_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own files, not the usual ones; tokens; options of a key; certificates are no keys."""
+    """Its own files, not the usual ones; tokens; options of a key; certificates are no keys. It is
+    asked once."""
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 40000 192.0.2.7 22")
     monkeypatch.delenv("SUDO_USER", raising=False)
     own, mine = make_key(tmp_path / "own"), make_key(tmp_path / "mine")
@@ -308,12 +309,15 @@ def test_what_sshd_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     words += f"AuthorizedKeysFile {tmp_path}/keys/%u none\n"
     (tmp_path / "sshd_config").write_text(words)
     ask = logins.ASK.replace("sshd -T", f"sshd -T -f {tmp_path}/sshd_config")
-    monkeypatch.setattr(logins, "ASK", ask)
+    monkeypatch.setattr(logins, "ASK", f"echo >>{tmp_path}/asked; {ask}")
+    logins.settings.cache_clear()
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
 
     names = ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
-    assert list(logins.host_keys(Path("/"))) == names
-    found = logins.public(Path("/"))
+    keys = logins.ssh_keys(Path("/"))
+    assert list(keys) == [*names, "authorized_keys"]
+    assert (tmp_path / "asked").read_text() == "\n"
+    found = logins.public(keys)
     assert found.host_keys == [" ".join(own.split()[:2])]
     assert found.authorized == [" ".join(mine.split()[:2])]
 

@@ -6,7 +6,8 @@ The initramfs takes both over. Paths are the old system's, whose root lies somew
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from anemos import files, keys
@@ -79,7 +80,8 @@ def listed(host: Path, user: str) -> Iterator[bytes]:
             yield file.read_bytes()
 
 
-def settings(host: Path, user: str) -> dict[str, list[str]]:
+@cache  # host keys and lists of keys are asked for one after the other
+def settings(host: Path, user: str) -> Mapping[str, list[str]]:
     """By keyword; {} where sshd does not tell: it may be another server, or none."""
     client = (os.environ.get("SSH_CONNECTION") or "127.0.0.1").split()[0]
     try:
@@ -109,10 +111,9 @@ def account(host: Path, user: str) -> tuple[str, str]:
     return next(((words[2], words[5]) for words in found), ("0", usual))
 
 
-def public(host: Path) -> Logins:
-    """The same as anybody may see it."""
-    found = host_keys(host)
+def public(found: Mapping[str, bytes]) -> Logins:
+    """What ssh_keys has FOUND, as anybody may see it."""
     own = [key.decode().strip() for name, key in found.items() if name.endswith(".pub")]
-    lines = authorized(host).decode(errors="replace").split("\n")
+    lines = found["authorized_keys"].decode(errors="replace").split("\n")
     may = [KEY.search(line) for line in lines if not re.match(r"\s*(#|cert-authority)", line)]
     return Logins(own, [" ".join(each.groups()) for each in may if each])

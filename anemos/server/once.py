@@ -47,13 +47,13 @@ fi
 def build(asked: BuildEntry) -> Built:
     """Write kernel and initramfs into PLACE. Raises Failure."""
     boot = staging.describe(asked, asked.deployment)
-    key = write(staging.old(asked.base), boot, staging.old(asked.directory) / PLACE)
-    return Built(boot, logins.public(staging.HOST), key)
+    found, place = logins.ssh_keys(staging.HOST), staging.old(asked.directory) / PLACE
+    key = write(staging.old(asked.base), boot, place, found["authorized_keys"])
+    return Built(boot, logins.public(found), key)
 
 
-def write(base: Path, boot: Boot, place: Path) -> str:
-    """The files; returns the public half of the key of this boot."""
-    allowed = logins.authorized(staging.HOST)
+def write(base: Path, boot: Boot, place: Path, allowed: bytes) -> str:
+    """The files; returns the public half of the key of this boot. ALLOWED: authorized_keys."""
     private = ROOM / archive.ONCE_KEY
     public = keys.make(private, "once")
     shutil.rmtree(place, ignore_errors=True)

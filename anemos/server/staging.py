@@ -4,6 +4,7 @@ Everything stays in memory (/run/anemos is a ramfs). Paths of requests are the o
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,8 +46,9 @@ def build(asked: Build) -> Built:
     """Write the initramfs. Raises Failure."""
     check(stage.PAYLOAD, asked.payload)
     boot = describe(asked, manifest(stage.PAYLOAD))
-    assemble(boot, old(asked.base))
-    return Built(boot, logins.public(HOST))
+    keys = logins.ssh_keys(HOST)
+    assemble(boot, old(asked.base), keys)
+    return Built(boot, logins.public(keys))
 
 
 def describe(asked: Build, given: Deployment) -> Boot:
@@ -78,9 +80,8 @@ def check(file: Path, digest: str) -> None:
         die(f"{file.name}: not there as it was sent", hint="./inv upload again", status=FAILED)
 
 
-def assemble(boot: Boot, base: Path) -> None:
+def assemble(boot: Boot, base: Path, keys: Mapping[str, bytes]) -> None:
     """Base and layer are put in once, as memory is dear; the small rest anew every time."""
-    keys = logins.ssh_keys(HOST)
     length = foundation(base, "" if boot.late else boot.layer)
     with stage.INITRAMFS.open("r+b") as file:
         file.seek(length)
