@@ -167,7 +167,7 @@ NO_KEXEC = replace(
     entries=(GRUB,),
     parts=tuple(facts.Partition("vda", f"vda{n}", n, n * MIB, MIB) for n in (1, 2)),
 )
-ONCE = replace(SIZES, copies=ways.Once.COPIES)
+ONCE = ways.measured(ways.Once(), SIZES)
 
 
 def test_way_into_the_initramfs() -> None:

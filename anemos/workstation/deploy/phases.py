@@ -116,7 +116,7 @@ def cached_layer(host: Host, spec: Imgbuild) -> str:
 
 
 def measure(host: Host, state: State, seen: Facts) -> Sizes:
-    """What is to be sent, as far as it is made."""
+    """What is to be sent, as far as it is made, by the way that is chosen here."""
     parts = (size(state.base), size(state.layer), size(payload_file(host)))
     sizes = Sizes(*parts, base_is_there=bool(seen.base))
     return ways.measured(ways.chosen(host, seen, sizes), sizes)
@@ -259,9 +259,8 @@ def upload(host: Host) -> Result:
         consent.check_disks(host, state, seen)
         with staged.undone(host):
             stage(state, remote, sizes.before_jump)
-            way = ways.chosen(host, seen, sizes)
-            state.way = way.NAME
-            send_all(host, state, remote, seen, sizes, way)
+            state.way = sizes.way
+            send_all(host, state, remote, seen, sizes, ways.of(state))
     return {"host": host.name, "bytes_sent": state.sent}
 
 
@@ -350,6 +349,7 @@ def bootstrap_on_server(host: Host, state: State, remote: Remote) -> str:
         made = reach.answer(remote, state.remote_base, asked, Layer, limit, log.info)
     # Only now it is known how much memory that takes in the initramfs.
     sizes = Sizes(size(state.base), made.size, size(payload_file(host)), base_is_there=True)
+    sizes = ways.measured(ways.of(state), sizes)
     require(host, host.imgbuild(), facts.gather(remote, state.base_hash), sizes)
     return made.layer
 

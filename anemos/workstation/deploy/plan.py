@@ -41,7 +41,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
     return [
         *_system(facts),
         *_staged(host, facts),
-        *ways.chosen(host, facts, sizes).problems(host, facts, sizes),
+        *ways.WAYS[sizes.way].problems(host, facts, sizes),
         *_memory(facts, sizes),
         *_network(facts),
         *_disks(spec, facts),
@@ -337,7 +337,7 @@ def describe(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tup
         *(("network", f"left behind: {each}") for each in left_behind(facts)),
         *(("watchdog", each) for each in _ticking(facts)),
         *(("slot", each) for each in _no_slot(host, spec, facts)),
-        ("boot", ways.chosen(host, facts, sizes).describe(host, facts, sizes)),
+        ("boot", ways.WAYS[sizes.way].describe(host, facts, sizes)),
         ("send", _sizes(sizes)),
         *(("memory", line) for line in _arithmetic(host, sizes, facts)),
     ]

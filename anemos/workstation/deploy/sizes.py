@@ -19,7 +19,8 @@ class Sizes:
     layer: int
     payload: int
     base_is_there: bool
-    copies: int = 3  # of the initramfs, in the old system's memory: see ways.py
+    way: str = "kexec"  # that is taken, and what that means (ways.py):
+    copies: int = 3  # of the initramfs, in the old system's memory
     late: bool = False  # the package layer comes after the jump
 
     @property

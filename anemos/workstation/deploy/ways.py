@@ -267,7 +267,7 @@ def roots(facts: Facts) -> set[str]:
 
 def measured(way: Way, sizes: Sizes) -> Sizes:
     """SIZES for this WAY."""
-    return replace(sizes, copies=way.COPIES, late=way.LATE)
+    return replace(sizes, way=way.NAME, copies=way.COPIES, late=way.LATE)
 
 
 def of(state: State) -> Way:
