@@ -156,6 +156,16 @@ def check_id(deployment: str) -> None:
 def make_payload(host: Host, state: State) -> str:
     """Payload and package layer for the deployment of STATE; the payload's SHA-256."""
     spec = host.imgbuild()
+    digest, given = write_payload(host, spec, state)
+    make_layer(host, spec, state)
+    if state.layer:
+        attempt(host, spec, given, places.memory(host.name) / "secrets/files")
+    log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
+    return digest
+
+
+def write_payload(host: Host, spec: Imgbuild, state: State) -> tuple[str, Mapping[str, str]]:
+    """Its SHA-256, and the values of its templates."""
     into = places.memory(host.name) / "secrets"
     revealed = trove.load(into, host.name)
     keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
@@ -169,11 +179,7 @@ def make_payload(host: Host, state: State) -> str:
     stamped = (host.finish, state.agreed, state.commit)
     payload.write(target, spec, state.deployment, given, files, *stamped)
     check_secrets(host, revealed.files)
-    make_layer(host, spec, state)
-    if state.layer:
-        attempt(host, spec, given, files)
-    log.info(f"Deployment {state.deployment}: payload of {size(payload_file(host))} bytes")
-    return sha256(payload_file(host))
+    return sha256(target), given
 
 
 def check_secrets(host: Host, revealed: list[str]) -> None:
