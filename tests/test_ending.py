@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure, die
 from anemos.system import imgbuild
 from anemos.workstation import places
@@ -23,7 +23,7 @@ from tests.tree import HOST_KEY, IMGBUILD
 pytestmark = pytest.mark.real("run")
 
 VERIFIED = {"verified": True, "kernel": "6.1", "checks": []}
-STATE = State("mx", "d-1", commit=Commit("c" * 40), sent={"base": 0}, way="once")
+STATE = State("mx", "d-1", commit=Revision("c" * 40), sent={"base": 0}, way="once")
 TELL = 'echo "$0 $ANEMOS_HOST $ANEMOS_ADDRESS $ANEMOS_DEPLOYMENT $ANEMOS_STATUS" >>told\n'
 
 
@@ -107,7 +107,7 @@ def test_failure_before_it_has_an_id(host: Host, server: Server) -> None:
         run(host, "deploy", Failure("no such disk\n  | detail", hint="look", status=FAILED))
 
     (line,) = history.read("mx")
-    assert (line.deployment, line.commit, line.way, line.downtime) == ("", Commit(), "", None)
+    assert (line.deployment, line.commit, line.way, line.downtime) == ("", Revision(), "", None)
     assert (line.status, line.end) == (FAILED, "no such disk")
     assert server.files == {}
 

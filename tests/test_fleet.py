@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from anemos.border.boot import Seen
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.run import run
 from anemos.workstation import hosts, places, ssh
@@ -26,9 +26,9 @@ from tests import sshd
 from tests.tree import TOML, Tree
 
 DEPLOYMENT = "20261128T120000Z-abcdef"
-STAMP = Seen(DEPLOYMENT, "mx", commit=Commit("0123456789abcdef", changed=True))
+STAMP = Seen(DEPLOYMENT, "mx", commit=Revision("0123456789abcdef", changed=True))
 SEEN = Status(status.DEPLOYED, DEPLOYMENT, "b-1", "6.1", stamp=STAMP)
-LINE = Line(0.0, "me@here", "deploy", DEPLOYMENT, Commit(), "kexec", UNVERIFIED, "units", 1.0)
+LINE = Line(0.0, "me@here", "deploy", DEPLOYMENT, Revision(), "kexec", UNVERIFIED, "units", 1.0)
 
 
 # Many at once

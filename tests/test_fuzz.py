@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from anemos import log
 from anemos.border import boot, payload, records, requests, resuming, stage
 from anemos.border.boot import Boot
-from anemos.border.deployment import Agreed, Commit, Deployment
+from anemos.border.deployment import Agreed, Deployment, Revision
 from anemos.border.network import Network
 from anemos.border.requests import Built, Fingerprints, Layer, Logins
 from anemos.disks import Fingerprint, Wanted
@@ -210,7 +210,7 @@ def read_answers(data: bytes, _: Path) -> None:
 def read_boot(_: bytes, file: Path) -> None:
     """And the commands that its network becomes."""
     found = boot.load(file)
-    assert records.parse(boot.Stamp, found.stamp({}, Commit()))
+    assert records.parse(boot.Stamp, found.stamp({}, Revision()))
     names = {each["name"]: each["name"] for each in found.network["interfaces"]}
     for each in found.network["interfaces"]:
         if each["kind"] != "vlan" or each["parent"] in names:  # as network.make sees to it

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.log import BAD_INPUT, Failure
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
@@ -101,7 +101,7 @@ def test_manifest(host: Path, secrets: Path) -> None:
     out = host.parent / "payload"
     keep = "disk data serial=S part=1 mount=/home\ndisk more wwn=naa.1\n"
 
-    payload.write(out, spec(host, keep), "d-1", {}, secrets, commit=Commit("c" * 40))
+    payload.write(out, spec(host, keep), "d-1", {}, secrets, commit=Revision("c" * 40))
 
     assert manifest(out) == {
         "deployment": "d-1",

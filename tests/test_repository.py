@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.run import run
 from anemos.workstation import repository
 
@@ -33,30 +33,30 @@ def test_commit(host: Path) -> None:
     made = commit(host.parents[1])
     (host.parents[1] / ".venv").mkdir()
     (host.parents[1] / ".venv/ignored").touch()
-    assert repository.commit(host) == Commit(made)
+    assert repository.revision(host) == Revision(made)
 
 
 @pytest.mark.parametrize("name", ["hosts/mx/IMGBUILD", "hosts/mx/files", "secrets"])
 def test_changed(host: Path, name: str) -> None:
     made = commit(host.parents[1])
     (host.parents[1] / name).write_text("changed")
-    assert repository.commit(host) == Commit(made, changed=True)
+    assert repository.revision(host) == Revision(made, changed=True)
 
 
 def test_not_in_the_commit(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commit(host.parents[1])
     new = host.with_name("new")
     new.mkdir()
-    assert repository.commit(new) == Commit()
+    assert repository.revision(new) == Revision()
     assert f"commit of {new} is unknown: git" in capsys.readouterr().err
 
 
 def test_no_commit_and_no_repository(host: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert repository.commit(host) == Commit()
-    assert repository.commit(tmp_path_factory.mktemp("elsewhere")) == Commit()
+    assert repository.revision(host) == Revision()
+    assert repository.revision(tmp_path_factory.mktemp("elsewhere")) == Revision()
 
 
 def test_words() -> None:
-    shown = [Commit(), Commit("0123456789abcdef"), Commit("0123456789abcdef", changed=True)]
+    shown = [Revision(), Revision("0123456789abcdef"), Revision("0123456789abcdef", changed=True)]
     said = ["unknown", "0123456789ab", "0123456789ab and changes"]
     assert [str(each) for each in shown] == said

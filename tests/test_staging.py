@@ -15,7 +15,7 @@ from anemos import disks, log
 from anemos.border import boot, requests
 from anemos.border import payload as border
 from anemos.border import stage as names
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.border.network import Network
 from anemos.border.requests import Build, Built, Fingerprints
 from anemos.disks import Device, Fingerprint, Wanted
@@ -127,7 +127,7 @@ def test_boot_json_is_read_back(stage: Path, tmp_path: Path) -> None:
     assert (found.deployment, found.host, found.base) == ("d-1", "mx", BASE)
     assert (found.ssh_port, found.network, found.kept) == (2222, NETWORK, [PRINT])
     stamp = {"deployment": "d-1", "host": "mx", "base": BASE, "kept": [KEPT]}
-    commit = Commit("c" * 40, changed=True)
+    commit = Revision("c" * 40, changed=True)
     says = {**stamp, "layout": {"keep": "d"}, "commit": vars(commit)}
     assert json.loads(found.stamp({"keep": "d"}, commit)) == says
 

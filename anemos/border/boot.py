@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anemos import files
 from anemos.border import records, stage
-from anemos.border.deployment import Agreed, Commit
+from anemos.border.deployment import Agreed, Revision
 from anemos.border.network import Network
 from anemos.disks import Fingerprint
 from anemos.log import FAILED, die
@@ -23,7 +23,7 @@ class Stamp:
     base: str = ""  # SHA-256 of the base image
     kept: list[Fingerprint] | None = None
     layout: dict[str, str] = field(default_factory=dict)  # layout.elements
-    commit: Commit = field(default_factory=Commit)
+    commit: Revision = field(default_factory=Revision)
 
     @property
     def text(self) -> str:
@@ -52,7 +52,7 @@ class Boot:
     late: bool = False  # the rest is still to come (initramfs/delivery.py)
     agreed: Agreed = field(default_factory=Agreed)
 
-    def stamp(self, layout: dict[str, str], commit: Commit) -> str:
+    def stamp(self, layout: dict[str, str], commit: Revision) -> str:
         """What the new system says of itself. LAYOUT: its elements. COMMIT: of the payload that is
         installed, which may be another one than at first (`resume --repack`)."""
         return Stamp(self.deployment, self.host, self.base, self.kept, layout, commit).text

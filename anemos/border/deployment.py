@@ -16,8 +16,8 @@ class Agreed:
 
 
 @dataclass(frozen=True)
-class Commit:
-    """Of the repository that a definition was packed from."""
+class Revision:
+    """What a definition was packed from: a commit of its Git repository."""
 
     id: str = ""  # "" when nobody knows it
     changed: bool = False  # the tree had changes that no commit has
@@ -33,4 +33,4 @@ class Deployment:
     host: str
     keep: Sequence[Wanted]
     agreed: Agreed
-    commit: Commit = field(default_factory=Commit, kw_only=True)
+    commit: Revision = field(default_factory=Revision, kw_only=True)

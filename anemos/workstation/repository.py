@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from anemos import log
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.log import Failure
 from anemos.run import run
 
 GIT_S = 60.0
 
 
-def commit(directory: Path) -> Commit:
+def revision(directory: Path) -> Revision:
     """Where the tree that DIRECTORY lies in is; unknown if no commit has this directory.
 
     Changes are those anywhere in the repository: files that are new, too, unless git ignores them.
@@ -18,10 +18,10 @@ def commit(directory: Path) -> Commit:
     try:
         found = git(directory, "rev-parse", "HEAD", "HEAD:./").split()[0]
         changes = git(directory, "status", "--porcelain", "--untracked-files=normal", "--", ":/")
-        return Commit(found, bool(changes))
+        return Revision(found, bool(changes))
     except Failure as failure:
         log.info(f"The commit of {directory} is unknown: {failure.message}")
-        return Commit()
+        return Revision()
 
 
 def git(directory: Path, *words: str) -> str:

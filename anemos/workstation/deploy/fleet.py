@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from anemos import log
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure, die
 from anemos.workstation import Result, hosts, report
 from anemos.workstation.deploy import history, outcome, reach, status
@@ -62,7 +62,7 @@ class Row:
     status: int  # that it counts for
     deployment: str = ""
     deployed: float | None = None  # when, by the deployment's id
-    commit: Commit = field(default_factory=Commit)
+    commit: Revision = field(default_factory=Revision)
     kernel: str = ""
     boot_id: str = ""
     updates: Updates = field(default_factory=Updates)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from anemos import files, log
 from anemos.border import records
-from anemos.border.deployment import Commit
+from anemos.border.deployment import Revision
 from anemos.log import Failure
 from anemos.workstation import Result, places, report
 from anemos.workstation.deploy import reach
@@ -38,7 +38,7 @@ class Line:
     who: str
     task: str
     deployment: str
-    commit: Commit
+    commit: Revision
     way: str
     status: int  # as in docs/recovery.md
     end: str  # "verified", "held", "aborted", or the first line of what went wrong

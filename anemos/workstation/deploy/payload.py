@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from anemos.border import payload
-from anemos.border.deployment import Agreed, Commit, Deployment
+from anemos.border.deployment import Agreed, Deployment, Revision
 from anemos.border.payload import Member, opened
 from anemos.log import die
 from anemos.system import definition, fstab, layout, template, tree
@@ -15,7 +15,7 @@ from anemos.system.imgbuild import Imgbuild
 BOOTSTRAP = ("pacman.conf", "repositories", "keys")  # what a bootstrap takes beside the IMGBUILD
 
 AUTHORIZED = "root/.ssh/authorized_keys"
-NOTHING, UNKNOWN = Agreed(), Commit()
+NOTHING, UNKNOWN = Agreed(), Revision()
 
 
 def write(
@@ -26,7 +26,7 @@ def write(
     secrets: Path,
     finish: str = "reboot",
     agreed: Agreed = NOTHING,
-    commit: Commit = UNKNOWN,
+    commit: Revision = UNKNOWN,
 ) -> None:
     """Write the payload to OUT, mode 0600. SECRETS: the tree of revealed files.
 

@@ -175,7 +175,7 @@ def write_payload(host: Host, spec: Imgbuild, state: State) -> tuple[str, Mappin
     given = values(host.directory.name, state.deployment, host.identity_file, revealed.values)
     files = into / "files"
     target = payload_file(host)
-    state.commit = repository.commit(host.directory)
+    state.commit = repository.revision(host.directory)
     stamped = (host.finish, state.agreed, state.commit)
     payload.write(target, spec, state.deployment, given, files, *stamped)
     check_secrets(host, revealed.files)

@@ -10,7 +10,7 @@ from pathlib import Path
 from anemos import files
 from anemos.border import records
 from anemos.border.boot import base_hash
-from anemos.border.deployment import Agreed, Commit
+from anemos.border.deployment import Agreed, Revision
 from anemos.border.network import Network
 from anemos.disks import Fingerprint
 from anemos.log import IN_INITRAMFS, UNVERIFIED, Failure, die
@@ -46,7 +46,7 @@ class State:
     kept: list[Fingerprint] = field(default_factory=list)  # as the old system had it
     stays: bool = False  # started by hand: there is no old system that the initramfs goes back to
     agreed: Agreed = field(default_factory=Agreed)
-    commit: Commit = field(default_factory=Commit)  # that it was packed from
+    commit: Revision = field(default_factory=Revision)  # that it was packed from
     sent: dict[str, int] = field(default_factory=dict)  # bytes: base, layer, payload
     reached: str = ""  # one of LEAST
 
