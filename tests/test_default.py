@@ -189,8 +189,17 @@ def test_trial_that_has_ended(root: str, state: str) -> None:
     assert (slot.state, slot.runs) == (state, root == "B")
 
 
-# $0: fstab. $1: the script's text. Only in here /var/lib is empty.
-VISIT = f'mount -t tmpfs x /var/lib; mkdir -p {SHARED}; mount -B $0 /etc/fstab; sh -c "$1"; mount'
+# $0: fstab. $1: the script's text. Only in here: empty /var/lib, /etc of a deployed system.
+VISIT = f"""
+mount -t tmpfs x /var/lib
+mkdir -p {SHARED}
+mount -t tmpfs x /etc
+mkdir /etc/anemos
+echo '{{}}' >/etc/anemos/deployment.json
+cat $0 >/etc/fstab
+sh -c "$1"
+mount
+"""
 
 
 @pytest.mark.root

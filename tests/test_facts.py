@@ -454,7 +454,7 @@ def test_arrays_that_cannot_be_kept(tmp_path: Path) -> None:
     for name, lack in lacks.items():
         (tmp_path / name / "md/degraded").write_text(f"{lack}\n")
     place = "/sys/block/md*/md"
-    text = facts.SCRIPT.read_text()
+    text = facts.probe("facts.sh")
     assert text.count(place) == 1
 
     text = text.replace(place, f"{tmp_path}/md*/md")

@@ -14,8 +14,8 @@ fact stamp "$(first /run/anemos/boot.json /etc/anemos/deployment.json | tr -d '\
 fact staged "$(first /run/anemos.owner)"
 # The record of slots (system/slots.py), as words. Where nothing has mounted what it lies on, it is mounted here, for
 # a moment, and for this shell alone. fstab(5) says what that is: a file system for it, or the EFI system partition.
-# What is mounted elsewhere, and may be written to there, cannot be mounted read-only.
-first /etc/fstab | while read -r node point kind _; do
+# What is mounted elsewhere, and may be written to there, cannot be mounted read-only. A stock system is left alone.
+[ ! -e /etc/anemos/deployment.json ] || first /etc/fstab | while read -r node point kind _; do
     case "$node $point $kind" in
     "#"*) continue ;;
     *" /var/lib/anemos/boot "* | *" /"*" vfat") ;;
