@@ -4,7 +4,6 @@ Each deployment that fails on trial ends in the system that ran before.
 """
 
 import json
-import re
 import shutil
 import ssl
 from collections.abc import Callable, Iterator
@@ -23,13 +22,6 @@ from tests.tree import DEMO_S, ROOT, Done, Tree
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh"), pytest.mark.all]
 
-LAYOUT = """layout='
-disk system serial=demo-system
-part bios type=bios size=1M
-part boot fs=ext4 size=64M
-part root fs=ext4 size=2500M mount=/ slots=2
-'
-"""
 FIRST = "    chmod 700 /root/.ssh\n"  # of provision()
 # The trial's kernel panics when all services have started.
 PANIC = """
@@ -101,8 +93,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for name in ("stock", "demo"):
             shutil.copytree(ROOT / "hosts" / name, project.directory / "hosts" / name)
         given = Server(project)
-        text = re.sub(r"(?ms)^layout='.*?^'\n", LAYOUT, given.file.read_text())
-        given.file.write_text(text)
         toml = given.file.with_name("host.toml")
         toml.write_text(toml.read_text().replace("up = 1200\n", "up = 1200\ntrial = 1800\n"))
         try:
