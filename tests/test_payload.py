@@ -108,8 +108,8 @@ def test_manifest(host: Path, secrets: Path) -> None:
         "commit": {"id": "c" * 40, "changed": False},
         "host": "mx",
         "keep": [
-            {"name": "data", "match": {"serial": "S"}, "only": 0},
-            {"name": "more", "match": {"wwn": "naa.1"}, "only": 0},
+            {"name": "data", "match": {"serial": "S"}, "only": 0, "kind": "", "on": []},
+            {"name": "more", "match": {"wwn": "naa.1"}, "only": 0, "kind": "", "on": []},
         ],
         "finish": "reboot",
         "agreed": {"layout": "", "erase": {}, "slot": ""},
