@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,13 +22,14 @@ from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import run
 from anemos.server import drift as server
 from anemos.server import staging
-from anemos.system import imgbuild, installation, manifest, packages
+from anemos.system import changes, imgbuild, installation, manifest, packages
 from anemos.system.changes import Change
 from anemos.system.installation import Installation
 from anemos.workstation import images
 from anemos.workstation.deploy import drift, status
 from anemos.workstation.deploy.status import Status
 from anemos.workstation.hosts import Host
+from anemos.workstation.secrets import throwaway
 from tests import sshd, tiny
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
@@ -327,7 +329,8 @@ def test_owners(tmp_path: Path) -> None:
 
 @contextmanager
 def serving(given: Installation, base: Path) -> Iterator[Host]:
-    """The system, in which sshd puts whoever logs in; the base image that it was deployed with."""
+    """The system, in which sshd puts whoever logs in; the base image that it was deployed with. The
+    definition lies where the workstation has it, with one change."""
     root, name = given.root, base.stem.removeprefix("base-")
     write(root, "etc/anemos/deployment.json", records.text(Stamp("d-1", "mx", name)))
     (root / "var/lib/anemos").mkdir(parents=True)
@@ -343,7 +346,10 @@ def serving(given: Installation, base: Path) -> Iterator[Host]:
         stack.enter_context(sshd.serving(inside))
         where = inside.endpoint
         identity = os.fspath(directory / "identity")
-        host = given.spec.directory
+        host = directory / "hosts/mx"
+        shutil.copytree(given.spec.directory, host)
+        shutil.copytree(given.spec.directory.parent / "files", host / "files")
+        write(host, "files/etc/new.conf", "new")
         yield Host("mx", host, where.address, where.host_key, where.port, identity=identity)
 
 
@@ -357,9 +363,12 @@ def deployed(layer: Path) -> Iterator[Installation]:
 
 @pytest.mark.vm
 @pytest.mark.real("ssh")
-def test_over_ssh(deployed: Installation, capsys: pytest.CaptureFixture[str]) -> None:
+def test_over_ssh(
+    deployed: Installation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real base image on the server; nothing secret crosses the line, nothing is written."""
-    root = deployed.root
+    root, names = deployed.root, list(SECRETS)
+    monkeypatch.setattr(throwaway, "secrets_of", lambda _: Mock(names=lambda _: names))
     with serving(deployed, images.base()) as host:
         for path in ("etc/motd", "etc/key", "etc/open", "etc/app.conf"):
             add(root, path, "changed")
@@ -370,6 +379,14 @@ def test_over_ssh(deployed: Installation, capsys: pytest.CaptureFixture[str]) ->
     assert result == {
         "host": "mx",
         "deployment": "d-1",
+        "ahead": {
+            "changes": [{"kind": "file", "name": "/etc/new.conf", "what": "added"}],
+            "texts": {},
+            "unknown": [
+                "packages: `./inv pack` makes the package layer first",
+                "contents that may be secret: /etc/app.conf, /etc/key, /etc/open, /etc/shadow",
+            ],
+        },
         "drift": {
             "changes": [
                 {"kind": "file", "name": f"/etc/{name}", "what": what}
@@ -384,7 +401,8 @@ def test_over_ssh(deployed: Installation, capsys: pytest.CaptureFixture[str]) ->
         },
     }
     said = capsys.readouterr().err
-    assert "Changed since deployment d-1: 4 files\n" in said
+    assert "A deployment would change, against d-1: 1 file\n" in said
+    assert "Changed on the server since d-1: 4 files\n" in said
     for text in (*SECRETS.values(), TEMPLATE, f"{TEMPLATE}changed"):
         for leak in (text, sha256(text.encode()).hexdigest()):
             assert leak not in said + json.dumps(result)
@@ -419,5 +437,5 @@ def test_nothing_to_compare_with(there: list[str], seen: dict[str, Any], says: s
 
 def test_summary() -> None:
     told = [Change("file", "/a", ""), Change("unit", "x", ""), Change("file", "/b", "")]
-    assert drift.summary(told) == "2 files, 1 unit"
-    assert drift.summary([]) == "nothing"
+    assert changes.summary(told) == "2 files, 1 unit"
+    assert changes.summary([]) == "nothing"

@@ -103,3 +103,12 @@ def differences(old: Entry, new: Entry) -> str:
     if (old.uid, old.gid) != (new.uid, new.gid):
         found.append(f"owner {old.uid}:{old.gid} -> {new.uid}:{new.gid}")
     return ", ".join(found)
+
+
+def summary(changes: list[Change]) -> str:
+    """How many there are of each kind."""
+    count: dict[str, int] = {}
+    for each in changes:
+        count[each.kind] = count.get(each.kind, 0) + 1
+    words = (f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in count.items())
+    return ", ".join(words) or "nothing"

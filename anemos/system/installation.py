@@ -6,11 +6,12 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from anemos import files, log
 from anemos.run import run
-from anemos.system import bootstrap, definition, fstab, initrd, layout, manifest, tree
+from anemos.system import bootstrap, defined, definition, fstab, initrd, layout, manifest, tree
 from anemos.system.bootstrap import identity
 from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
@@ -82,15 +83,20 @@ def leave_tools(given: Installation) -> None:
 
 
 def leave_manifest(given: Installation) -> None:
-    """What all of it has made, for `diff`. That it cannot be written is no failure."""
+    """What all of it has made, and from what, for `diff`. That it cannot be left is no failure."""
     root, payload = given.root, given.spec.directory.parent
     mounted = [each.mount.strip("/") for each in given.spec.layout.mounts() if each.fs != "vfat"]
     with log.step("Manifest"):
         filesystems = [each for each in mounted if each and os.path.ismount(root / each)]
         try:
-            manifest.write(manifest.take(root, filesystems, secrets(root, payload)), root)
+            made = manifest.take(root, filesystems, secrets(root, payload))
+            manifest.write(made, root)
+            hidden = [path for path, _ in tree.inputs(payload / "secrets")]
+            public = partial(defined.readable, root)
+            defined.write(defined.take(payload, hidden, public, made.packages), root)
         except OSError as error:
-            tree.inside(root, manifest.FILE).unlink(missing_ok=True)
+            for each in (manifest.FILE, defined.FILE):
+                tree.inside(root, each).unlink(missing_ok=True)
             log.info(f"No manifest, and so no `diff`: {error}")
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anemos.log import FAILED, die
 from anemos.system import packages, tree, volatile
@@ -161,11 +161,14 @@ def text(name: str) -> str:
 def read(root: Path) -> Manifest:
     """What `write` has left. Raises Failure."""
     try:
-        given = json.loads(gzip.decompress((root / FILE).read_bytes()))
-        # Not by records.py: it would take seconds for all entries.
-        return Manifest(**given | {"entries": [Entry(*each) for each in given["entries"]]})
+        return made(json.loads(gzip.decompress((root / FILE).read_bytes())))
     except (OSError, EOFError, LookupError, TypeError, ValueError) as error:
         die(f"/{FILE}: cannot be read: {error}", status=FAILED)
+
+
+def made(given: Mapping[str, Any]) -> Manifest:
+    """Raises LookupError, TypeError, ValueError. (By records.py it would take seconds.)"""
+    return Manifest(**{**given, "entries": [Entry(*each) for each in given["entries"]]})
 
 
 def write(manifest: Manifest, root: Path) -> None:

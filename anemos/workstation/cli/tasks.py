@@ -199,7 +199,7 @@ def inventory(c: Context, list: bool = False, host: str = "", json: bool = True)
 
 @command
 def diff(c: Context, host: str = "", json: bool = False) -> Result:
-    """Tell what somebody has changed on HOST since its deployment."""
+    """Tell what a deployment would change, and what somebody has changed on HOST since the last."""
     from anemos.workstation.deploy import drift
 
     return drift.diff(load(host))

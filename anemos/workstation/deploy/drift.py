@@ -1,4 +1,5 @@
-"""What somebody has changed on a server since its deployment; it compares (server/drift.py)."""
+"""What a deployment would change, and what somebody has changed on a server since the last one; the
+latter the server finds out itself (server/drift.py)."""
 
 from dataclasses import asdict
 
@@ -6,27 +7,31 @@ from anemos import log
 from anemos.border import requests
 from anemos.log import die
 from anemos.server.drift import Drift
-from anemos.system import manifest
-from anemos.system.changes import Change
+from anemos.system import changes, manifest
 from anemos.workstation import Result
-from anemos.workstation.deploy import reach, status
+from anemos.workstation.deploy import preview, reach, status
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Remote, connect
 
 
 def diff(host: Host) -> Result:
     """Raises Failure for a server that Anemos has not deployed, or before there were manifests."""
-    asked = requests.Drift(host.imgbuild().volatile)
+    spec = host.imgbuild()
+    asked = requests.Drift(spec.volatile)
     with connect(reach.endpoint(host)) as remote, log.step("Comparing"):
         seen = status.ask(remote)
         base = comparable(host, seen, remote)
+        ahead = preview.make(host, spec, seen.deployment, remote)
         found = reach.answer(remote, base, asked, Drift, host.timeouts.install)
-    log.info(f"Changed since deployment {seen.deployment}: {summary(found.changes)}")
+    preview.tell(ahead, seen.deployment)
+    log.info("")
+    log.info(f"Changed on the server since {seen.deployment}: {changes.summary(found.changes)}")
     for each in found.changes:
-        log.info(f"{each.kind:8} {each.name}: {each.what}")
+        log.info(f"{each.kind:10} {each.name}: {each.what}")
     if found.apart:
         log.info(f"Not looked at, as other file systems: {', '.join(found.apart)}")
-    return {"host": host.name, "deployment": seen.deployment, "drift": asdict(found)}
+    told = {"ahead": asdict(ahead) if ahead else None, "drift": asdict(found)}
+    return {"host": host.name, "deployment": seen.deployment, **told}
 
 
 def comparable(host: Host, seen: status.Status, remote: Remote) -> str:
@@ -41,12 +46,3 @@ def comparable(host: Host, seen: status.Status, remote: Remote) -> str:
         why = "an older Anemos has deployed it, or somebody removed that"
         die(f"{host.name} lacks {' and '.join(missing)}: {why}", hint="a new deployment leaves it")
     return seen.base
-
-
-def summary(changes: list[Change]) -> str:
-    """How many there are of each kind."""
-    count: dict[str, int] = {}
-    for each in changes:
-        count[each.kind] = count.get(each.kind, 0) + 1
-    words = (f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in count.items())
-    return ", ".join(words) or "nothing"

@@ -30,6 +30,7 @@ from anemos.workstation.deploy import (
     outcome,
     payload,
     plan,
+    preview,
     reach,
     sending,
     staged,
@@ -65,18 +66,28 @@ def make_plan(host: Host, whole: bool = False) -> Result:
     state = State(host.name, base=images.cached_base(), layer=cached_layer(host, spec))
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
+        ahead = foreseen(host, spec, seen, remote)
     sizes = measure(host, state, seen)
     slot = "" if whole else ways.slot(host, spec, seen).other
     wrong = (plan.beside if slot else plan.problems)(host, spec, seen, sizes)
     refuse(host, *wrong, *foresee(host, spec))
     consent.remember(host, spec, seen, slot)
     described = (plan.describe_slot if slot else plan.describe)(host, spec, seen, sizes)
-    lines = [*described, ("downtime", expected_downtime(host))]
+    lines = [*described, *ahead, ("downtime", expected_downtime(host))]
     found = consent.identity(host, lines)
     for what, which in (*lines, ("id", found)):
         log.info(f"{what:8} {which}")
     told = [list(line) for line in lines]
     return {"host": host.name, "id": found, "plan": told, "bytes": sizes.sent}
+
+
+def foreseen(host: Host, spec: Imgbuild, seen: Facts, remote: Remote) -> list[tuple[str, str]]:
+    """What changes against the deployment that runs, as a line of the plan, if that is known."""
+    with suppress(Failure):  # `pack` tells what is wrong with the definition
+        if seen.deployment and seen.place == "system":
+            found = preview.make(host, spec, seen.deployment, remote)
+            return [("changes", f"{preview.summary(found)}: ./inv diff")] if found else []
+    return []
 
 
 def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
