@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from anemos.system import changes, imgbuild, installation, manifest, packages
 from anemos.system.changes import Change
 from anemos.system.installation import Installation
 from anemos.workstation import images
-from anemos.workstation.deploy import drift, status
+from anemos.workstation.deploy import drift, fleet, status
 from anemos.workstation.deploy.status import Status
 from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import throwaway
@@ -376,6 +376,9 @@ def test_over_ssh(
         before = state(root)
         result = drift.diff(host)
         assert state(root) == before
+        monkeypatch.setenv("XDG_STATE_HOME", os.fspath(root.parent / "state"))
+        row = fleet.look(host, {"mx": ["/opt/app/data"]})
+        assert [asdict(each) for each in row.drift or []] == result["drift"]["changes"]
     assert result == {
         "host": "mx",
         "deployment": "d-1",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -15,8 +16,10 @@ from anemos.border.boot import Seen
 from anemos.border.deployment import Revision
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.run import run
+from anemos.server.drift import Drift
+from anemos.system.changes import Change
 from anemos.workstation import hosts, places, ssh
-from anemos.workstation.deploy import fleet, reach, status
+from anemos.workstation.deploy import drift, fleet, reach, status
 from anemos.workstation.deploy.fleet import Row, Updates
 from anemos.workstation.deploy.history import Line
 from anemos.workstation.deploy.state import DONE, PASSED, WORD, State
@@ -280,16 +283,57 @@ def test_updates_that_fail_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_cells() -> None:
     line = replace(LINE, status=0, end="verified")
     row = fleet.judged("mx", SEEN, Updates(3, 86400.0), status.Known(), line)
-    _, runs, _, commit, kernel, updates, last = fleet.cells(row)
+    _, runs, _, commit, kernel, updates, last, drifted = fleet.cells(row)
+    assert drifted == "unknown"
+    changed = replace(row, drift=[Change("file", "/x", "content")])
+    assert fleet.cells(changed)[-1] == "1 file"
     assert (runs, commit) == (f"deployed {DEPLOYMENT}", "0123456789ab and changes")
     assert (kernel, updates, last) == ("6.1", "3, lists of 1970-01-02", "verified, 1970-01-01")
+
+
+@pytest.mark.real("run")
+def test_drift_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A host without manifest, or with a wrong IMGBUILD, hides no other."""
+    monkeypatch.setattr(places, "HOSTS", tmp_path / "hosts")
+    monkeypatch.setenv("XDG_STATE_HOME", os.fspath(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, text in {"mx": "volatile=/opt\n", "old": "", "wrong": "("}.items():
+        host(tmp_path, name, 1, sshd.make_key(tmp_path / name), None)
+        (tmp_path / "hosts" / name / "IMGBUILD").write_text(f"target=debian\n{text}")
+
+    def find(host: Host, volatile: list[str], *_: object) -> Drift:
+        if host.name == "old":
+            raise Failure("old lacks a manifest")
+        return Drift([Change("file", each, "content") for each in volatile], [])
+
+    monkeypatch.setattr(fleet, "connect", MagicMock())
+    monkeypatch.setattr(status, "ask", lambda _: SEEN)
+    monkeypatch.setattr(reach, "script", lambda *_, **__: "")
+    monkeypatch.setattr(drift, "find", find)
+    rows = fleet.show(hosts.load, "", exit_status=False, drifts=True)["hosts"]
+    assert [each["drift"] and each["drift"][0]["name"] for each in rows] == ["/opt", None, None]
+    said = capsys.readouterr().err
+    assert "1 file" in said
+    assert "old: old lacks a manifest" in said
+    assert "wrong: " in said
+    monkeypatch.setattr(drift, "find", None)
+    rows = fleet.show(hosts.load, "mx", exit_status=False)["hosts"]
+    assert rows[0]["drift"] is None
+    assert "drift" not in capsys.readouterr().err
 
 
 @pytest.mark.real("run")
 def test_tasks(module_tree: Tree) -> None:
     """The document, and the status that was asked for."""
     module_tree.host("mx", TOML.replace("port = 1", f"port = {sshd.free_port()}"))
-    for words, code in (([], 0), (["--exit-status"], 2), (["--host", "mx", "--exit-status"], 2)):
+    for words, code in (
+        ([], 0),
+        (["--drift"], 0),
+        (["--exit-status"], 2),
+        (["--host", "mx", "--exit-status"], 2),
+    ):
         done = module_tree.inv("status", "--json", *words)
         assert done.status == code, done.err
         (row,) = json.loads(done.out)["hosts"]

@@ -54,6 +54,7 @@ HELP = {
     "also": "more names in the certificate, with commas between them",
     "csr": "make a certificate signing request instead of a certificate",
     "exit_status": "end with the worst of the servers' statuses, for monitoring",
+    "drift": "look for what somebody has changed on the servers, too",
     "list": "all servers and groups",
     "former": "fingerprint of a former recipient, whose signatures still count",
 }

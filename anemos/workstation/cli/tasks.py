@@ -157,13 +157,19 @@ def deploy(
 
 
 @command
-def status(c: Context, host: str = "", exit_status: bool = False, json: bool = False) -> Result:
+def status(
+    c: Context,
+    host: str = "",
+    exit_status: bool = False,
+    drift: bool = False,
+    json: bool = False,
+) -> Result:
     """Tell what runs on HOST now, and how far it is; or what runs on all servers."""
     from anemos.workstation.deploy import fleet, status
 
-    if host and not exit_status:
+    if host and not (exit_status or drift):
         return status.status(load(host))
-    return fleet.show(load, host, exit_status)
+    return fleet.show(load, host, exit_status, drift)
 
 
 @command

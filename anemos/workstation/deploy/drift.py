@@ -1,6 +1,7 @@
 """What a deployment would change, and what somebody has changed on a server since the last one; the
 latter the server finds out itself (server/drift.py)."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from anemos import log
@@ -17,12 +18,10 @@ from anemos.workstation.ssh import Remote, connect
 def diff(host: Host) -> Result:
     """Raises Failure for a server that Anemos has not deployed, or before there were manifests."""
     spec = host.imgbuild()
-    asked = requests.Drift(spec.volatile)
     with connect(reach.endpoint(host)) as remote, log.step("Comparing"):
         seen = status.ask(remote)
-        base = comparable(host, seen, remote)
+        found = find(host, spec.volatile, seen, remote)
         ahead = preview.make(host, spec, seen.deployment, remote)
-        found = reach.answer(remote, base, asked, Drift, host.timeouts.install)
     preview.tell(ahead, seen.deployment)
     log.info("")
     log.info(f"Changed on the server since {seen.deployment}: {changes.summary(found.changes)}")
@@ -32,6 +31,12 @@ def diff(host: Host) -> Result:
         log.info(f"Not looked at, as other file systems: {', '.join(found.apart)}")
     told = {"ahead": asdict(ahead) if ahead else None, "drift": asdict(found)}
     return {"host": host.name, "deployment": seen.deployment, **told}
+
+
+def find(host: Host, volatile: Sequence[str], seen: status.Status, remote: Remote) -> Drift:
+    """VOLATILE: places that the IMGBUILD adds. Raises Failure, as `diff` does."""
+    base = comparable(host, seen, remote)
+    return reach.answer(remote, base, requests.Drift(volatile), Drift, host.timeouts.install)
 
 
 def comparable(host: Host, seen: status.Status, remote: Remote) -> str:

@@ -2,18 +2,21 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 from anemos import log
 from anemos.border.deployment import Revision
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure, die
+from anemos.system import changes
+from anemos.system.changes import Change
 from anemos.workstation import Result, hosts, report
-from anemos.workstation.deploy import history, outcome, reach, status
+from anemos.workstation.deploy import drift, history, outcome, reach, status
 from anemos.workstation.deploy.history import Line
 from anemos.workstation.deploy.state import PASSED, WORD, load_state
 from anemos.workstation.deploy.status import Known, Status
@@ -22,6 +25,7 @@ from anemos.workstation.ssh import Remote, connect
 
 AT_ONCE = 16  # connections
 LIMIT_S = 120.0  # for one host; apt takes ten seconds on a slow machine
+DRIFT_S = 600.0  # the same, where all files are looked at
 UPDATES_S = 90.0
 COLUMNS = {  # as of report.table
     "host": True,
@@ -32,6 +36,7 @@ COLUMNS = {  # as of report.table
     "security updates": False,
     "last end here": False,
 }
+DRIFT = {"drift": False}  # one more, only where it is asked for
 DAY_S = 86400.0
 UNASKED = "not asked"  # instead of a state
 # A host's state counts for the exit status; the last one of WORST is the worst.
@@ -69,19 +74,32 @@ class Row:
     message: str = ""  # why nothing was said, or what failed there
     last_known: Known = field(default_factory=Known)
     last: Line | None = None  # the last deployment that ended on this workstation
+    drift: list[Change] | None = None  # None: not asked for, or not known
 
 
-def show(load: Load, host: str, exit_status: bool) -> Result:
-    """Tell what runs on HOST, "" for all of them. EXIT_STATUS: end with the worst one."""
+def show(load: Load, host: str, exit_status: bool, drifts: bool = False) -> Result:
+    """Tell what runs on HOST, "" for all of them. EXIT_STATUS: end with the worst one. DRIFTS: look
+    for drift, too."""
+    volatile: dict[str, Sequence[str]] = {}
+
+    def described(name: str) -> Host:
+        found = load(name)
+        if drifts:
+            volatile[found.name] = found.imgbuild().volatile
+        return found
+
     # Not in the threads: pydantic reads our source, and Python's parser is not made for several.
     names = [host] if host else [name for name in hosts.known() if asked(load, name)]
     if not names:
         die("there is nobody to ask", hint=f"known: {', '.join(hosts.known())}")
-    found = [loaded(load, name) for name in names]
+    found = [loaded(described, name) for name in names]
     rows = [each for each in found if isinstance(each, Row)]
-    rows += gather({each.name: each for each in found if isinstance(each, Host)}, look)
+    ask = partial(look, volatile=volatile if drifts else None)
+    limit = DRIFT_S if drifts else LIMIT_S
+    rows += gather({each.name: each for each in found if isinstance(each, Host)}, ask, limit=limit)
     rows.sort(key=lambda each: each.host)
-    report.table(COLUMNS, map(cells, rows))
+    columns = COLUMNS | (DRIFT if drifts else {})
+    report.table(columns, (cells(row)[: len(columns)] for row in rows))
     for row in rows:
         if row.message:
             log.info(f"{row.host}: {row.message}")
@@ -139,16 +157,30 @@ def gather(
     return rows
 
 
-def look(host: Host) -> Row:
-    """Raises nothing."""
+def look(host: Host, volatile: Mapping[str, Sequence[str]] | None = None) -> Row:
+    """VOLATILE: by host, where drift is asked for. Raises nothing."""
+    drifted, why = None, ""
     try:
         with connect(reach.endpoint(host), status=FAILED) as remote:
             seen = status.ask(remote)
             found = Updates() if seen.in_initramfs else pending(remote)
+            if volatile is not None:
+                drifted, why = drift_of(host, volatile[host.name], seen, remote)
         known = status.remember(host, seen)
-        return judged(host.name, seen, found, known, last(host.name))
+        row = judged(host.name, seen, found, known, last(host.name))
+        return replace(row, drift=drifted, message=row.message or why)
     except (Exception, Failure) as end:
         return silent(host.name, str(outcome.explained(end)))
+
+
+def drift_of(
+    host: Host, volatile: Sequence[str], seen: Status, remote: Remote
+) -> tuple[list[Change] | None, str]:
+    """None, and why, where nobody knows it."""
+    try:
+        return drift.find(host, volatile, seen, remote).changes, ""
+    except Failure as failure:
+        return None, failure.message
 
 
 def pending(remote: Remote) -> Updates:
@@ -196,12 +228,13 @@ def deployed(deployment: str) -> float | None:
 
 
 def cells(row: Row) -> list[str]:
-    """ROW as it is shown, by COLUMNS."""
+    """ROW as it is shown, by COLUMNS and DRIFT."""
     runs = " ".join(filter(None, [row.state, row.deployment]))
     age = f"{(time.time() - row.deployed) / DAY_S:.0f} d" if row.deployed else ""
     commit = str(row.commit) if row.deployment else ""
     ended = f"{row.last.short}, {day(row.last.time)}" if row.last else ""
-    return [row.host, runs, age, commit, row.kernel, updates(row.updates), ended]
+    drifted = "unknown" if row.drift is None else changes.summary(row.drift)
+    return [row.host, runs, age, commit, row.kernel, updates(row.updates), ended, drifted]
 
 
 def updates(found: Updates) -> str:
