@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from anemos import files, log
+from anemos.log import Failure
 from anemos.run import run
 from anemos.system import bootstrap, defined, definition, fstab, initrd, layout, manifest, tree
 from anemos.system.bootstrap import identity
@@ -94,7 +95,7 @@ def leave_manifest(given: Installation) -> None:
             hidden = [path for path, _ in tree.inputs(payload / "secrets")]
             public = partial(defined.readable, root)
             defined.write(defined.take(payload, hidden, public, made.packages), root)
-        except OSError as error:
+        except (OSError, ValueError, Failure) as error:
             for each in (manifest.FILE, defined.FILE):
                 tree.inside(root, each).unlink(missing_ok=True)
             log.info(f"No manifest, and so no `diff`: {error}")
