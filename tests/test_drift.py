@@ -77,7 +77,7 @@ def write(root: Path, path: str, text: str) -> None:
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With what the scripts of server/ call."""
-    programs = ("chroot", "cut", "env", "grep", "mount", "tail", "uname", "unshare")
+    programs = ("chroot", "cut", "env", "grep", "head", "mount", "tail", "tr", "uname", "unshare")
     return tiny.make(tmp_path_factory.mktemp("layer") / "root", *programs)
 
 
