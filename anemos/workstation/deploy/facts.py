@@ -17,6 +17,7 @@ from anemos.workstation.ssh import Remote
 
 ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
 GATHER_S = 180.0  # dozens of programs: an emulated machine that was busy took a minute
+READ = 'cat "$@" 2>/dev/null || :'  # files, as far as they are there
 ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
 
 
@@ -114,7 +115,7 @@ def identify(remote: Remote) -> Identity:
     """Quicker than all facts: what is polled with."""
     answered = time.time()
     files = ["/proc/sys/kernel/random/boot_id", f"{stage.BOOT}", STAMP]
-    argv = ["sh", "-c", 'cat "$@" 2>/dev/null || :', "cat", *files]
+    argv = ["sh", "-c", READ, "cat", *files]
     lines = remote.sh(argv, timeout=ANSWER_S, shown=["identify"]).splitlines()
     try:
         boot_id, *rest = lines

@@ -16,7 +16,7 @@ from anemos.system.defined import Defined
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.manifest import Entry, Table
 from anemos.workstation import images, scratch
-from anemos.workstation.deploy import payload
+from anemos.workstation.deploy import facts, payload
 from anemos.workstation.hosts import Host
 from anemos.workstation.secrets import throwaway
 from anemos.workstation.ssh import Remote
@@ -28,7 +28,6 @@ RECORDS = {
     "arch": "./var/lib/pacman/local/*/desc",
     "alpine": "./*lib/apk/db/installed",
 }
-READ = 'cat "$1" 2>/dev/null || :'
 DEPLOYED, HERE = "deployed", "here"
 OLDER = "nobody knows: an older Anemos has deployed it"
 
@@ -45,7 +44,8 @@ def make(host: Host, spec: Imgbuild, deployment: str, remote: Remote) -> Preview
 
     Raises Failure, also for a definition that `pack` would refuse.
     """
-    said = remote.sh(["sh", "-c", READ, "sh", f"/{defined.FILE}"], shown=["read", defined.FILE])
+    argv = ["sh", "-c", facts.READ, "cat", f"/{defined.FILE}"]
+    said = remote.sh(argv, shown=["read", defined.FILE])
     if not said:
         return None
     layer = images.cached_layer(spec)
