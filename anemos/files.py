@@ -100,6 +100,14 @@ def scratch(top: Path, prefix: str) -> Iterator[Path]:
 
 
 @contextmanager
+def turn(file: Path) -> Iterator[None]:
+    """Wait until nobody else has its turn by FILE, which is made and stays (flock(2))."""
+    with file.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def locked(directory: Path) -> Iterator[Path]:
     """Hold DIRECTORY for as long as we live. Raises OSError when somebody else does."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -2,7 +2,10 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -21,6 +24,30 @@ def test_damaged_base_image(tmp_path: Path) -> None:
     assert images.sound(link)
     image.write_text("")
     assert not images.sound(link)
+
+
+def test_one_builds_and_the_other_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Barrier(2)
+    asked: list[Path] = []
+    built: list[Path] = []
+
+    def sound(link: Path) -> bool:
+        there = link.exists()
+        asked.append(link)
+        if len(asked) <= 2:
+            both.wait(10)  # neither has begun
+        return there
+
+    def build(_: Path, link: Path) -> None:
+        built.append(link)
+        link.write_text("image")
+
+    monkeypatch.setattr(images, "sources", lambda: nullcontext((tmp_path, tmp_path / "base-of-a")))
+    monkeypatch.setattr(images, "sound", sound)
+    monkeypatch.setattr(images, "build_base", build)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: images.base(), range(2))) == [tmp_path / "base-of-a"] * 2
+    assert built == [tmp_path / "base-of-a"]
 
 
 def test_prune(tmp_path: Path) -> None:

@@ -33,9 +33,11 @@ def base() -> Path:
     """The base image: base-<SHA-256>.squashfs. Built when anything that goes into it changed."""
     with sources() as (tree, link):
         if not sound(link):
-            with log.step("Building the base image"):
-                build_base(tree, link)
-            prune(link.parent)
+            with files.turn(link.parent / ".base.lock"):  # minutes of work, for one of us
+                if not sound(link):
+                    with log.step("Building the base image"):
+                        build_base(tree, link)
+                    prune(link.parent)
         image = link.resolve()
         os.utime(image)  # when it was last used
         return image
