@@ -121,6 +121,8 @@ def test_filled(
         )
         assert (root / "srv").is_dir()
         assert os.access(root / installation.TRIAL, os.X_OK)
+        assert "Running provision()" in (root / installation.LOG).read_text()
+        assert (root / installation.LOG).stat().st_mode & 0o777 == 0o400
         entries = {each.path: each for each in manifest.read(root).entries}
         assert entries["boot/grub/grub.cfg"].content
         assert entries["etc/key"].secret

@@ -189,7 +189,7 @@ def test_fill(server: list[object]) -> None:
         "kernel": "6.1",
     }
     assert server == [SIZES.beside, "sent", Fill("/base-0.squashfs", "SHA", ""), "unstaged"]
-    assert load_state(HOST).remote_base == ""
+    assert (load_state(HOST).remote_base, load_state(HOST).way) == ("", "slot")
 
 
 def test_fill_without_consent(server: list[object], monkeypatch: pytest.MonkeyPatch) -> None:

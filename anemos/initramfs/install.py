@@ -101,5 +101,5 @@ def boot_loader(spec: Imgbuild, devices: Mapping[str, Device], seed: str) -> Non
 
 
 def keep_log() -> None:
-    tree.write(TARGET, "var/log/anemos.log", stage.LOG.read_bytes(), 0o400)
+    tree.write(TARGET, installation.LOG, stage.LOG.read_bytes(), 0o400)
     log.info(f"{shutil.disk_usage(TARGET).used // 2**20} MiB are used on the new file system")

@@ -5,10 +5,13 @@ import os
 import shutil
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TextIO
 
 from anemos import files, log, mounts, volumes
 from anemos.border import payload, stage
@@ -166,15 +169,38 @@ def install(given: Installation, node: Path, uuid: str) -> str:
     run(["wipefs", "--all", "--quiet", node])
     run(filesystems.make(fs, uuid, node))
     try:
-        with mounts.mounted("-t", fs, node, at=given.root):
+        with noted() as lines, mounts.mounted("-t", fs, node, at=given.root):
             confined.call(partial(write, given), handed(given), given.root)
             installation.leave_tools(given)
+            leave_log(lines, given.root)
             installation.leave_manifest(given)
             with log.step("Reading it back"):
                 read_back(given.root)
             return kernels.newest(given.root).name
     finally:  # a mount namespace ends a little later than its last process
         require_free(node, RELEASED_S)
+
+
+@contextmanager
+def noted() -> Iterator[TextIO]:
+    """A file in memory that gets the log's lines, also of processes that are started meanwhile."""
+    before = log.sink
+    with TemporaryFile("w+", buffering=1) as file:
+
+        def tell(line: str) -> None:
+            before(line)
+            file.write(f"{line}\n")
+
+        log.sink = tell
+        try:
+            yield file
+        finally:
+            log.sink = before
+
+
+def leave_log(lines: TextIO, root: Path) -> None:
+    lines.seek(0)
+    tree.write(root, installation.LOG, lines.read(), 0o400)
 
 
 def top(given: Installation) -> Path:

@@ -18,6 +18,7 @@ from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Layout, Mounted
 
+LOG = "var/log/anemos.log"  # of the system's birth, for root
 TRIAL = "usr/lib/anemos/trial"  # see trial.sh
 VISIT = """
 mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"

@@ -23,7 +23,7 @@ from anemos.workstation.hosts import Host
 
 FILE = "agreed.json"
 # What a plan's lines tell of the server, and not of this workstation's cache or of free memory.
-OF_SERVER = ("server", "ERASE", "keep", "untouched", "warning", "network")
+OF_SERVER = ("server", "ERASE", "OVERWRITE", "keep", "shared", "untouched", "warning", "network")
 LEASE = re.compile(r" expires \S+")  # of a route that a router announces again and again
 ID = re.compile("[0-9a-f]{12}-[0-9a-f]{12}")
 Lines = Iterable[Sequence[str]]  # (what, which)

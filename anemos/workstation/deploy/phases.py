@@ -249,6 +249,7 @@ def fill(host: Host) -> Result:
         consent.check_slot(host, state, ways.slot(host, spec, seen).other)
         with staged.undone(host):
             stage(state, remote, sizes.beside)
+            state.way = ways.SLOT.NAME
             send_all(host, state, remote, seen, sizes, ways.SLOT)
             layer = sha256(Path(state.layer)) if state.layer else ""
             asked = Fill(state.remote_base, state.payload, layer)

@@ -188,6 +188,8 @@ class Slot:
     """Into the slot that does not run, while the old system serves (server/fill.py). It is no Way:
     the jump, the proof and the way back are others (trial.py)."""
 
+    NAME = "slot"
+
     def problems(self, host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> Iterator[str]:
         if why := slot(host, spec, facts).why:
             yield f"no slot can be filled: {why}"
