@@ -23,6 +23,7 @@ from anemos.initramfs import firmware
 from anemos.run import run
 from anemos.server import once
 from anemos.system import imgbuild, slots
+from anemos.system.bootloader import grub
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import SLOTS, Carrier, Extent, extents
 from anemos.system.slots import Record, Slot
@@ -68,6 +69,7 @@ if [ $way = uefi ]; then
     fi
 fi
 echo "started by $way: $(busybox cat /proc/cmdline)"
+if busybox grep -q on-trial /proc/cmdline; then busybox reboot -f; fi
 busybox poweroff -f
 """
 TAKEN = """#!/bin/busybox sh
@@ -184,8 +186,8 @@ class Slotted:
         assert carrier and carrier.disk
         return extents(carrier.disk, carrier.disk.image)[carrier.number - 1]
 
-    def choose(self, record: Record) -> None:
-        """What the word does: nothing else on the disk changes."""
+    def choose(self, record: Record, tried: str) -> None:
+        """What the word does, and the slot TRIED once before: nothing else on the disk changes."""
         place = self.extent(self.spec.layout.shared())
         where = (f"--offset={place.start}", f"--sizelimit={place.size}")
         with (
@@ -194,6 +196,12 @@ class Slotted:
             mounts.mounted(node, at=Path(name)),
         ):
             slots.write(Path(name) / slots.FILE, record)
+            (kernel,) = (self.spec.directory / "root/boot").glob("vmlinuz-*")
+            initrd = kernel.name.replace("vmlinuz", "initrd.img")
+            root = self.known[tried].root
+            words = f"root=UUID={root} ro console=ttyS0 panic=-1 on-trial"
+            text = grub.once(root, f"/boot/{kernel.name}", f"/boot/{initrd}", words)
+            (Path(name) / slots.ONCE).write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -274,14 +282,18 @@ def test_boot(images: Callable[[str], Path], tmp_path: Path, loader: str, way: s
 def test_slots(
     slotted: Slotted, tmp_path: Path, way: str, default: str, lost: str, started: str
 ) -> None:
-    """The default slot starts, with its own kernel, grub.cfg and one-shot entry; the other one
-    where GRUB does not find it."""
+    """The slot on trial starts once. Then the default one does, with its own kernel, grub.cfg and
+    one-shot entry; the other one where GRUB does not find it."""
     known = {**slotted.known, **({lost: Slot("good", "00000000")} if lost else {})}
-    slotted.choose(Record(default, known))
+    (tried,) = {*SLOTS} - {default}
+    slotted.choose(Record(default, known, once=True), tried)
 
     said = start(slotted.image, tmp_path, way)
 
     assert said.count("the entry is taken") == 1
+    trial = rf"^started by {way}: .* root=UUID={slotted.known[tried].root} .* on-trial\s*$"
+    assert len(re.findall(trial, said, re.MULTILINE)) == 1, said
+    assert said.index("on-trial") < said.index("the entry is taken")
     words = rf"^started by {way}: .* root=UUID={slotted.known[started].root} ro {CMDLINE}\s*$"
     assert re.search(words, said, re.MULTILINE), said
 

@@ -400,7 +400,7 @@ def test_configure_where_grub_reads_one_file_only(tmp_path: Path) -> None:
 
 def test_choice_of_a_slot() -> None:
     """What both slots share depends on no deployment: no one writes it again but with the disks."""
-    assert grub.CHOICE.startswith("load_env --file ($root)/anemos-slots slot root_a root_b\n")
+    assert grub.CHOICE.startswith("load_env --file ($root)/anemos-slots slot root_a root_b once\n")
     assert "configfile ($root)/boot/grub/grub.cfg\n" in grub.CHOICE
 
 

@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 
-from anemos.border.requests import Try
+from anemos.border.requests import Try, Withdraw
 from anemos.log import FAILED, UNVERIFIED, Failure
-from anemos.workstation.deploy import consent, default, facts, phases, reach, staged, status, trial
+from anemos.workstation.deploy import (
+    consent,
+    default,
+    facts,
+    phases,
+    reach,
+    staged,
+    status,
+    trial,
+    ways,
+)
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import State, load_state
@@ -32,7 +42,7 @@ class Server:
 
     @contextmanager
     def connect(self, *_: object, **__: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace()
+        yield SimpleNamespace(endpoint="where")
 
     def identify(self, _: object) -> Identity:
         return self.runs[0]
@@ -73,8 +83,26 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 def test_start(server: Server) -> None:
     assert trial.start(HOST) == {"host": "mx", "boot_id": "b-2"}
-    assert server.done == [("/base", Try("d-2", HOST.timeouts.trial)), "jump.sh"]
+    assert server.done == [("/base", Try("d-2", HOST.timeouts.trial, once=False)), "jump.sh"]
     assert load_state(HOST).old_boot_id == "b-1"
+
+
+def test_start_by_grub(server: Server) -> None:
+    State("mx", "d-2", root="UUID", way=ways.SLOT_ONCE).save()
+    trial.start(HOST)
+    assert server.done == [("/base", Try("d-2", HOST.timeouts.trial, once=True)), "reboot.sh"]
+
+
+def test_start_that_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left for a later boot; nobody waits for one."""
+
+    def script(*_words: object, **_: object) -> str:
+        raise Failure("no jump", status=FAILED)
+
+    monkeypatch.setattr(reach, "script", script)
+    with pytest.raises(Failure, match="no jump"):
+        trial.start(HOST)
+    assert server.done[-1] == ("/base", Withdraw("b-1"))
 
 
 def test_trial_that_never_answers(server: Server) -> None:

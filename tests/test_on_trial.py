@@ -7,14 +7,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from anemos import kexec, memory, mounts
 from anemos.border import requests
-from anemos.border.requests import Commit, Return, Try
+from anemos.border.requests import Commit, Return, Try, Withdraw
 from anemos.log import FAILED, Failure
 from anemos.run import run
 from anemos.server import shared, staging, trial
@@ -43,7 +43,7 @@ menuentry 'of an upgrade' {{
 """
 OLD = Slot("good", ROOTS["a"], "d-0", 1)
 FILLED = Slot("filled", ROOTS["b"], "d-1", 2)
-ASKED = Try("d-1", 600)
+ASKED = Try("d-1", 600, once=False)
 
 
 @dataclass
@@ -61,10 +61,14 @@ class Server:
     @property
     def record(self) -> Record:
         """As it is on the disk."""
+        return slots.decoded(self.shared(slots.FILE))
+
+    def shared(self, name: str) -> bytes:
+        """A file that both slots share."""
         point = self.host.parent / "look"
         point.mkdir(exist_ok=True)
         with mounts.mounted(self.nodes["boot"], at=point):
-            return slots.read(point / slots.FILE)
+            return (point / name).read_bytes()
 
     def load(self, kernel: Path, initrd: Path, line: str) -> None:
         self.loaded.append((kernel.read_text(), initrd.read_text(), line))
@@ -138,6 +142,36 @@ def test_trial(server: Server) -> None:
     assert [each.point for each in mounts.listed() if each.source in server.nodes.values()] == [
         server.host
     ]
+
+
+def test_trial_by_grub(server: Server) -> None:
+    """It starts the same, once, and the record says so."""
+    trial.start(replace(ASKED, once=True))
+
+    tried = Record("a", {"a": OLD, "b": FILLED._replace(state="trial")}, once=True)
+    assert (server.loaded, server.record) == ([], tried)
+    text = server.shared(slots.ONCE).decode()
+    assert text.startswith(f"search --no-floppy --fs-uuid --set=root {ROOTS['b']}\n")
+    own = f"{WORDS.format('b')} panic=10 oops=panic init=/{TRIAL}"
+    assert f"linux /boot/vmlinuz-6.1 {own} anemos.trial=600 anemos.deployment=d-1;" in text
+    assert "initrd /boot/initrd.img-6.1;" in text
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_trial_that_is_withdrawn(server: Server, once: bool) -> None:
+    """No later boot is one. It may be tried again."""
+    trial.start(replace(ASKED, once=once))
+    with pytest.raises(Failure, match="it has jumped already"):
+        trial.withdraw(Withdraw("another boot"))
+    trial.withdraw(Withdraw(trial.BOOT_ID.read_text().strip()))
+    assert (server.loaded, server.record) == ([], Record("a", {"a": OLD, "b": FILLED}))
+    trial.start(ASKED)
+
+
+def test_withdrawal_of_nothing(server: Server) -> None:
+    server.write(known := Record("a", {"a": OLD, "b": FILLED._replace(state="bad")}))
+    trial.withdraw(Withdraw(trial.BOOT_ID.read_text().strip()))
+    assert server.record == known
 
 
 @pytest.mark.parametrize("fails", ["load", "write"])

@@ -29,7 +29,7 @@ def test_text() -> None:
     data = slots.encoded(RECORD)
     text = data.rstrip(b"#").decode()
     assert text == (
-        f"# GRUB Environment Block\nslot=a\n"
+        f"# GRUB Environment Block\nslot=a\nonce=0\n"
         f"state_a=good\nroot_a={UUID}\ndeployment_a=d-1\nfilled_a=1700000000\n"
         "state_b=empty\nroot_b=\ndeployment_b=\nfilled_b=0\n"
     )
@@ -37,11 +37,12 @@ def test_text() -> None:
     assert data[SECTOR:] == slots.encoded(OTHER)[SECTOR:]  # all that changes is in one sector
 
 
-@given(st.sampled_from("ab"), *[st.sampled_from(slots.STATES)] * 2)
-def test_every_record_is_read_again(default: str, first: str, second: str) -> None:
+@given(st.sampled_from("ab"), *[st.sampled_from(slots.STATES)] * 2, st.booleans())
+def test_every_record_is_read_again(default: str, first: str, second: str, once: bool) -> None:
     """The longest one fits into its sector, too."""
     longest = ("i" * phases.ID_LENGTH, 10**10)
-    record = Record(default, {"a": Slot(first, UUID, *longest), "b": Slot(second, UUID, *longest)})
+    known = {"a": Slot(first, UUID, *longest), "b": Slot(second, UUID, *longest)}
+    record = Record(default, known, once)
     assert slots.decoded(slots.encoded(record)) == record
 
 

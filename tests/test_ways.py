@@ -85,12 +85,24 @@ def test_slot() -> None:
         ({"record": b""}, LAYOUT, "no record of slots: it has no slot"),
         ({"mounts": ("/dev/vda4 / ext4",)}, LAYOUT, "/ is not slot a, which starts by default"),
         ({"mounts": ()}, LAYOUT, "/ is not slot a, which starts by default"),
-        ({"kexec": False}, LAYOUT, NO_KEXEC),
         ({"identities": ()}, LAYOUT, "/ is not slot a, which starts by default"),
     ],
 )
 def test_no_slot(given: dict[str, Any], text: str, why: str) -> None:
     assert ways.slot(HOST, spec(layout=text), replace(FACTS, **given)) == Beside(why)
+
+
+def test_slot_by_grub() -> None:
+    """Where there is no kexec, or as host.toml says; where GRUB can write and comes first."""
+    seen = replace(FACTS, kexec=False)
+    assert ways.slot(HOST, spec(), seen) == Beside("", "a", "b", NO_KEXEC)
+    assert ways.slot(HOST, spec(), seen).way == ways.SLOT_ONCE
+    asked = replace(HOST, start="once")
+    assert ways.slot(asked, spec(), FACTS).once == "as host.toml says"
+    told = dict(plan.describe_slot(asked, spec(), FACTS, SIZES))
+    assert told["boot"].startswith("by GRUB, once (as host.toml says), on trial for 600 s")
+    first = replace(seen, boot_current="0001", boot_first="0002")
+    assert "the firmware starts entry 0002 first" in ways.slot(HOST, spec(), first).why
 
 
 def test_no_slot_for_volumes_and_arch() -> None:

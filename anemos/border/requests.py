@@ -78,11 +78,19 @@ class Arm:
 
 @dataclass(frozen=True)
 class Try:
-    """The system that DEPLOYMENT has put into the slot that does not run, for one boot by kexec:
-    no Keys. SECONDS: until it has the word, or is reset."""
+    """The system that DEPLOYMENT has put into the slot that does not run, for one boot: no Keys.
+    SECONDS: until it has the word, or is reset. ONCE: by GRUB; else by kexec."""
 
     deployment: str
     seconds: int
+    once: bool
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    """No Try any more, in the boot BOOT_ID that has made it, and goes on: no Keys."""
+
+    boot_id: str
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,7 @@ Request = (
     | Arm
     | Fill
     | Try
+    | Withdraw
     | Commit
     | Return
 )

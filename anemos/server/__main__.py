@@ -32,6 +32,8 @@ def answer(request: requests.Request) -> object:
             said = fill.answer(request)
         case requests.Try():
             said = trial.start(request)
+        case requests.Withdraw():
+            said = trial.withdraw(request)
         case requests.Commit():
             said = trial.commit(request)
         case requests.Return():

@@ -1,7 +1,7 @@
 """The record of slots, as the system in one of them finds it: where fstab(5) says."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,18 +13,19 @@ from anemos.run import CommandFailed, run
 from anemos.server import staging
 from anemos.system import fstab, slots
 from anemos.system.layout import SHARED
-from anemos.system.slots import Record
+from anemos.system.slots import Record, Slot
 
 PATIENCE_S = 10.0
 
 
 class Found(NamedTuple):
     """FILE: the record, mounted here alone. KNOWN: what it says, with trials that have ended.
-    RUNNING: the slot that / is."""
+    RUNNING: the slot that / is. TRIED: those trials, if nobody has jumped into one yet."""
 
     file: Path
     known: Record
     running: str
+    tried: Mapping[str, Slot]
 
     @property
     def other(self) -> str:
@@ -82,7 +83,9 @@ def look(file: Path) -> Found:
     running = record.running(uuid)
     if not running:
         die(f"/ is no slot of the record: its file system is {uuid}", status=FAILED)
-    return Found(file, record.settled(running), running)
+    known = record.settled(running)
+    tried = {name: slot for name, slot in record.slots.items() if slot != known.slots[name]}
+    return Found(file, known, running, tried)
 
 
 def mounted_at(point: Path) -> Path:

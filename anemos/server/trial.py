@@ -1,16 +1,18 @@
-"""The trial of a slot's system: its one boot by kexec, the word for it, and the way back later."""
+"""The trial of a slot's system: its one boot, the word for it, and the way back later."""
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import files, kexec, mounts
-from anemos.border.requests import Commit, Keys, Return, Try
-from anemos.log import FAILED, die
+from anemos.border.requests import Commit, Keys, Return, Try, Withdraw
+from anemos.log import FAILED, Failure, die
 from anemos.server import shared
 from anemos.server.kexec import SAFETY, load_if_it_fits
 from anemos.server.shared import Found
+from anemos.system import slots
 from anemos.system.bootloader import grub
 from anemos.system.installation import TRIAL
 from anemos.system.slots import FILLED, GOOD, Record, Slot
@@ -18,6 +20,7 @@ from anemos.system.slots import TRIAL as ON_TRIAL
 
 WORD = Path("/run/anemos.word")  # see system/trial.sh
 PROCESSES = Path("/proc")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 END_S = 60.0  # the guard looks every two seconds
 POLL_S = 0.2
 
@@ -25,21 +28,34 @@ POLL_S = 0.2
 
 
 def start(asked: Try) -> Keys:
-    """Load the slot's kernel; the record says `trial` before anybody can jump.
+    """Have the slot's kernel be the next one; the record says `trial` before anybody can jump.
 
     A failure leaves the record at `filled` and nothing loaded. Raises Failure.
     """
     with shared.found() as found:
         slot = to_try(found, asked)
+        tried = found.known.holding(found.other, slot._replace(state=ON_TRIAL))
         try:
-            load(slot, asked)
-            found.write(found.known.holding(found.other, slot._replace(state=ON_TRIAL)))
+            prepare(slot, asked, found.file.with_name(slots.ONCE))
+            found.write(replace(tried, once=asked.once))
         except BaseException:
             with suppress(Exception):  # the reason of it all is the other one
                 kexec.unload()
             with suppress(Exception):
                 found.write(found.known)
             raise
+    return {}
+
+
+def withdraw(asked: Withdraw) -> Keys:
+    """Nobody has jumped, and nobody will: the slot may be tried again. Raises Failure."""
+    if BOOT_ID.read_text().strip() != asked.boot_id:
+        die("it has jumped already", status=FAILED)
+    with shared.found() as found:
+        filled = {name: slot._replace(state=FILLED) for name, slot in found.tried.items()}
+        with suppress(Failure):  # GRUB's entry, or nothing any more
+            kexec.unload()
+        found.write(replace(found.known, slots={**found.known.slots, **filled}))
     return {}
 
 
@@ -59,14 +75,20 @@ def require(name: str, slot: Slot, state: str, deployment: str) -> None:
         die(f"slot {name} is {there}; wanted: {state}, by {deployment}", status=FAILED)
 
 
-def load(slot: Slot, asked: Try) -> None:
-    """What the boot loader would start, and how; and what ends each failure in a reset."""
+def prepare(slot: Slot, asked: Try, once: Path) -> None:
+    """What the boot loader would start, and how; and what ends each failure in a reset. ONCE: the
+    file of GRUB's for one boot."""
     with (
         TemporaryDirectory() as name,
         mounts.mounted("-o", "ro,nosuid,nodev,noexec", f"UUID={slot.root}", at=Path(name)),
     ):
         entry = grub.first_entry(Path(name))
-        load_if_it_fits(entry.kernel, entry.initrd, cmdline(entry.words, asked))
+        words = cmdline(entry.words, asked)
+        if asked.once:
+            kernel, initrd = (f"/{file.relative_to(name)}" for file in entry[:2])
+            once.write_text(grub.once(slot.root, kernel, initrd, words))
+        else:
+            load_if_it_fits(entry.kernel, entry.initrd, words)
 
 
 def cmdline(own: str, asked: Try) -> str:

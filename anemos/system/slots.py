@@ -8,7 +8,7 @@ there is the old record or the new one. A rename would need a journal, which GRU
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from anemos import files
 from anemos.log import die
 from anemos.system.layout import SLOTS, Layout, Volume, fs_uuid
 
+ONCE = "anemos-once.cfg"  # beside it: what GRUB does at the next boot, if the record says so
 FILE = "anemos-slots"  # on the file system that both slots start from (Layout.shared)
 HEAD = "# GRUB Environment Block\n"
 SIZE = 1024
@@ -45,25 +46,28 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """DEFAULT: the name of the slot that starts. SLOTS: by name."""
+    """DEFAULT: the name of the slot that starts. SLOTS: by name. ONCE: the next boot is by the file
+    ONCE, and GRUB takes that back before."""
 
     default: str
     slots: Mapping[str, Slot]
+    once: bool = False
 
     def holding(self, name: str, slot: Slot) -> "Record":
-        """The record when the slot NAME, which is not the default, is SLOT."""
+        """The record when the slot NAME, which is not the default, is SLOT. No trial is to be."""
         assert name != self.default
-        return replace(self, slots={**self.slots, name: slot})
+        return Record(self.default, {**self.slots, name: slot})
 
     def committed(self, name: str) -> "Record":
         """The record when the slot NAME has got the word: it is good, and the default."""
         return Record(name, {**self.slots, name: self.slots[name]._replace(state=GOOD)})
 
     def settled(self, running: str) -> "Record":
-        """The record as it counts while the slot RUNNING runs: a trial elsewhere has ended."""
+        """The record as it counts while the slot RUNNING runs: a trial elsewhere has ended, and no
+        other one is to be."""
         ended = [name for name, slot in self.slots.items() if slot.state == TRIAL]
         bad = {name: self.slots[name]._replace(state=BAD) for name in ended if name != running}
-        return replace(self, slots={**self.slots, **bad})
+        return Record(self.default, {**self.slots, **bad})
 
     def running(self, root: str) -> str:
         """The name of the slot with the file system ROOT, a UUID; "" if there is none."""
@@ -88,7 +92,7 @@ def unfit(layout: Layout, kept: Sequence[Volume]) -> str:
 
 
 def encoded(record: Record) -> bytes:
-    lines = [f"slot={record.default}\n"]
+    lines = [f"slot={record.default}\n", f"once={record.once:d}\n"]
     for name, slot in record.slots.items():
         lines += [f"{field}_{name}={value}\n" for field, value in slot._asdict().items()]
     text = HEAD + "".join(lines)
@@ -105,7 +109,7 @@ def decoded(data: bytes) -> Record:
     slots = {name: slot_of(values, name) for name in SLOTS}
     if values["slot"] not in SLOTS or not {each.state for each in slots.values()} <= {*STATES}:
         raise ValueError(f"no record of slots: {values}")
-    return Record(values["slot"], slots)
+    return Record(values["slot"], slots, values.get("once") == "1")
 
 
 def slot_of(values: Mapping[str, str], name: str) -> Slot:

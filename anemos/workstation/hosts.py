@@ -189,8 +189,8 @@ class Settings:
     """Where the package layer is made. `server`: by the old system while it serves, in its memory.
     `initramfs`: after the jump, with the least memory and the longest downtime."""
     start: Literal["auto", "kexec", "once"] = "auto"
-    """How the initramfs starts: by kexec, or by a boot entry that is taken once. `auto`: by kexec
-    if the server's kernel allows it."""
+    """How the initramfs, or a slot on trial, starts: by kexec, or by a boot entry that is taken
+    once. `auto`: by kexec if the server's kernel allows it."""
     finish: Literal["reboot", "kexec"] = "reboot"
     """How the new system starts. `kexec`: without the firmware."""
     try_here: Annotated[bool, Field(strict=True)] = True

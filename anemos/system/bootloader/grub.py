@@ -55,8 +55,18 @@ if [ -f ${config_directory}/custom.cfg ]; then
 fi
 """
 # What slots share: it starts the default one by its own grub.cfg, or where that fails, the other.
+# Before that, an entry for one boot, if the record on the disk says that it is used up: GRUB cannot
+# write to every device and file system (its manual, "The GRUB environment block").
 CHOICE = f"""\
-load_env --file ($root)/{slots.FILE} slot root_a root_b
+load_env --file ($root)/{slots.FILE} slot root_a root_b once
+if [ "$once" = 1 ]; then
+    set once=0
+    if save_env --file ($root)/{slots.FILE} once; then
+        set once=1
+        load_env --file ($root)/{slots.FILE} once
+        if [ "$once" = 0 ]; then source ($root)/{slots.ONCE}; fi
+    fi
+fi
 function start {{
     if search --no-floppy --fs-uuid --set=root "$1"; then
         configfile ($root){HOME}/grub.cfg
@@ -192,6 +202,18 @@ def first_entry(root: Path) -> Entry:
     if not linux or not initrd:
         die(f"{HOME}/grub.cfg of the slot names no kernel and initramfs", status=FAILED)
     return Entry(tree.resolved(root, linux[1]), tree.resolved(root, initrd[1]), linux[2])
+
+
+def once(root: str, kernel: str, initrd: str, words: str) -> str:
+    """What starts the system on the file system with the UUID ROOT, or resets. KERNEL and INITRD:
+    paths there. WORDS: the kernel's command line, as grub.cfg has it."""
+    return (
+        f"search --no-floppy --fs-uuid --set=root {root}\n"
+        f"if linux {kernel} {words}; then\n"
+        f"    if initrd {initrd}; then boot; fi\n"
+        "fi\n"
+        "reboot\n"
+    )
 
 
 def make_core(target: Target, way: str, early: str, name: str) -> Path:

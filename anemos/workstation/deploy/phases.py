@@ -246,10 +246,11 @@ def fill(host: Host) -> Result:
         seen = facts.gather(remote, state.base_hash)
         sizes = measure(host, state, seen)
         refuse(host, *plan.beside(host, spec, seen, sizes))
-        consent.check_slot(host, state, ways.slot(host, spec, seen).other)
+        there = ways.slot(host, spec, seen)
+        consent.check_slot(host, state, there.other)
         with staged.undone(host):
             stage(state, remote, sizes.beside)
-            state.way = ways.SLOT.NAME
+            state.way = there.way
             send_all(host, state, remote, seen, sizes, ways.SLOT)
             layer = sha256(Path(state.layer)) if state.layer else ""
             asked = Fill(state.remote_base, state.payload, layer)

@@ -376,7 +376,7 @@ def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> lis
         ("OVERWRITE", _place(host, spec, facts)),
         *(("keep", f"{_kept(k, facts)}; both slots use it") for k in spec.keep),
         *(("shared", f"{mount}: both slots use it") for mount in _shared(spec)),
-        ("boot", f"by kexec, on trial for {host.timeouts.trial} s until it is committed"),
+        ("boot", _start(host, spec, facts)),
         ("back", "each reset starts the running slot, until then; after it ./inv rollback does"),
         ("memory", f"{sizes.beside // MIB} of {facts.memory_available // MIB} MiB"),
     ]
@@ -396,6 +396,12 @@ def _place(host: Host, spec: Imgbuild, facts: Facts) -> str:
     place = replace(spec.layout, disks=tuple(around)).into(there.other).root()
     holds = slots.decoded(facts.record).slots[there.other].state
     return f"slot {there.other} (running: {there.running}; it is {holds}): {place.node(found)}"
+
+
+def _start(host: Host, spec: Imgbuild, facts: Facts) -> str:
+    why = ways.slot(host, spec, facts).once
+    by = f"GRUB, once ({why})" if why else "kexec"
+    return f"by {by}, on trial for {host.timeouts.trial} s until it is committed"
 
 
 def _way(host: Host) -> Iterator[str]:

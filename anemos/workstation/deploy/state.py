@@ -36,8 +36,8 @@ class State:
     layer: str = ""  # the same; "" when server or initramfs bootstrap
     server_layer: str = ""  # SHA-256 of the one that the server made
     remote_base: str = ""  # file on the server
-    way: str = "kexec"  # into the initramfs: one of ways.WAYS; or into a slot: ways.SLOT
-    root: str = ""  # way "slot": UUID of the root file system that was filled
+    way: str = "kexec"  # into the initramfs: one of ways.WAYS; or into a slot: Beside.way
+    root: str = ""  # into a slot: UUID of the root file system that was filled
     place: Entry | None = None  # way "once": where the entry is put
     once_key: str = ""  # way "once": the initramfs's host key until it has the old system's
     old_boot_id: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from anemos import log
-from anemos.border.requests import Keys, Try
+from anemos.border.requests import Keys, Try, Withdraw
 from anemos.log import FAILED, Failure, die
 from anemos.workstation import Result
 from anemos.workstation.deploy import (
@@ -20,13 +20,14 @@ from anemos.workstation.deploy import (
     reach,
     staged,
     status,
+    ways,
 )
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.outcome import Witnessed
 from anemos.workstation.deploy.state import State, load_state
 from anemos.workstation.hosts import Host
-from anemos.workstation.ssh import ConnectionLost, connect
+from anemos.workstation.ssh import ConnectionLost, Remote, connect
 
 
 def start(host: Host) -> Result:
@@ -48,12 +49,27 @@ def jump(host: Host, state: State) -> None:
         seen = status.ask(remote)
         base = default.own_base(remote, seen)
         state.old_boot_id, state.reached = seen.boot_id, ""
-        reach.answer(remote, base, Try(state.deployment, host.timeouts.trial), Keys)
-        state.save()
-        with suppress(ConnectionLost):  # it may be that quick
-            reach.script(remote, "jump.sh", base, timeout=host.timeouts.down)
+        once = state.way == ways.SLOT_ONCE
+        with withdrawn(remote, base, seen.boot_id):
+            asked = Try(state.deployment, host.timeouts.trial, once)
+            reach.answer(remote, base, asked, Keys)
+            state.save()
+            words = ["reboot.sh"] if once else ["jump.sh", base]
+            with suppress(ConnectionLost):  # it may be that quick
+                reach.script(remote, *words, timeout=host.timeouts.down)
     state.last_answer = time.time()
     state.save()
+
+
+@contextmanager
+def withdrawn(remote: Remote, base: str, boot_id: str) -> Iterator[None]:
+    """If the work inside fails, and the server runs on, no later boot is a trial."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception, Failure), connect(remote.endpoint, status=FAILED) as again:
+            reach.answer(again, base, Withdraw(boot_id), Keys)
+        raise
 
 
 def arrive(host: Host, state: State) -> Identity:
@@ -63,7 +79,8 @@ def arrive(host: Host, state: State) -> Identity:
     fresh, limit = reach.rebooted_from(state.old_boot_id), host.timeouts.trial + host.timeouts.up
     seen = reach.await_boot(host, where, fresh, limit, "system on trial")
     if seen.deployment != state.deployment:
-        die(f"{host.name}: the system on trial did not answer", status=FAILED)
+        suspect = ways.Once.SUSPECT if state.way == ways.SLOT_ONCE else ""
+        die(f"{host.name}: the system on trial did not answer", hint=suspect, status=FAILED)
     return seen
 
 

@@ -15,6 +15,7 @@ from anemos.border.requests import Arm, Build, BuildEntry, Built, Keys, Load
 from anemos.log import FAILED, Failure, die
 from anemos.system import layout, slots
 from anemos.system.imgbuild import Imgbuild
+from anemos.system.layout import Part
 from anemos.workstation.deploy import reach, sending, stack
 from anemos.workstation.deploy.facts import Entry, Facts
 from anemos.workstation.deploy.sizes import MIB, Sizes
@@ -177,18 +178,22 @@ class Once:
 
 
 class Beside(NamedTuple):
-    """The slots of a server: WHY none can be filled, or else which one runs, and the OTHER one."""
+    """The slots of a server: WHY none can be filled, or else which one runs, and the OTHER one.
+    ONCE: why GRUB starts that one, and not kexec."""
 
     why: str = ""
     running: str = ""
     other: str = ""
+    once: str = ""
+
+    @property
+    def way(self) -> str:
+        return SLOT_ONCE if self.once else "slot"
 
 
 class Slot:
     """Into the slot that does not run, while the old system serves (server/fill.py). It is no Way:
     the jump, the proof and the way back are others (trial.py)."""
-
-    NAME = "slot"
 
     def problems(self, host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> Iterator[str]:
         if why := slot(host, spec, facts).why:
@@ -217,6 +222,7 @@ def delivered(where: Endpoint) -> Iterator[Remote]:
 
 
 SLOT = Slot()
+SLOT_ONCE = "slot, once"  # in the State: GRUB starts it, for one boot
 WAYS: dict[str, Way] = {each.NAME: each for each in (Kexec(), Late(), Once())}
 
 
@@ -235,16 +241,29 @@ def slot(host: Host, spec: Imgbuild, facts: Facts) -> Beside:
         return Beside(why)
     known = slots.decoded(facts.record)
     (other,) = {*known.slots} - {known.default}
-    return Beside("", known.default, other)
+    return Beside("", known.default, other, no_slot_by_kexec(host, facts))
+
+
+def no_slot_by_kexec(host: Host, facts: Facts) -> str:
+    """Why GRUB starts a slot on trial, "" when kexec does."""
+    return "as host.toml says" if host.start == "once" else "; ".join(no_kexec(facts))
+
+
+def no_slot_by_grub(spec: Imgbuild, facts: Facts) -> Iterator[str]:
+    """Why GRUB cannot start a slot for one boot."""
+    shared = spec.layout.shared()
+    if not shared or not isinstance(shared.what, Part):
+        yield "GRUB writes to partitions alone, and what both slots share is none"
+    if facts.boot_current != facts.boot_first:
+        yield not_first(facts)
 
 
 def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """Why none can be filled."""
     if not spec.layout.slots():
         yield "the layout has none"
-    if host.start == "once":
-        yield "host.toml says start = 'once', and a slot is started by kexec"
-    yield from no_kexec(facts)
+    if why := no_slot_by_kexec(host, facts):
+        yield from (f"no kexec: {why}; and {each}" for each in no_slot_by_grub(spec, facts))
     if why := layout.difference(facts.stamp.layout, spec.layout, spec.kept):
         yield why
     try:
@@ -298,10 +317,7 @@ def no_entry(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
     if facts.secure_boot:
         yield "Secure Boot: the base image's kernel would have to be trusted"
     if facts.boot_current != facts.boot_first:
-        yield (
-            f"the firmware starts entry {facts.boot_first} first, but {facts.boot_current} started"
-            " this system: efibootmgr -o"
-        )
+        yield not_first(facts)
     if not facts.entries:
         yield (
             "no GRUB has started this system whose grub.cfg reads custom.cfg, and no EFI system"
@@ -310,6 +326,13 @@ def no_entry(host: Host, facts: Facts, sizes: Sizes) -> Iterator[str]:
     elif not entry(facts, sizes):
         for each in facts.entries:
             yield from unfit(each, facts, sizes)
+
+
+def not_first(facts: Facts) -> str:
+    return (
+        f"the firmware starts entry {facts.boot_first} first, but {facts.boot_current} started"
+        " this system: efibootmgr -o"
+    )
 
 
 def unfit(where: Entry, facts: Facts, sizes: Sizes) -> Iterator[str]:
