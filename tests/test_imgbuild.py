@@ -212,6 +212,7 @@ def test_programs_are_no_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         ("target=debian\nformat=\n", "format is not set"),
         ("target=debian\nvolatile='/x opt'\n", "volatile: 'opt' does not begin with /"),
+        ("target=debian\ncarry=opt/x\n", "carry: the layout has no slots=2"),
         ("target=debian\nformat='tar zip'\n", "format=tar does not know 'zip'"),
         ("target=debian\nformat='tar gz -9'\n", "format=tar does not know 'gz -9'"),
         ("target=debian\nformat='dir gz'\n", "format=dir does not know 'gz'"),

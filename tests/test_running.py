@@ -23,7 +23,7 @@ from anemos.disks import Device
 from anemos.files import sha256
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
-from anemos.server import confined, fill, layer, logins, staging
+from anemos.server import carry, confined, fill, layer, logins, staging
 from anemos.system import filesystems, imgbuild, layout, slots
 from anemos.system.layout import MIB
 from anemos.system.slots import Slot
@@ -45,10 +45,15 @@ part srv  fs=ext4 size=16M mount=/srv
 part swap type=swap fs=swap size=4M
 '
 keep='disk data serial=DATA mount=/home'
+carry='
+var/lib/state
+/etc/gone
+'
 server_secrets='etc/token'
 fetch_secrets() { mkdir etc; echo fetched >etc/token; }
 provision() {
     echo new >/etc/proof
+    mkdir -p /var/lib/state/new
     ! mknod /tmp/disk b 7 0 || return 1
     ! mount -t devtmpfs none /mnt || return 1
     ! echo 1 >/proc/sys/kernel/panic || return 1
@@ -111,6 +116,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             (made.host / "etc/anemos").mkdir(parents=True)
             (made.host / STAMP[1:]).write_text(stamp.text)
             (made.host / f"base-{'0' * 64}.squashfs").write_text("base")
+            (made.host / "var/lib/state").mkdir(parents=True)
+            (made.host / "var/lib/state/old").write_text("carried")
+            os.chown(made.host / "var/lib/state", 7, 8)
         # Read-only: the kernel itself would write to it.
         stack.enter_context(mounts.mounted("-r", made.part("root_a"), at=made.host))
         stand_in(made, monkeypatch)
@@ -126,6 +134,7 @@ def stand_in(made: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         (fill, "ROOT", made.top / "slot"),
         (fill, "KEYS", made.top / "staged/unpacked/keys"),
         (fill, "give_way", lambda: None),
+        (carry, "VIEW", made.top / "view"),
         (layer, "resolve_names", lambda _: None),
         (staging, "HOST", made.host),
         (disks, "devices", lambda *_: made.disks),
@@ -178,6 +187,10 @@ def test_filled(server: Server) -> None:
         assert (root / "etc/proof").read_text() == "new\n"
         assert (root / "etc/token").read_text() == "fetched\n"
         assert (root / "etc/ssh/ssh_host_ed25519_key").read_text() == "key"
+        state = root / "var/lib/state"
+        assert [each.name for each in state.iterdir()] == ["old"]
+        assert ((state / "old").read_text(), state.stat().st_uid) == ("carried", 7)
+        assert not (root / "etc/gone").exists()
         stamp = records.parse(Stamp, (root / STAMP[1:]).read_bytes())
         fstab = {line.split()[1]: line.split()[0] for line in (root / "etc/fstab").open()}
     assert stamp.layout == layout.elements(server.spec.layout, server.spec.keep)

@@ -130,9 +130,13 @@ def test_plan() -> None:
     told = dict(plan.describe_slot(HOST, spec(), FACTS, SIZES))
     assert told["OVERWRITE"] == "slot b (running: a; it is bad): /dev/vda4"
     assert told["shared"] == "/srv: both slots use it"
+    assert "carry" not in told
     assert "both slots use it" in told["keep"]
     assert told["memory"] == "86 of 841 MiB"
     assert lines(FACTS)["slot"] == "none is filled beside the running system: as --whole asks"
+    told = dict(plan.describe_slot(HOST, spec(carry="/opt/x"), FACTS, SIZES))
+    assert told["carry"] == "/opt/x: copied from the running slot"
+    assert lines(FACTS, carry="opt/x")["carry"] == "/opt/x: not carried, as whole disks are erased"
     why = "no record of slots: it has no slot"
     assert lines(replace(FACTS, record=b""))["slot"].endswith(why)
     assert "slot" not in lines(FACTS, layout=LAYOUT.replace(" slots=2", ""))

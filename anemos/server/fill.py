@@ -20,7 +20,7 @@ from anemos.border.payload import Manifest
 from anemos.border.requests import Fill, Filled
 from anemos.log import FAILED, die
 from anemos.run import run
-from anemos.server import confined, layer, logins, running, staging
+from anemos.server import carry, confined, layer, logins, running, staging
 from anemos.server.running import Running
 from anemos.system import (
     booting,
@@ -143,6 +143,7 @@ def check(given: Installation, slot: str, known: Record, node: Path) -> None:
     require_free(node)
     if why := slots.unfit(given.spec.layout, given.spec.kept_volumes):
         die(f"slot {slot}: {why}", status=FAILED)
+    carry.check(given.spec.carry)
 
 
 def require_free(node: Path, patience: float = 0) -> None:
@@ -171,6 +172,8 @@ def install(given: Installation, node: Path, uuid: str) -> str:
     try:
         with noted() as lines, mounts.mounted("-t", fs, node, at=given.root):
             confined.call(partial(write, given), handed(given), given.root)
+            if given.spec.carry:
+                carry.copy(given.spec.carry, given.root)
             installation.leave_tools(given)
             leave_log(lines, given.root)
             installation.leave_manifest(given)

@@ -12,13 +12,22 @@ from pathlib import Path
 from anemos.disks import Wanted, plain
 from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, NoEnd, meaning, run
-from anemos.system import bootloader, declared, grammar, layout, tree, typos
+from anemos.system import bootloader, carry, declared, grammar, layout, tree, typos
 from anemos.system.declared import Declared
 from anemos.system.layout import Disk, Kept, Layout, Part, Volume
 from anemos.system.typos import Typo
 
 SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader", "login")
-WORDS = ("packages", "excludes", "layout", "keep", "hostconf", "components", "server_secrets")
+WORDS = (
+    "packages",
+    "excludes",
+    "layout",
+    "keep",
+    "hostconf",
+    "components",
+    "server_secrets",
+    "carry",
+)
 VARIABLES = (*SINGLE, *WORDS, "apt_sources", "cmdline", "secrets", "volatile")
 FREE = ("imgname", "secrets")  # with words that people read
 RETYPE = "retype it, with plain blanks, quotes and hyphens"
@@ -86,6 +95,7 @@ class Imgbuild:
     components: tuple[str, ...] = ()
     apt_sources: tuple[str, ...] = ()
     volatile: tuple[str, ...] = ()
+    carry: tuple[str, ...] = ()  # without leading slash
 
     @property
     def file(self) -> Path:
@@ -107,6 +117,11 @@ class Imgbuild:
     def wanted(self) -> list[Wanted]:
         """What finds all that is kept."""
         return [each.wanted for each in self.kept]
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """What changes on the server by itself: what is carried is the old systems' state."""
+        return (*self.volatile, *(f"/{each}" for each in self.carry))
 
     def mount_points(self) -> set[str]:
         """What the layout mounts, and of what is kept."""
@@ -238,6 +253,7 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
         components=tuple(found.get("components", "").split()),
         apt_sources=tuple(filter(None, map(str.strip, found.get("apt_sources", "").split("\n")))),
         volatile=tuple(found.get("volatile", "").split()),
+        carry=tuple(each.removeprefix("/") for each in found.get("carry", "").split()),
     )
     check(where, spec)
     return spec
@@ -277,6 +293,7 @@ def check(where: str, spec: Imgbuild) -> None:
             die(f"{where}: volatile: {each!r} does not begin with /", hint="like /opt/app/data")
     check_mounts(where, spec.layout, spec.kept)
     check_apart(where, spec.layout, spec.keep)
+    check_carry(where, spec)
     check_server_secrets(where, spec.server_secrets, fetched="fetch_secrets" in spec.functions)
     disks = for_image(spec).layout
     if spec.bootloader and disks.disks:
@@ -345,6 +362,13 @@ def check_mounts(where: str, disks: Layout, kept: Sequence[Kept | Volume]) -> No
     for each in kept:
         if each.mount in taken:
             die(f"{where}: keep: mount {each.mount!r} stands in the layout, too")
+
+
+def check_carry(where: str, spec: Imgbuild) -> None:
+    try:
+        carry.check(spec.carry, spec.mount_points(), slots=bool(spec.layout.slots()))
+    except ValueError as error:
+        die(f"{where}: {error}", hint="like var/lib/dhcp")
 
 
 def check_apart(where: str, disks: Layout, kept: tuple[Kept, ...]) -> None:

@@ -20,7 +20,7 @@ def diff(host: Host) -> Result:
     spec = host.imgbuild()
     with connect(reach.endpoint(host)) as remote, log.step("Comparing"):
         seen = status.ask(remote)
-        found = find(host, spec.volatile, seen, remote)
+        found = find(host, spec.changing, seen, remote)
         ahead = preview.make(host, spec, seen.deployment, remote)
     preview.tell(ahead, seen.deployment)
     log.info("")

@@ -85,7 +85,7 @@ def show(load: Load, host: str, exit_status: bool, drifts: bool = False) -> Resu
     def described(name: str) -> Host:
         found = load(name)
         if drifts:
-            volatile[found.name] = found.imgbuild().volatile
+            volatile[found.name] = found.imgbuild().changing
         return found
 
     # Not in the threads: pydantic reads our source, and Python's parser is not made for several.

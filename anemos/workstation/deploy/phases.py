@@ -20,7 +20,7 @@ from anemos.border.requests import Bootstrap, Build, Fill, Filled, Keys, Layer, 
 from anemos.border.stage import HERE
 from anemos.files import sha256
 from anemos.log import FAILED, Failure, die
-from anemos.system import bootstrap, definition
+from anemos.system import bootstrap, carry, definition
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation import Result, access, images, places, repository, scratch, ssh
 from anemos.workstation.deploy import (
@@ -96,7 +96,14 @@ def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
     with suppress(Failure):  # which has just been told
         names = throwaway.secrets_of(host).names(host.directory.name)
         yield trove.lacking(spec, names)
+        yield carried(spec, names)
         yield who(host, spec, names)
+
+
+def carried(spec: Imgbuild, secrets: Iterable[str]) -> str:
+    """What `carry` would put in the place of the definition's own."""
+    inputs = access.defined(spec, secrets) if spec.carry else ()
+    return carry.problem(spec.carry, (each.removesuffix(definition.PATCH) for each in inputs))
 
 
 def who(host: Host, spec: Imgbuild, names: Iterable[str]) -> str:
@@ -181,7 +188,7 @@ def write_payload(host: Host, spec: Imgbuild, state: State) -> tuple[str, Mappin
     revealed = trove.load(into, host.name)
     keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
     names = [*revealed.files, *revealed.values]
-    problems = trove.lacking(spec, names), who(host, spec, names)
+    problems = trove.lacking(spec, names), carried(spec, names), who(host, spec, names)
     refuse(host, hostkeys.problem(host, keys), *problems)
     given = values(host.directory.name, state.deployment, host.identity_file, revealed.values)
     files = into / "files"
