@@ -15,7 +15,6 @@ from invoke.tasks import task
 from anemos import log
 from anemos.run import no_core_dumps
 from anemos.workstation import Result, scratch
-from anemos.workstation.deploy import outcome
 
 DUMB = ("dumb", "unknown")  # terminals that cannot move their cursor
 HELP = {
@@ -95,6 +94,8 @@ def command(body: Body) -> Any:
             with scratch.ending(), watched(options["json"]):
                 result = body(c, **options)
         except BaseException as end:
+            from anemos.workstation.deploy import outcome  # noqa: PLC0415 (it takes its time)
+
             failure = outcome.explained(end)
             log.to_stderr(f"error: {failure}")
             with suppress(OSError):  # nobody reads it: no reason for another status
