@@ -11,7 +11,7 @@ from invoke.program import Program
 
 import anemos
 from anemos.log import BAD_INPUT
-from anemos.workstation.cli import command
+from anemos.workstation.cli import command, completion
 
 CLOSED = 128 + 13  # SIGPIPE
 HINT = "./inv --list tells the tasks, ./inv --help TASK its options"
@@ -44,11 +44,23 @@ class Inv(Program):
         with bad_input():
             super().parse_core(argv)
 
+    def parse_core_args(self) -> None:
+        super().parse_core_args()
+        if shell := self.args["print-completion-script"].value:
+            print(completion.script(shell))
+            raise Exit
+
     def parse_tasks(self) -> None:
         with bad_input():
             super().parse_tasks()
 
     def parse_cleanup(self) -> None:
+        if self.args.complete.value:
+            if found := completion.hosts(self.core.remainder):
+                print(*found, sep="\n")
+                raise Exit
+            if completion.FRESH.search(self.core.remainder):
+                self.core.remainder += "--"
         with bad_input():
             super().parse_cleanup()
 
