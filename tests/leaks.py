@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,13 @@ def counts(file: Path, markers: Mapping[str, bytes]) -> dict[str, int]:
                 found[name] += whole.count(each) - tail.count(each)
             tail = whole[-keep:]
     return found
+
+
+def encoded(markers: Mapping[str, bytes]) -> dict[str, bytes]:
+    """MARKERS, and the same in hexadecimal and in base64."""
+    hexadecimal = {f"{name} in hex": each.hex().encode() for name, each in markers.items()}
+    groups = {f"{name} in base64": each[: len(each) // 3 * 3] for name, each in markers.items()}
+    return {**markers, **hexadecimal, **{name: b64encode(each) for name, each in groups.items()}}
 
 
 def hits(files: Iterable[Path], markers: Mapping[str, bytes]) -> list[str]:

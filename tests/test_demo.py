@@ -187,6 +187,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             machine.birth = machine.ssh("cat /var/log/anemos.log")
             machine.deploy()
             machine.look_at_the_new_disk()
+        machine.task("support", "--host", "demo")
         yield machine
     finally:
         stop = machine.inv("demo", "--stop")
@@ -353,6 +354,7 @@ def test_no_secret_in_the_workstations_files(demo: Demo) -> None:
     names = {file.name for file in files}
     assert "demo.key.gpg" in names
     assert any(name.endswith("-deploy.html") for name in names)
+    assert "support.txt" in names
     assert leaks.hits(set(files) - {demo.system_disk}, demo.markers()) == []
 
 

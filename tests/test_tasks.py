@@ -39,6 +39,7 @@ OF_A_HOST = [
     "test",
     "export",
     "go",
+    "support",
 ]
 OTHERS = ["adopt", "check", "clean", "history", "inventory", "new", "status"]
 ERASING = ["fill", "kexec", "deploy"]

@@ -63,7 +63,7 @@ PURPOSES = {
     "Deploy to a server": "adopt plan deploy status diff verify report history",
     "One phase at a time": "reveal-secrets pack upload build-initramfs fill kexec watch commit",
     "Many servers": "inventory",
-    "When it goes wrong": "rescue resume abort rollback export go clean",
+    "When it goes wrong": "rescue resume abort rollback export go clean support",
     "A host's secrets": "secrets.generate secrets.edit secrets.set secrets.list secrets.check "
     "secrets.rekey",
 }

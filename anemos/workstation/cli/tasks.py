@@ -184,6 +184,17 @@ def report(c: Context, host: str = "", open: bool = False, json: bool = False) -
 
 
 @command
+def support(c: Context, host: str = "", json: bool = False) -> Result:
+    """Write one file about HOST for a bug report, without secrets."""
+    from anemos.workstation.deploy import support
+
+    result = support.support(load, host)
+    if not json:
+        print(result["support"])
+    return result
+
+
+@command
 def history(c: Context, host: str = "", json: bool = False) -> Result:
     """Tell how the deployments of HOST ended, those that failed, too."""
     from anemos.workstation import hosts
