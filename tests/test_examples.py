@@ -1,5 +1,7 @@
-"""docs/examples: servers with Arch and Alpine, as far as packages of our own prove them."""
+"""docs/examples: servers with Arch and Alpine, as far as packages of our own prove them; and a
+pipeline, whose scripts run with other programs in the place of ./inv and gpg."""
 
+import os
 import shutil
 import stat
 from collections.abc import Iterator
@@ -7,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from invoke.parser import Parser
+from invoke.vendor import yaml
 
 from anemos.disks import Device
 from anemos.log import Failure
+from anemos.run import run
 from anemos.system import definition, imgbuild
 from anemos.system.bootloader import kernels
 from anemos.workstation import access
@@ -17,7 +22,8 @@ from anemos.workstation.deploy import facts, plan
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.sizes import MIB, Sizes
 from anemos.workstation.hosts import Host
-from tests import tiny, tree
+from tasks import ns
+from tests import sshd, tiny, tree
 from tests.packages import Package, apk_key, apk_repository, pacman_repository, signer
 from tests.tree import ROOT, Tree
 
@@ -194,3 +200,47 @@ def test_build(project: Tree, target: str) -> None:
     definition.rehearse_loader(spec, layer, [])
     with pytest.raises(Failure, match="the package layer has no /usr/lib/systemd/boot"):
         definition.rehearse_loader(replace(spec, bootloader="systemd-boot"), layer, [])
+
+
+# A pipeline
+
+
+PLANNED = "0123456789ab-ba9876543210"
+CALLED = """#!/bin/sh
+echo "${0##*/} $*" >>calls
+[ "$2" != --host ] || printf '{"id": "%s"}' $ID
+"""
+
+
+@pytest.mark.real("run")
+def test_pipeline(tmp_path: Path) -> None:
+    """As a runner does it: the script of each job in one shell. The agent is a real one."""
+    jobs = yaml.safe_load((EXAMPLES / "ci/gitlab-ci.yml").read_text())  # type: ignore[no-untyped-call]
+    assert jobs["deploy"]["rules"][0]["when"] == "manual"
+    assert jobs["deploy"]["needs"] == jobs["plan"]["stage"].split()
+    for name in ("inv", "gpg", "gpgconf"):
+        (tmp_path / name).write_text(CALLED)
+        (tmp_path / name).chmod(0o755)
+    sshd.make_key(tmp_path / "key")
+    home = tmp_path / "gnupg"
+    given = {"SSH_KEY": f"{tmp_path}/key", "GPG_KEY": "gpg.key", "GNUPGHOME": f"{home}"}
+    env = {**jobs["variables"], **given, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ID": PLANNED}
+    for stage in jobs["stages"]:
+        script = "\n".join(jobs[stage]["script"])
+        said = run(["bash", "-e", "-c", script], cwd=tmp_path, env=env)
+        assert ("Agent pid" in said) == (stage != "build")
+    assert home.is_dir()
+    run(["bash", "-c", "\n".join(jobs["deploy"]["after_script"])], cwd=tmp_path, env=env)
+    assert not home.exists()
+
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == [
+        "inv build --host web",
+        "inv plan --host web --json",
+        "gpg --batch --import gpg.key",
+        f"inv deploy --host web --yes web --plan {PLANNED}",
+        "gpgconf --kill all",
+    ]
+    for words in (call.split()[1:] for call in calls if call.startswith("inv ")):
+        (found,) = Parser(contexts=ns.to_contexts()).parse_argv(words)
+        assert found.name == words[0]
