@@ -115,8 +115,11 @@ part root size=300M fs=ext4 mount=/ slots=2
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return extract(tmp_path_factory.mktemp("system") / "root")
+
+
+def extract(root: Path) -> Path:
     """The tree of Debian's packages; nothing in it was configured."""
-    root = tmp_path_factory.mktemp("system") / "root"
     include = f"--include={','.join(PACKAGES.split())}"
     run(["mmdebstrap", "--variant=extract", "--mode=root", "--skip=check/qemu", include]
         + ["bookworm", root])  # fmt: skip
