@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from anemos.workstation.deploy import (
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import State, load_state
-from anemos.workstation.hosts import Host
+from anemos.workstation.hosts import After, Host
 from anemos.workstation.ssh import ConnectionLost
 
 HOST = Host("mx", Path("hosts/mx"), "192.0.2.1", "ssh-ed25519 AAAA", 2222)
@@ -83,7 +83,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 def test_start(server: Server) -> None:
     assert trial.start(HOST) == {"host": "mx", "boot_id": "b-2"}
-    assert server.done == [("/base", Try("d-2", HOST.timeouts.trial, once=False)), "jump.sh"]
+    assert server.done == [("/base", Try("d-2", HOST.timeouts.trial)), "jump.sh"]
     assert load_state(HOST).old_boot_id == "b-1"
 
 
@@ -103,6 +103,11 @@ def test_start_that_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(Failure, match="no jump"):
         trial.start(HOST)
     assert server.done[-1] == ("/base", Withdraw("b-1"))
+
+
+def test_held_ports(server: Server) -> None:
+    trial.start(replace(HOST, hold_ports=True, after=After(port=2022)))
+    assert server.done[0] == ("/base", Try("d-2", HOST.timeouts.trial, port=2022))
 
 
 def test_trial_that_never_answers(server: Server) -> None:

@@ -178,6 +178,28 @@ def test_real_init(machine: Machine) -> None:
     assert machine.said("run/init") == "PID 1: /sbin/other --given words\n"
 
 
+def test_ports_that_nobody_can_hold(machine: Machine) -> None:
+    """nft is missing, or ends."""
+    machine.start(ro="anemos.ports=22")
+
+    why = "anemos: nobody keeps clients out: back to the old system"
+    assert machine.await_reset() == why
+    assert machine.said("run/init") == ""
+
+
+def test_ports_that_the_kernel_cannot_hold(machine: Machine) -> None:
+    """It has no table. PID 1 ends, as without a guard."""
+    (machine.root / "usr/bin/nft").write_text('#!/bin/sh\n[ "$1" != list ] && cat >/asked\n')
+    (machine.root / "usr/bin/nft").chmod(0o755)
+    (machine.root / TRIAL).write_text(SCRIPT.read_text().replace("-lt 300", "-lt 3"))
+    machine.start(ro="anemos.ports=22,2222")
+
+    assert machine.process
+    assert machine.process.wait(END_S) == 1
+    assert machine.said("run/init") == ""
+    assert "tcp dport { 22,2222 } accept" in machine.said("asked")
+
+
 @pytest.mark.parametrize("lost", ["anemos.trial=600", "anemos.deployment=d-1"])
 def test_no_trial_without_a_guard(machine: Machine, lost: str) -> None:
     """PID 1 ends: the kernel panics then, and starts the old system."""

@@ -1,6 +1,7 @@
 """The guard beside a real systemd, in namespaces. Plain files are in the place of what resets a
 machine."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,17 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from anemos.run import CommandFailed
+from anemos.run import CommandFailed, run
 from anemos.system import bootstrap, imgbuild
 from anemos.system.installation import TRIAL
 from anemos.workstation import images, places
 from tests import container
-from tests.container import Container
+from tests.container import Container, Far
 from tests.test_guard import SCRIPT
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
 
 END_S = 120.0
+ADDRESS = "192.0.2.2"
+SIX = "2001:db8::2"
+LISTEN = " ".join(f"listen {each};" for each in ("80", "2022", "[::]:80", "[::]:2022"))
+SITE = f'server {{ {LISTEN} location / {{ return 200 "here"; }} }}\n'
 # The machine's own /proc has neither. /own is writable in each host.
 FAKES = {"/proc/sysrq-trigger": "/own/sysrq", "/dev/kmsg": "/own/kmsg"}
 START = f"""#!/bin/sh
@@ -27,7 +32,7 @@ exec /{TRIAL}
 """
 LIST = f"""
 for each in /proc/[0-9]*; do
-    tr '\\0' ' ' <$each/cmdline | grep -q '^[^ ]* /{TRIAL} ' || continue
+    tr '\\0' ' ' <$each/cmdline | grep -qE '^[^ ]* (-I )?/{TRIAL} ' || continue
     echo "$(sed -n 's/^PPid:.//p' $each/status) $(sed -n 's/^0:://p' $each/cgroup)"
 done
 """
@@ -53,14 +58,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def trial(image: Path, kept: Path, seconds: int) -> Iterator[Container]:
-    (image / "own/cmdline").write_text(f"anemos.trial={seconds} anemos.deployment=d-1\n")
+def trial(image: Path, kept: Path, seconds: int, more: str = "") -> Iterator[tuple[Container, Far]]:
+    (image / "own/cmdline").write_text(f"anemos.trial={seconds} anemos.deployment=d-1 {more}\n")
     with (
         container.far("192.0.2.1/24") as far,
         container.booted(image, kept, far, "/own/start") as host,
     ):
         assert host.run("cat", "/proc/1/comm") == "systemd\n"
-        yield host
+        yield host, far
 
 
 def guards(host: Container) -> list[str]:
@@ -77,7 +82,7 @@ def await_(done: Callable[[], bool]) -> None:
 
 def test_word(image: Path, tmp_path: Path) -> None:
     """Nothing that goes wrong in systemd ends it; the word does."""
-    with trial(image, tmp_path, 600) as host:
+    with trial(image, tmp_path, 600) as (host, _):
         before = guards(host)
         assert len(before) == 2
         assert before[0] == "1 /init.scope"
@@ -94,10 +99,64 @@ def test_word(image: Path, tmp_path: Path) -> None:
 
 def test_deadline(image: Path, tmp_path: Path) -> None:
     """In emergency mode, too, and with a systemd that hangs."""
-    with trial(image, tmp_path, 20) as host:
+    with trial(image, tmp_path, 20) as (host, _):
         host.run("systemctl", "--no-block", "emergency")
         await_(lambda: "b" in host.run("cat", "/own/sysrq"))
         assert host.run("cat", "/own/sysrq").startswith("s\nb\n")
+
+
+@pytest.fixture(scope="module")
+def server(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image of another layer: a web server, whose own nftables begins with a flush."""
+    root = tmp_path_factory.mktemp("server") / "root"
+    root.mkdir()
+    bootstrap.unpack(images.layer(imgbuild.load(places.HOSTS / "www")), root)
+    for name in (TRIAL, "own/start", "own/sysrq", "own/kmsg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(image / name, root / name)
+    (root / "etc/network/interfaces").write_text(f"iface eth0 inet static\naddress {ADDRESS}/24\n")
+    shutil.copy(places.HOSTS / "www/files/etc/nftables.conf", root / "etc")
+    (root / "etc/nginx/sites-enabled/default").unlink()
+    (root / "etc/nginx/conf.d/site.conf").write_text(SITE)
+    return root
+
+
+def test_ports(server: Path, tmp_path: Path) -> None:
+    """Until the word SSH alone is let in, whatever the definition's own firewall does."""
+    with trial(server, tmp_path, 600, "anemos.ports=22,2022") as (host, far):
+        host.run("systemctl", "start", "nginx")
+        host.run("ip", "address", "add", f"{SIX}/64", "dev", "eth0", "nodad")
+        container.ip(f"-n {far.name} address add 2001:db8::1/64 dev cable nodad")
+        for address in (ADDRESS, f"[{SIX}]"):
+            assert served(far, f"{address}:2022")
+            assert not served(far, f"{address}:80")
+        for argv in (["systemctl", "start", "nftables"], ["nft", "flush", "ruleset"]):
+            host.run(*argv)
+            assert not served(far, ADDRESS)
+        with pytest.raises(CommandFailed, match="not permitted"):
+            host.run("nft", "delete", "table", "inet", "anemos_trial")
+        assert host.run("curl", "--silent", f"http://{ADDRESS}") == "here"
+
+        host.run("sh", "-c", "echo d-1 >/run/anemos.word")
+        await_(lambda: not guards(host))
+        assert served(far, ADDRESS)
+        assert host.run("nft", "list", "ruleset") == ""
+        assert host.run("cat", "/own/sysrq") == ""
+
+
+def test_ports_are_not_held_any_more(server: Path, tmp_path: Path) -> None:
+    with trial(server, tmp_path, 600, "anemos.ports=22") as (host, _):
+        host.run("sh", "-c", "kill -KILL $(pidof nft)")
+        await_(lambda: "b" in host.run("cat", "/own/sysrq"))
+        assert "nobody keeps clients out: back to the old" in host.run("cat", "/own/kmsg")
+
+
+def served(far: Far, place: str) -> bool:
+    try:
+        return run(far.argv("curl", "--silent", "--max-time", "3", f"http://{place}")) == "here"
+    except CommandFailed as failure:
+        assert failure.returncode == 28  # no answer, and no refusal: curl(1)
+        return False
 
 
 def state(host: Container, unit: str) -> str:

@@ -43,7 +43,7 @@ menuentry 'of an upgrade' {{
 """
 OLD = Slot("good", ROOTS["a"], "d-0", 1)
 FILLED = Slot("filled", ROOTS["b"], "d-1", 2)
-ASKED = Try("d-1", 600, once=False)
+ASKED = Try("d-1", 600)
 
 
 @dataclass
@@ -172,6 +172,14 @@ def test_withdrawal_of_nothing(server: Server) -> None:
     server.write(known := Record("a", {"a": OLD, "b": FILLED._replace(state="bad")}))
     trial.withdraw(Withdraw(trial.BOOT_ID.read_text().strip()))
     assert server.record == known
+
+
+@pytest.mark.parametrize(("port", "words"), [(22, "22"), (2222, "22,2222")])
+def test_held_ports(server: Server, monkeypatch: pytest.MonkeyPatch, port: int, words: str) -> None:
+    """The operator may have come in by another port than the server's own."""
+    monkeypatch.setenv("SSH_CONNECTION", "198.51.100.1 50000 192.0.2.1 22")
+    answer(requests.read(requests.text(replace(ASKED, port=port))))
+    assert server.loaded[0][2].endswith(f" anemos.deployment=d-1 anemos.ports={words}")
 
 
 @pytest.mark.parametrize("fails", ["load", "write"])
@@ -327,15 +335,18 @@ def test_old_system_is_not_committed_for_the_new_one(server: Server) -> None:
     assert server.record.default == "a"
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_guard(tried: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
-    """The commit waits for its end, by positive evidence; a guard that hangs is told of."""
+@pytest.mark.parametrize(("ends", "more"), [(True, []), (True, ["-I"]), (False, [])])
+def test_guard(
+    tried: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, more: list[str]
+) -> None:
+    """The commit waits for its end, by positive evidence; a guard that hangs is told of. So is
+    nft, which has the script's name as an option."""
     word = trial.WORD if ends else tmp_path / "never"
     script = tmp_path / "trial"
     script.write_text(f'until [ -e "{word}" ]; do sleep 0.1; done\n')
     monkeypatch.setattr(trial, "TRIAL", f"{script}".lstrip("/"))
     monkeypatch.setattr(trial, "END_S", 60.0 if ends else 0.5)
-    with subprocess.Popen(["sh", script]) as process:
+    with subprocess.Popen(["dash", *more, script]) as process:
         while not trial.guards():
             assert process.poll() is None
         if ends:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from anemos.workstation.deploy.sizes import MIB, Sizes
 from anemos.workstation.deploy.state import State, load_state
 from anemos.workstation.deploy.ways import Beside
 from anemos.workstation.hosts import Host
+from anemos.workstation.secrets import throwaway, trove
 
 HOST = Host("demo", Path("hosts/demo"), start="kexec")
 LAYOUT = """
@@ -137,6 +139,9 @@ def test_plan() -> None:
     told = dict(plan.describe_slot(HOST, spec(carry="/opt/x"), FACTS, SIZES))
     assert told["carry"] == "/opt/x: copied from the running slot"
     assert lines(FACTS, carry="opt/x")["carry"] == "/opt/x: not carried, as whole disks are erased"
+    assert "ports" not in told
+    told = dict(plan.describe_slot(replace(HOST, hold_ports=True), spec(), FACTS, SIZES))
+    assert told["ports"] == "nothing but SSH is let in until then"
     why = "no record of slots: it has no slot"
     assert lines(replace(FACTS, record=b""))["slot"].endswith(why)
     assert "slot" not in lines(FACTS, layout=LAYOUT.replace(" slots=2", ""))
@@ -241,6 +246,24 @@ def test_confirmation(server: list[object], monkeypatch: pytest.MonkeyPatch) -> 
         chain.fill(HOST, "other")
     assert server == []
     assert chain.fill(HOST, "demo")["slot"] == "b"
+
+
+def test_what_plan_and_pack_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = replace(HOST, hold_ports=True)
+    missing = "hold_ports in host.toml: the package nftables has to be among `packages`"
+    assert plan.unheld(HOST, spec()) == ""
+    assert plan.unheld(held, spec()) == missing
+    assert plan.unheld(held, spec(packages="nftables=1.0 linux-image-amd64")) == ""
+    secrets = SimpleNamespace(names=lambda _: ["etc/app/key"])
+    monkeypatch.setattr(throwaway, "secrets_of", lambda _: secrets)
+    carried = "`carry` names what the definition has, too: /etc/app/key"
+    assert {missing, carried} <= {*phases.foresee(held, spec(carry="etc/app"))}
+    revealed = SimpleNamespace(files=["etc/app/key"], values={})
+    monkeypatch.setattr(trove, "load", lambda *_: revealed)
+    with pytest.raises(Failure) as told:
+        phases.write_payload(held, spec(carry="etc/app"), State("demo"))
+    assert missing in told.value.message
+    assert carried in told.value.message
 
 
 def test_agreed_slot() -> None:

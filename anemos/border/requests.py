@@ -79,11 +79,13 @@ class Arm:
 @dataclass(frozen=True)
 class Try:
     """The system that DEPLOYMENT has put into the slot that does not run, for one boot: no Keys.
-    SECONDS: until it has the word, or is reset. ONCE: by GRUB; else by kexec."""
+    SECONDS: until it has the word, or is reset. ONCE: by GRUB; else by kexec. PORT: its sshd's, if
+    nothing but SSH is let in until then; or 0."""
 
     deployment: str
     seconds: int
-    once: bool
+    once: bool = False
+    port: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from anemos import files, kexec, mounts
 from anemos.border.requests import Commit, Keys, Return, Try, Withdraw
 from anemos.log import FAILED, Failure, die
-from anemos.server import shared
+from anemos.server import shared, staging
 from anemos.server.kexec import SAFETY, load_if_it_fits
 from anemos.server.shared import Found
 from anemos.system import slots
@@ -92,7 +92,10 @@ def prepare(slot: Slot, asked: Try, once: Path) -> None:
 
 
 def cmdline(own: str, asked: Try) -> str:
-    trial = (f"anemos.trial={asked.seconds}", f"anemos.deployment={asked.deployment}")
+    trial = [f"anemos.trial={asked.seconds}", f"anemos.deployment={asked.deployment}"]
+    if asked.port:  # others may lead to it by another port
+        ports = sorted({asked.port, staging.came_in_by().port})
+        trial.append(f"anemos.ports={','.join(map(str, ports))}")
     return " ".join([own, *SAFETY, f"init=/{TRIAL}", *trial])
 
 
@@ -125,11 +128,11 @@ def give_word(deployment: str) -> None:
 
 
 def guards() -> list[str]:
-    """The processes of trial.sh (proc_pid_cmdline(5)). PID 1 is the real init by now."""
+    """The processes of trial.sh, and nft (proc_pid_cmdline(5)). PID 1 is the real init by now."""
     found = []
     for file in PROCESSES.glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it may end meanwhile
-            if file.read_bytes().split(b"\0")[1:2] == [f"/{TRIAL}".encode()]:
+            if f"/{TRIAL}".encode() in file.read_bytes().split(b"\0")[1:3]:
                 found.append(file.parent.name)
     return found
 

@@ -9,7 +9,8 @@
 # It needs no disk to reset: the timer starts all its programs at once. A disk that hangs may keep the watch from
 # petting the hardware watchdog. Then that resets the machine.
 #
-# Kernel command line: anemos.trial=SECONDS, anemos.deployment=ID; an init= of the slot's own names the real init.
+# Kernel command line: anemos.trial=SECONDS, anemos.deployment=ID; an init= of the slot's own names the real init. With
+# anemos.ports=PORT,PORT only these, SSH's, are let in until the word.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 WORD=/run/anemos.word
@@ -34,6 +35,27 @@ timer() {
     echo b >&4
 }
 
+# An interactive nft(8) reads what the guard writes. It owns the table (Linux 5.12): nobody else can change it, and
+# `flush ruleset` leaves it out. nft ends with the guard, and the table with nft.
+#
+# The chain comes after conntrack, and before addresses are translated: ports of containers are closed, too. DHCP may go
+# on; 1 and 58 are ICMP.
+TABLE='inet anemos_trial'
+rules() {
+    echo "add table $TABLE { flags owner; chain in { type filter hook prerouting priority -150; policy drop;" \
+        'iifname "lo" accept; ct state established,related accept; meta l4proto { 1, 58 } accept;' \
+        "udp dport { 68, 546 } accept; tcp dport { $ports } accept; }; }"
+}
+
+# Wait for it: the kernel may have to load modules first.
+held() {
+    tries=0
+    until nft list table "$TABLE" >/dev/null 2>&1; do
+        [ $((tries += 1)) -lt 300 ] || return 1
+        sleep 0.1
+    done
+}
+
 word() { read -r given <$WORD && [ "$given" = "$id" ]; }
 
 # A watchdog that could not be disarmed again stays as it is. One whose driver comes later is taken later.
@@ -45,13 +67,15 @@ pet() {
 }
 
 guard() {
-    trap '' HUP # of a console that goes away
+    trap '' HUP PIPE # of a console that goes away, of nft
     echo -1000 >/proc/self/oom_score_adj
     timer &
     timer=$!
     armed=
+    [ -z "$ports" ] || rules
     until word; do
         kill -0 $timer || { say "the timer was ended: back to the old system" && echo b >&4; }
+        echo || { say "nobody keeps clients out: back to the old system" && echo b >&4; }
         pet
         # A panic has to end in a reset, whatever sysctl.d says.
         read -r panic </proc/sys/kernel/panic
@@ -65,15 +89,23 @@ guard() {
 
 set -f
 init=/sbin/init
+ports=
 read -r line </proc/cmdline
 for each in $line; do
     case $each in
     anemos.trial=*) seconds=${each#*=} ;;
     anemos.deployment=*) id=${each#*=} ;;
+    anemos.ports=*) ports=${each#*=} ;;
     init=*) [ "${each#*=}" = "$0" ] || init=${each#*=} ;;
     esac
 done
 # No trial without a guard: if PID 1 ends here, the kernel panics, and that is a reset (panic=10).
 [ "$seconds" -gt 0 ] && [ -n "$id" ] && [ -w /dev/kmsg ] && [ -w /proc/sysrq-trigger ] || exit 1
-guard </dev/null >/dev/null 2>&1 3>/dev/kmsg 4>/proc/sysrq-trigger &
+watched() { guard </dev/null 2>/dev/null 3>/dev/kmsg 4>/proc/sysrq-trigger; }
+if [ -z "$ports" ]; then
+    watched >/dev/null &
+else
+    watched | HOME=/nowhere nft -I "$0" -i >/dev/null 2>&1 & # -I: server/trial.py finds it by that
+    held || exit 1
+fi
 exec "$init" "$@"

@@ -198,6 +198,9 @@ class Settings:
     server fetches secrets."""
     ports: list[Port] = field(default_factory=lambda: [22])
     """Ports that must listen after a deployment. Without it: the port of the new system's sshd."""
+    hold_ports: Annotated[bool, Field(strict=True)] = False
+    """Let in nothing but SSH to a slot on trial, until its `commit`: clients write nothing to data
+    that both slots use. The new system needs nftables among its `packages`."""
     tags: list[Annotated[str, AfterValidator(check_tag)]] = field(default_factory=list)
     """Names of groups that the server belongs to, for `./inv inventory`."""
     after: After = field(default_factory=After)

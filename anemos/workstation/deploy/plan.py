@@ -379,9 +379,17 @@ def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> lis
         *(("shared", f"{mount}: both slots use it") for mount in _shared(spec)),
         *(("carry", f"/{each}: copied from the running slot") for each in spec.carry),
         ("boot", _start(host, spec, facts)),
+        *[("ports", "nothing but SSH is let in until then")][: host.hold_ports],
         ("back", "each reset starts the running slot, until then; after it ./inv rollback does"),
         ("memory", f"{sizes.beside // MIB} of {facts.memory_available // MIB} MiB"),
     ]
+
+
+def unheld(host: Host, spec: Imgbuild) -> str:
+    """What `hold_ports` lacks, or ""."""
+    if not host.hold_ports or "nftables" in spec.package_names:
+        return ""
+    return "hold_ports in host.toml: the package nftables has to be among `packages`"
 
 
 def _shared(spec: Imgbuild) -> list[str]:

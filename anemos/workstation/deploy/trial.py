@@ -49,9 +49,10 @@ def jump(host: Host, state: State) -> None:
         seen = status.ask(remote)
         base = default.own_base(remote, seen)
         state.old_boot_id, state.reached = seen.boot_id, ""
+        port = host.new_place[1] if host.hold_ports else 0
         once = state.way == ways.SLOT_ONCE
         with withdrawn(remote, base, seen.boot_id):
-            asked = Try(state.deployment, host.timeouts.trial, once)
+            asked = Try(state.deployment, host.timeouts.trial, once, port)
             reach.answer(remote, base, asked, Keys)
             state.save()
             words = ["reboot.sh"] if once else ["jump.sh", base]
