@@ -1,4 +1,4 @@
-"""A copy of the project with hosts of its own, and its tasks, run as a user runs them."""
+"""A copy of the project with hosts of its own, and its tasks, each in a process of its own."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anemos.workstation import places
+from tests.fork import Imported, imported
 
 DEMO_S = 3000.0
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,7 @@ class Tree:
     directory: Path
     home: Path
     memory: Path
+    program: Imported
 
     def inv(
         self,
@@ -61,16 +63,7 @@ class Tree:
             config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
             variables["XDG_CACHE_HOME"] = os.fspath(places.cache().parent)
             variables["XDG_CONFIG_HOME"] = config
-        done = subprocess.run(
-            [sys.executable, "-m", "anemos.workstation.cli.program", *words],
-            cwd=self.directory,
-            env=environment(self.home) | variables,
-            stdin=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        done = self.program.run(words, environment(self.home) | variables, stdin, timeout)
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -114,9 +107,7 @@ def copied(directory: Path) -> Iterator[Tree]:
     """A Tree in the empty DIRECTORY, without any host."""
     for name in CODE:
         if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / name, directory / name)  # __pycache__, too: it saves time
         else:
             shutil.copy(ROOT / name, directory)
     (directory / "hosts").mkdir()
@@ -124,7 +115,8 @@ def copied(directory: Path) -> Iterator[Tree]:
     home = Path(tempfile.mkdtemp(prefix="anemos-home-", dir="/tmp"))
     memory = where("memory('x').parent", directory, home)
     try:
-        yield Tree(directory, home, memory)
+        with imported(directory, environment(home)) as program:
+            yield Tree(directory, home, memory, program)
     finally:
         subprocess.run(["gpgconf", "--kill", "all"], env=environment(home), check=True)
         shutil.rmtree(home, ignore_errors=True)  # its gpg-agent removes sockets meanwhile
