@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from anemos.run import CommandFailed, run
 from anemos.system.chroot import DEV
+from tests.waiting import until
 
 READY_S = 120.0
 NUMBERS = count()
@@ -154,7 +155,4 @@ def ready(process: subprocess.Popen[bytes]) -> Container:
 
 def await_end(group: Path) -> None:
     """Wait until the host's last process is gone: they are killed with its process 1."""
-    end = time.monotonic() + READY_S
-    while "populated 1" in (group / "cgroup.events").read_text():
-        assert time.monotonic() < end, "the host does not end"
-        time.sleep(0.1)
+    until(lambda: "populated 1" not in (group / "cgroup.events").read_text())

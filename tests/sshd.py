@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
 
 from anemos.run import Argv, run
 from anemos.workstation.ssh import Endpoint
+from tests.waiting import until
 
 SSHD = "/usr/sbin/sshd"
 
@@ -76,10 +76,8 @@ class Server:
         self._wait_for_pid_file(there=False)
 
     def _wait_for_pid_file(self, *, there: bool) -> None:
-        deadline = monotonic() + 20
-        while self._pid_file.exists() != there:
-            assert monotonic() < deadline, (self.directory / "log").read_text()
-            sleep(0.01)
+        log = self.directory / "log"
+        until(lambda: self._pid_file.exists() == there, log.read_text)
 
 
 def free_port() -> int:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from anemos.image import build
 from anemos.run import run
 from tests import imaging, tiny
 from tests.imaging import describe, image
+from tests.waiting import until
 
 pytestmark = [pytest.mark.real("run"), pytest.mark.root]
 
@@ -34,10 +34,7 @@ WAITING = "provision() {\n    : >/started\n    mkdir /proof\n    sleep 1000\n}\n
 def host(tmp_path: Path) -> Iterator[Path]:
     """Where an IMGBUILD is to lie. Afterwards nothing of the build is left on this machine."""
     yield tmp_path / "host"
-    deadline = time.monotonic() + 20
-    while found := left(tmp_path):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
+    until(lambda: not left(tmp_path), lambda: left(tmp_path))
 
 
 def left(directory: Path) -> list[str]:

@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from anemos.run import run
 from anemos.system import imgbuild
 from tests import imaging, tiny, tree
 from tests.tree import Tree
+from tests.waiting import until
 
 pytestmark = [pytest.mark.real("run", "gpg"), pytest.mark.root]
 
@@ -87,10 +87,7 @@ def test_signal(project: Tree, number: int, said: str) -> None:
         assert f"error: {said}" in inv.stderr.read()
     assert inv.returncode == 128 + number
     assert not list(project.memory.rglob("secrets"))
-    end = time.monotonic() + 60
-    while builders(project):
-        assert time.monotonic() < end, builders(project)
-        time.sleep(0.1)
+    until(lambda: not builders(project), lambda: builders(project))
 
 
 def builders(project: Tree) -> list[bytes]:

@@ -20,6 +20,7 @@ from anemos.system import grammar, installation
 from anemos.system.layout import MIB
 from tests import tiny
 from tests.imaging import attached
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
 
@@ -132,13 +133,6 @@ def test_killed(root: Path) -> None:
     os.kill(caller, signal.SIGKILL)
     os.waitpid(caller, 0)
     until(lambda: not left("98764"))
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def left(word: str) -> list[str]:

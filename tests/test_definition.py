@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation.deploy import payload
 from tests import tiny
+from tests.waiting import until
 
 pytestmark = pytest.mark.real("run")
 
@@ -229,10 +229,8 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     """No mount, no process that works in the image, no file of a visitor."""
     yield
     assert not mounts(tmp_path)
-    deadline = time.monotonic() + 20  # processes that are killed take their time
-    while found := inhabitants(tmp_path):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
+    # Processes that are killed take their time.
+    until(lambda: not inhabitants(tmp_path), lambda: inhabitants(tmp_path))
     assert not list(tmp_path.rglob("*.anemos-aside"))
     assert not list(tmp_path.rglob("policy-rc.d"))
 
@@ -292,13 +290,11 @@ def test_inhabitants(image: Path) -> None:
     """The check of every test here sees what it is to see."""
     chroot.call(image, ["sh", "-c", "sleep 1000 & :"], shared=image.parent)
     assert not inhabitants(image)
-    process = subprocess.Popen(["chroot", image, "sleep", "1000"])
-    try:
-        while not inhabitants(image):
-            assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(["chroot", image, "sleep", "1000"]) as process:
+        try:
+            until(lambda: inhabitants(image))
+        finally:
+            process.kill()
 
 
 @pytest.mark.root

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,14 +13,14 @@ import pytest
 
 from anemos.system.installation import TRIAL
 from tests import tiny
+from tests.waiting import LIMIT_S, until
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
 
 SCRIPT = Path(__file__).parents[1] / "anemos/system/trial.sh"
-END_S = 60.0
-INIT = f"""#!/bin/sh
+INIT = """#!/bin/sh
 echo "PID $$: $0 $*" >/run/init
-exec sleep {END_S}
+exec sleep 1000
 """
 RESET = "s\nb\n"
 
@@ -45,10 +44,7 @@ class Machine:
         return file.read_text() if file.exists() else ""
 
     def await_(self, done: Callable[[], bool]) -> None:
-        end = time.monotonic() + END_S
-        while not done():
-            assert time.monotonic() < end, self.said("dev/kmsg")
-            time.sleep(0.1)
+        until(done, lambda: self.said("dev/kmsg"))
 
     def await_reset(self) -> str:
         """Why: the first line of the kernel's log. (This machine goes on all the same.)"""
@@ -205,5 +201,5 @@ def test_no_trial_without_a_guard(machine: Machine, lost: str) -> None:
     """PID 1 ends: the kernel panics then, and starts the old system."""
     machine.start(**{lost: ""})
     assert machine.process
-    assert machine.process.wait(END_S) != 0
+    assert machine.process.wait(LIMIT_S) != 0
     assert machine.said("run/init") == ""

@@ -2,8 +2,7 @@
 machine."""
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from anemos.workstation import images, places
 from tests import container
 from tests.container import Container, Far
 from tests.test_guard import SCRIPT
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
 
-END_S = 120.0
 ADDRESS = "192.0.2.2"
 SIX = "2001:db8::2"
 LISTEN = " ".join(f"listen {each};" for each in ("80", "2022", "[::]:80", "[::]:2022"))
@@ -73,13 +72,6 @@ def guards(host: Container) -> list[str]:
     return sorted(host.run("sh", "-c", LIST).splitlines())
 
 
-def await_(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + END_S
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
 def test_word(image: Path, tmp_path: Path) -> None:
     """Nothing that goes wrong in systemd ends it; the word does."""
     with trial(image, tmp_path, 600) as (host, _):
@@ -88,11 +80,11 @@ def test_word(image: Path, tmp_path: Path) -> None:
         assert before[0] == "1 /init.scope"
         host.run("systemctl", "daemon-reexec")
         host.run("systemctl", "emergency")
-        await_(lambda: "inactive" in state(host, "basic.target"))
+        until(lambda: "inactive" in state(host, "basic.target"))
         assert guards(host) == before
 
         host.run("sh", "-c", "echo d-1 >/run/anemos.word")
-        await_(lambda: not guards(host))
+        until(lambda: not guards(host))
         assert "the word was given: deployment d-1 stays" in host.run("cat", "/own/kmsg")
         assert host.run("cat", "/own/sysrq") == ""
 
@@ -101,7 +93,7 @@ def test_deadline(image: Path, tmp_path: Path) -> None:
     """In emergency mode, too, and with a systemd that hangs."""
     with trial(image, tmp_path, 20) as (host, _):
         host.run("systemctl", "--no-block", "emergency")
-        await_(lambda: "b" in host.run("cat", "/own/sysrq"))
+        until(lambda: "b" in host.run("cat", "/own/sysrq"))
         assert host.run("cat", "/own/sysrq").startswith("s\nb\n")
 
 
@@ -138,7 +130,7 @@ def test_ports(server: Path, tmp_path: Path) -> None:
         assert host.run("curl", "--silent", f"http://{ADDRESS}") == "here"
 
         host.run("sh", "-c", "echo d-1 >/run/anemos.word")
-        await_(lambda: not guards(host))
+        until(lambda: not guards(host))
         assert served(far, ADDRESS)
         assert host.run("nft", "list", "ruleset") == ""
         assert host.run("cat", "/own/sysrq") == ""
@@ -147,7 +139,7 @@ def test_ports(server: Path, tmp_path: Path) -> None:
 def test_ports_are_not_held_any_more(server: Path, tmp_path: Path) -> None:
     with trial(server, tmp_path, 600, "anemos.ports=22") as (host, _):
         host.run("sh", "-c", "kill -KILL $(pidof nft)")
-        await_(lambda: "b" in host.run("cat", "/own/sysrq"))
+        until(lambda: "b" in host.run("cat", "/own/sysrq"))
         assert "nobody keeps clients out: back to the old" in host.run("cat", "/own/kmsg")
 
 

@@ -24,6 +24,7 @@ from anemos.system.installation import TRIAL
 from anemos.system.layout import MIB, SHARED, identity
 from anemos.system.slots import Record, Slot
 from tests.imaging import attached
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
 
@@ -347,8 +348,7 @@ def test_guard(
     monkeypatch.setattr(trial, "TRIAL", f"{script}".lstrip("/"))
     monkeypatch.setattr(trial, "END_S", 60.0 if ends else 0.5)
     with subprocess.Popen(["dash", *more, script]) as process:
-        while not trial.guards():
-            assert process.poll() is None
+        until(trial.guards)
         if ends:
             assert trial.commit(Commit("d-1")) == COMMITTED
             assert process.wait() == 0

@@ -19,6 +19,7 @@ from anemos.workstation.cli.command import command
 from anemos.workstation.deploy import outcome
 from tests import tree
 from tests.tree import TOML, Tree
+from tests.waiting import until
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm/x")
 
@@ -82,8 +83,8 @@ def started(
     env = tree.environment(project.home) | {"PYTHON": sys.executable}
     with Popen(argv, cwd=project.directory, env=env, text=True, **streams) as process:
         try:
-            while not loaded.exists():
-                assert process.poll() is None
+            until(lambda: loaded.exists() or process.poll() is not None)
+            assert process.poll() is None
             yield process
         finally:
             process.kill()

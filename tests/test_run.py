@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from anemos import run as owner
 from anemos.log import FAILED, Failure
 from anemos.run import TAIL_LINES, CommandFailed, NoEnd, environment, quote, read, run
+from tests.waiting import until
 
 pytestmark = pytest.mark.real("run")
 SHELL = shutil.which("sh")
@@ -88,8 +88,7 @@ def test_output_is_read_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def log(line: str) -> None:
         lines.append(line)
-        while Path("/proc", lines[0]).exists():
-            time.sleep(0.05)
+        until(lambda: not Path("/proc", lines[0]).exists())
 
     assert run(shell("echo $$; seq 9999"), log=log).endswith("\n9999\n")
     assert lines[1:] == [str(n) for n in range(1, 10000)]
@@ -156,10 +155,9 @@ STUBBORN = "trap '' TERM; sleep 1000 & echo $! >{0}; echo begun; wait; wait"
 
 def ended(file: Path) -> None:
     """Wait for the end of the process whose number is in FILE."""
-    status, end = Path("/proc", file.read_text().strip(), "status"), time.monotonic() + 20
+    status = Path("/proc", file.read_text().strip(), "status")
     with suppress(FileNotFoundError, ProcessLookupError):  # proc(5): it may go while it is read
-        while "(zombie)" not in status.read_text():
-            assert time.monotonic() < end
+        until(lambda: "(zombie)" in status.read_text())
 
 
 def test_limit_ends_all_that_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

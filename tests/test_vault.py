@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from anemos.workstation import places, scratch
 from anemos.workstation.secrets import audit, editor, vault
 from anemos.workstation.secrets.gpg import THROWAWAY_KEY, Keyring
 from anemos.workstation.secrets.vault import Vault
+from tests.waiting import until
 
 pytestmark = pytest.mark.real("run", "gpg")
 
@@ -291,13 +291,6 @@ vault.{call}(vault.Vault(Keyring(Path({home!r})), Path({root!r})), "mx", "NEW")
 def program(alice: Vault, call: str) -> list[str]:
     given = {"hosts": str(places.HOSTS), "home": alice.keyring.gpg.gnupghome, "call": call}
     return [sys.executable, "-c", PROGRAM.format(root=str(alice.root), **given)]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def alive(pid: int) -> bool:
