@@ -2,12 +2,13 @@
 
 import getpass
 import os
+import secrets
 import shutil
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +82,11 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """None that the kernel may give to another process meanwhile (ip(7), ip_local_port_range)."""
+    while True:
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", secrets.choice(range(10000, 32768))))
+            return int(sock.getsockname()[1])
 
 
 def prepare(directory: Path) -> Server:
