@@ -28,8 +28,11 @@ FOREIGN = "ssh-ed25519 AAAAforeign somebody\n"
 
 @pytest.fixture
 def state() -> Iterator[Path]:
-    """Not below tmp_path: the path of gpg-agent's socket in it must be shorter than 108 bytes."""
-    with TemporaryDirectory(prefix="anemos-", dir="/tmp") as name:
+    """Not below tmp_path: the path of gpg-agent's socket in it must be shorter than 108 bytes.
+
+    The agent removes its sockets while the directory is removed.
+    """
+    with TemporaryDirectory(prefix="anemos-", dir="/tmp", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
