@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from anemos import log
+from anemos import run as owner
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed, run
 from anemos.system import booting, chroot, definition, imgbuild, tree
@@ -390,7 +391,8 @@ def test_daemons_end_with_provision(tmp_path: Path, image: Path) -> None:
 
 
 @pytest.mark.root
-def test_deadline(tmp_path: Path, image: Path) -> None:
+def test_deadline(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "GRACE_S", 0.5)
     with pytest.raises(Failure, match="no end after 1 s"):
         chroot.call(image, ["sleep", "1000"], shared=tmp_path, timeout=1)
 

@@ -95,8 +95,11 @@ def test_output_is_read_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_output_that_others_hold(tmp_path: Path, quiet: bool) -> None:
+def test_output_that_others_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
     """A daemon may keep it open, and even write; nobody waits for that."""
+    monkeypatch.setattr(owner, "LINGER_S", 0.2)
     daemon = "sleep 1000" if quiet else "yes"
     script = f"{daemon} & echo $! >{tmp_path}/pid; echo end >&2; exit 3"
     try:
@@ -284,7 +287,8 @@ def test_read_returns_bytes() -> None:
         ("echo x </dev/tty", f"etc/x: exit status 2: {SHELL}: 1: cannot open /dev/tty"),
     ],
 )
-def test_read_shows_no_output(script: str, message: str) -> None:
+def test_read_shows_no_output(monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
+    monkeypatch.setattr(owner, "GRACE_S", 0.5)
     with pytest.raises(Failure) as failure:
         read(["sh", "-c", script], "etc/x", timeout=0.1 if "sleep" in script else 60)
     assert failure.value.message.startswith(message)
