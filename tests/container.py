@@ -20,9 +20,8 @@ from tempfile import TemporaryDirectory
 
 from anemos.run import CommandFailed, run
 from anemos.system.chroot import DEV
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
-READY_S = 120.0
 NUMBERS = count()
 # $1: the image, $2: the kept directory, $3: an empty one for the new root file system, $4: PID 1.
 BOOT = f"""
@@ -138,7 +137,7 @@ def booted(image: Path, kept: Path, far: Far, init: str = "/sbin/init") -> Itera
 
 def ready(process: subprocess.Popen[bytes]) -> Container:
     """The host as soon as its systemd has started what every system has, with its network."""
-    end = time.monotonic() + READY_S
+    end = time.monotonic() + LIMIT_S
     while True:
         assert process.poll() is None, "the host has ended"
         with suppress(AssertionError, CommandFailed, OSError, ValueError):

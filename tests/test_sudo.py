@@ -187,9 +187,9 @@ def test_no_sudo(server: sudoer.Server, remote: Remote) -> None:
 
 
 def test_sudo_that_asks_for_more(server: sudoer.Server, remote: Remote) -> None:
-    server.program("sudo", "printf 'Verification code: ' >&2; exec sleep 5")
+    server.program("sudo", "printf 'Verification code: ' >&2; exec sleep 60")
     with pytest.raises(TimedOut, match="Verification code:"):
-        remote.sh(["true"], timeout=0.5)
+        remote.sh(["true"], timeout=3)
 
 
 def test_prompt_of_sudo_rs(server: sudoer.Server, typed: Typed, remote: Remote) -> None:
