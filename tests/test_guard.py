@@ -191,7 +191,7 @@ def test_ports_that_the_kernel_cannot_hold(machine: Machine) -> None:
     machine.start(ro="anemos.ports=22,2222")
 
     assert machine.process
-    assert machine.process.wait(END_S) == 1
+    assert machine.process.wait(LIMIT_S) == 1
     assert machine.said("run/init") == ""
     assert "tcp dport { 22,2222 } accept" in machine.said("asked")
 
