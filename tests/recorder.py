@@ -84,7 +84,7 @@ def entries(log: Path) -> Iterator[Entry]:
 
 
 def content(disk: Path) -> Iterator[Entry]:
-    """What writes DISK anew, but for what is zero."""
+    """What writes DISK anew, without what is zero."""
     with disk.open("rb") as file:
         for start in range(0, disk.stat().st_size, MIB):
             if any(data := file.read(MIB)):
