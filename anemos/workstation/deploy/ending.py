@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from anemos import files, log
 from anemos.log import BAD_INPUT, FAILED, IN_INITRAMFS, UNVERIFIED, Failure
 from anemos.workstation import Result, places
-from anemos.workstation.deploy import history, hooks, outcome
+from anemos.workstation.deploy import history, hooks, outcome, reports
 from anemos.workstation.deploy.history import Line
 from anemos.workstation.deploy.state import State, known
 from anemos.workstation.hosts import Host
@@ -38,7 +38,7 @@ def recorded(host: Host, task: str) -> Iterator[Run]:
     try:
         yield run
     except (Exception, Failure, KeyboardInterrupt) as raised:
-        failure = outcome.explained(raised)
+        failure = reports.hidden(outcome.explained(raised), host)
         run.result = {"error": failure.message, "status": failure.status}
         conclude(run, failure.status, failure.message.partition("\n")[0])
         raise failure from None

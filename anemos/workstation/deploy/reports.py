@@ -7,7 +7,7 @@ import time
 import webbrowser
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def told(host: Host, task: str) -> Iterator[Account]:
     try:
         yield account
     except BaseException as end:
-        failure = outcome.explained(end)
+        failure = hidden(outcome.explained(end), host)
         account.fail(failure)
         raise failure from None
     finally:
@@ -119,16 +119,26 @@ def secrets(host: Host) -> list[str]:
     return sorted((line for line in lines if len(line) >= SECRET), key=len, reverse=True)
 
 
+def hidden(failure: Failure, host: Host) -> Failure:
+    """FAILURE without the revealed secrets: its message goes to files that stay."""
+    with suppress(OSError):
+        failure.message = without(failure.message, secrets(host))
+    return failure
+
+
+def without(text: str, secrets: list[str]) -> str:
+    for each in secrets:
+        text = text.replace(each, "[secret]")
+    return text
+
+
 def scrubbed(account: Account, secrets: list[str]) -> Account:
     """ACCOUNT as text that gives no orders, and without SECRETS: the definition's own commands may
     have printed them."""
 
     def clean(value: object) -> object:
         if isinstance(value, str):
-            value = log.printable(value)
-            for each in secrets:
-                value = value.replace(each, "[secret]")
-            return value
+            return without(log.printable(value), secrets)
         if isinstance(value, dict):
             return {key: clean(each) for key, each in value.items()}
         return [clean(each) for each in value] if isinstance(value, list | tuple) else value
