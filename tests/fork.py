@@ -43,15 +43,16 @@ class Imported:
         """What subprocess.run() would do and return."""
         with (
             Path(os.devnull).open() as nothing,
-            TemporaryFile() as out,
-            TemporaryFile() as err,
+            TemporaryFile("w+") as out,
+            TemporaryFile("w+") as err,
         ):
             given = nothing.fileno() if stdin == subprocess.DEVNULL else stdin
             message = json.dumps([words, dict(env)]).encode()
             socket.send_fds(self.requests, [message], [given, out.fileno(), err.fileno()])
             status = self.ended(timeout)
-            texts = [os.pread(each.fileno(), 2**30, 0).decode() for each in (out, err)]
-        return subprocess.CompletedProcess(words, status, *texts)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
     def ended(self, timeout: float) -> int:
         pid = int(self.requests.recv(LARGEST))
@@ -60,6 +61,8 @@ class Imported:
             return int(self.requests.recv(LARGEST))
         except TimeoutError:
             os.kill(pid, SIGKILL)
+            self.requests.settimeout(None)
+            self.requests.recv(LARGEST)  # its status is not the next one's
             raise
         finally:
             self.requests.settimeout(None)
@@ -83,9 +86,9 @@ def imported(directory: Path, env: Mapping[str, str]) -> Iterator[Imported]:
 
 
 def serve(requests: socket.socket) -> None:
-    while message := socket.recv_fds(requests, LARGEST, 3):
-        request, streams, *_ = message
-        if not request:
+    while True:
+        request, streams, *_ = socket.recv_fds(requests, LARGEST, 3)
+        if not request:  # the other end is closed
             return
         if (pid := os.fork()) == 0:
             requests.close()
