@@ -42,7 +42,7 @@ class Server:
 
     @contextmanager
     def connect(self, *_: object, **__: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(endpoint="where")
+        yield SimpleNamespace(endpoint="where", sh=self.sh)
 
     def identify(self, _: object) -> Identity:
         return self.runs[0]
@@ -53,6 +53,10 @@ class Server:
             self.runs.pop(0)
             raise ConnectionLost("lost", status=FAILED)
         return "a unit failed\n" if name == "trialed.sh" else ""
+
+    def sh(self, argv: list[str]) -> str:
+        self.done.append(" ".join(argv))
+        return ""
 
     def answer(self, _remote: object, base: str, request: object, *_: object) -> dict[str, str]:
         self.done.append((base, request))
@@ -105,9 +109,26 @@ def test_start_that_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> No
     assert server.done[-1] == ("/base", Withdraw("b-1"))
 
 
+HELD = replace(HOST, hold_ports=True, after=After(port=2022))
+
+
 def test_held_ports(server: Server) -> None:
-    trial.start(replace(HOST, hold_ports=True, after=After(port=2022)))
-    assert server.done[0] == ("/base", Try("d-2", HOST.timeouts.trial, port=2022))
+    trial.start(HELD)
+    asked, jump, look = server.done
+    assert (asked, jump) == (("/base", Try("d-2", HOST.timeouts.trial, port=2022)), "jump.sh")
+    assert "nft list table inet anemos_trial" in str(look)
+
+
+def test_ports_that_are_open(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has filled the slot did not know of that."""
+
+    def fail(*_: object) -> str:
+        raise Failure("nft: No such file or directory", status=FAILED)
+
+    monkeypatch.setattr(server, "sh", fail)
+    with pytest.raises(Failure, match="No such file or directory\nThe old system runs again"):
+        trial.start(HELD)
+    assert "reboot.sh" in server.done
 
 
 def test_trial_that_never_answers(server: Server) -> None:

@@ -29,6 +29,8 @@ from anemos.workstation.deploy.state import State, load_state
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import ConnectionLost, Remote, connect
 
+HELD = ("nft", "list", "table", "inet", "anemos_trial")  # see system/trial.sh
+
 
 def start(host: Host) -> Result:
     """Jump into the slot that was filled, and see that its system answers.
@@ -41,6 +43,8 @@ def start(host: Host) -> Result:
         jump(host, state)
     with ending(host):
         seen = arrive(host, state)
+        if host.hold_ports:
+            check_ports(host)
     return {"host": host.name, "boot_id": seen.boot_id}
 
 
@@ -83,6 +87,13 @@ def arrive(host: Host, state: State) -> Identity:
         suspect = ways.Once.SUSPECT if state.way == ways.SLOT_ONCE else ""
         die(f"{host.name}: the system on trial did not answer", hint=suspect, status=FAILED)
     return seen
+
+
+def check_ports(host: Host) -> None:
+    """Raises Failure unless the guard holds them: another Anemos may have filled the slot."""
+    with connect(reach.endpoint(host), status=FAILED) as remote:
+        remote.sh(["env", "PATH=/usr/sbin:/sbin:/usr/bin:/bin", *HELD])
+    log.info("Nothing but SSH is let in until the commit")
 
 
 def verify(host: Host) -> Result:
