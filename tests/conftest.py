@@ -15,6 +15,7 @@ import paramiko
 import pytest
 import sh
 
+from anemos import mounts, namespaces
 from tests import tree
 from tests.tree import Tree
 
@@ -55,6 +56,14 @@ def opened(item: pytest.Item) -> set[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also the tests that take long")
+
+
+def pytest_configure() -> None:
+    """The mounts of this process are its own. Else what other tests start meanwhile in namespaces
+    of their own would have copies of them, and keep their devices busy."""
+    if mounts.privileged():
+        namespaces.unshare(namespaces.CLONE_NEWNS)
+        namespaces.mount("none", "/", "", namespaces.MS_REC | namespaces.MS_PRIVATE)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
