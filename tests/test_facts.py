@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -460,6 +461,28 @@ def test_arrays_that_cannot_be_kept(tmp_path: Path) -> None:
     text = text.replace(place, f"{tmp_path}/md*/md")
 
     assert facts.parse(run(["sh", "-c", text, "facts", ""])).degraded == ("md1", "md2", "md3")
+
+
+@pytest.mark.real("run")
+def test_devices_that_go_away(tmp_path: Path) -> None:
+    """Between the look at the directory and the look at its files."""
+    for name in ("vda", "vda/vda1", "vda/vda2", "vdb", "dm-0/dm", "dm-1/dm"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("vda/vda1", "vda/vda2"):
+        (tmp_path / name / "partition").write_text("1\n")
+        (tmp_path / name / "start").write_text("2048\n")
+    for name in ("vda", "vda/vda1"):
+        (tmp_path / name / "size").write_text("4096\n")
+    (tmp_path / "dm-0/dm/name").write_text("vg0-root\n")
+    (tmp_path / "dm-1/dm/name").symlink_to("nothing")
+    text = facts.probe("facts.sh")
+    text = re.sub(r"/sys/block/(?=\*|dm-)", f"{tmp_path}/", text)
+
+    found = facts.parse(run(["sh", "-c", text, "facts", ""]))
+
+    assert [disk.name for disk in found.disks] == ["vda"]
+    assert found.parts == (("vda", "vda1", 1, 2048 * 512, 4096 * 512),)
+    assert found.mapped == {"dm-0": "vg0-root"}
 
 
 @pytest.mark.real("run")

@@ -10,6 +10,8 @@ variable() {
     # shellcheck disable=SC2002 # tail would seek in what it opens itself
     [ ! -r "$file" ] || cat "$file" | tail -c +5 | od -An -v "$@" | tr -s ' \n' ' '
 }
+# Values, separated by |, unless one is missing: a device may go away meanwhile.
+whole() { case "|$2|" in *"||"*) ;; *) fact "$1" "$2" ;; esac }
 memory() { sed -n "s/^$1: *\([0-9]*\) kB/\1/p" /proc/meminfo; }
 
 fact user "$(id -u)"
@@ -77,6 +79,8 @@ for disk in /sys/block/*; do
     case ${disk##*/} in loop* | ram* | zram* | dm-* | md* | sr* | fd* | nbd* | bcache* | zd* | drbd*) continue ;; esac
     # One of several paths to an NVMe disk, which is there itself, too.
     [ "$(first "$disk/hidden")" != 1 ] || continue
+    size=$(first "$disk/size")
+    [ -n "$size" ] || continue # it has gone away
     serial=$(first "$disk/serial" "$disk/device/serial" | tr -d '\0')
     [ -n "$serial" ] || serial=$(tail -c +5 "$disk/device/vpd_pg80" 2>/dev/null | tr -d '\0')
     serial=$(printf '%s' "$serial" | plain)
@@ -87,7 +91,7 @@ for disk in /sys/block/*; do
     number=$(first "$disk/nsid" "${place%%/host*}"/ata_port/*/port_no)
     hosts=$(for host in "${place%%/host[0-9]*}"/host[0-9]*; do echo "${host##*/host}"; done | sort -n)
     fact slot "${disk##*/}|$place|$number|${hosts%%[!0-9]*}"
-    fact disk "${disk##*/}|$(cat "$disk/size")|$serial|$wwn|$model"
+    fact disk "${disk##*/}|$size|$serial|$wwn|$model"
 done
 # What is on them, mounted or not: name, file system or the like, label.
 lsblk -nro NAME,FSTYPE,LABEL 2>/dev/null | while read -r line; do fact content "$line"; done
@@ -95,10 +99,9 @@ lsblk -nro NAME,FSTYPE,LABEL 2>/dev/null | while read -r line; do fact content "
 lsblk -nro KNAME,FSTYPE,UUID 2>/dev/null | sort -u | while read -r name words; do fact identity "$name|$words"; done
 # Their partitions: disk, number, start and size in sectors of 512 bytes. What lies on them: device, on what.
 for part in /sys/block/*/*/partition; do
-    [ -e "$part" ] || continue
     part=${part%/partition}
     disk=${part%/*}
-    fact part "${disk##*/}|${part##*/}|$(cat "$part/partition")|$(cat "$part/start")|$(cat "$part/size")"
+    whole part "${disk##*/}|${part##*/}|$(first "$part/partition")|$(first "$part/start")|$(first "$part/size")"
 done
 for slave in /sys/block/*/slaves/*; do
     [ -e "$slave" ] || continue
@@ -113,7 +116,7 @@ for array in /sys/block/md*/md; do
 done
 # Device-mapper's names: dm-0, vg0-root. LVM's physical volumes, each with the name of its group; no lock is taken.
 for name in /sys/block/dm-*/dm/name; do
-    [ ! -e "$name" ] || { device=${name%/dm/name} && fact mapped "${device##*/}|$(cat "$name")"; }
+    device=${name%/dm/name} && whole mapped "${device##*/}|$(first "$name")"
 done
 pvs --readonly --noheadings --separator '|' -o pv_name,vg_name 2>/dev/null |
     while IFS='| ' read -r node group; do [ -z "$group" ] || fact group "$node|$group"; done
