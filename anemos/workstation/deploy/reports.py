@@ -6,7 +6,7 @@ Both lie in the host's state directory, on a disk: no secret may be in them.
 import time
 import webbrowser
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from anemos.workstation.hosts import Host
 
 KEPT = 20  # reports of a host; the older ones go
 LINES = 20_000  # of the log: the last ones
+SAVED = "[secret]"  # stands for one
 SECRET = 6  # characters: what is shorter may stand anywhere
 
 
@@ -126,9 +127,9 @@ def hidden(failure: Failure, host: Host) -> Failure:
     return failure
 
 
-def without(text: str, secrets: list[str]) -> str:
+def without(text: str, secrets: Iterable[str]) -> str:
     for each in secrets:
-        text = text.replace(each, "[secret]")
+        text = text.replace(each, SAVED)
     return text
 
 

@@ -27,7 +27,6 @@ from anemos.workstation.ssh import connect
 
 Load = Callable[[str], Host]
 PRIVATE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY.*?(-----END [A-Z ]*-----|\Z)", re.DOTALL)
-SAVED = "[secret]"
 
 
 def support(load: Load, name: str) -> Result:
@@ -129,7 +128,4 @@ def encoded(secret: bytes) -> Iterator[str]:
 
 
 def without(text: str, hidden: Iterable[str]) -> str:
-    text = log.printable(text)
-    for each in hidden:
-        text = text.replace(each, SAVED)
-    return PRIVATE.sub(SAVED, text)
+    return PRIVATE.sub(reports.SAVED, reports.without(log.printable(text), hidden))
