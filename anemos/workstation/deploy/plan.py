@@ -17,6 +17,7 @@ from anemos.workstation.deploy import stack, ways
 from anemos.workstation.deploy.facts import Facts
 from anemos.workstation.deploy.sizes import MIB, STAGING_MEMORY, WORKING_MEMORY, Sizes
 from anemos.workstation.deploy.stack import Place
+from anemos.workstation.deploy.ways import Beside
 from anemos.workstation.hosts import ROOT, Host
 
 # What a system needs among its packages to find its volumes again: the beginning of the name.
@@ -370,15 +371,16 @@ def _no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
 def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[tuple[str, str]]:
     """The same for a deployment into the slot that does not run."""
     where = f"{facts.name}, kernel {facts.kernel}, deployment {facts.deployment}"
+    there = ways.slot(host, spec, facts)
     return [
         ("server", where),
         *(("login", each) for each in _logins(host)),
         *(("way", each) for each in _way(host)),
-        ("OVERWRITE", _place(host, spec, facts)),
+        ("OVERWRITE", _place(there, spec, facts)),
         *(("keep", f"{_kept(k, facts)}; both slots use it") for k in spec.keep),
         *(("shared", f"{mount}: both slots use it") for mount in _shared(spec)),
         *(("carry", f"/{each}: copied from the running slot") for each in spec.carry),
-        ("boot", _start(host, spec, facts)),
+        ("boot", _start(host, there)),
         *[("ports", "nothing but SSH is let in until then")][: host.hold_ports],
         ("back", "each reset starts the running slot, until then; after it ./inv rollback does"),
         ("memory", f"{sizes.beside // MIB} of {facts.memory_available // MIB} MiB"),
@@ -398,9 +400,8 @@ def _shared(spec: Imgbuild) -> list[str]:
     return sorted(own - {layout.SHARED})
 
 
-def _place(host: Host, spec: Imgbuild, facts: Facts) -> str:
+def _place(there: Beside, spec: Imgbuild, facts: Facts) -> str:
     """The partition or volume that is overwritten."""
-    there = ways.slot(host, spec, facts)
     found = {d.name: disks.resolve(d.name, d.match, facts.disks) for d in spec.layout.disks}
     around = [_around(disk, spec, facts, found[disk.name]) for disk in spec.layout.disks]
     place = replace(spec.layout, disks=tuple(around)).into(there.other).root()
@@ -408,9 +409,8 @@ def _place(host: Host, spec: Imgbuild, facts: Facts) -> str:
     return f"slot {there.other} (running: {there.running}; it is {holds}): {place.node(found)}"
 
 
-def _start(host: Host, spec: Imgbuild, facts: Facts) -> str:
-    why = ways.slot(host, spec, facts).once
-    by = f"GRUB, once ({why})" if why else "kexec"
+def _start(host: Host, there: Beside) -> str:
+    by = f"GRUB, once ({there.once})" if there.once else "kexec"
     return f"by {by}, on trial for {host.timeouts.trial} s until it is committed"
 
 

@@ -241,10 +241,10 @@ def slot(host: Host, spec: Imgbuild, facts: Facts) -> Beside:
         return Beside(why)
     known = slots.decoded(facts.record)
     (other,) = {*known.slots} - {known.default}
-    return Beside("", known.default, other, no_slot_by_kexec(host, facts))
+    return Beside("", known.default, other, why_grub(host, facts))
 
 
-def no_slot_by_kexec(host: Host, facts: Facts) -> str:
+def why_grub(host: Host, facts: Facts) -> str:
     """Why GRUB starts a slot on trial, "" when kexec does."""
     return "as host.toml says" if host.start == "once" else "; ".join(no_kexec(facts))
 
@@ -262,7 +262,7 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """Why none can be filled."""
     if not spec.layout.slots():
         yield "the layout has none"
-    if why := no_slot_by_kexec(host, facts):
+    if why := why_grub(host, facts):
         yield from (f"no kexec: {why}; and {each}" for each in no_slot_by_grub(spec, facts))
     if why := layout.difference(facts.stamp.layout, spec.layout, spec.kept):
         yield why
