@@ -2,13 +2,15 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from anemos.run import run
+from anemos.run import CommandFailed, run
 
+POLL_S = 0.2
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 
@@ -19,9 +21,18 @@ class Mount(NamedTuple):
 
 
 @contextmanager
-def mounted(*words: str | Path, at: Path) -> Iterator[None]:
-    """mount(8) WORDS on the directory AT meanwhile. Raises CommandFailed."""
-    run(["mount", *words, at])
+def mounted(*words: str | Path, at: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """mount(8) WORDS on the directory AT meanwhile. Raises CommandFailed, after PATIENCE_S: nobody
+    may write to what another one has mounted read-only, or the other way round."""
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            run(["mount", *words, at])
+            break
+        except CommandFailed:
+            if time.monotonic() > end:
+                raise
+        time.sleep(POLL_S)
     try:
         yield
     finally:

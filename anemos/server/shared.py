@@ -1,31 +1,28 @@
 """The record of slots, as the system in one of them finds it: where fstab(5) says."""
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from anemos import disks, mounts
 from anemos.log import FAILED, die
-from anemos.run import CommandFailed, run
 from anemos.server import staging
 from anemos.system import fstab, slots
 from anemos.system.layout import SHARED
-from anemos.system.slots import Record, Slot
+from anemos.system.slots import Record
 
 PATIENCE_S = 10.0
 
 
 class Found(NamedTuple):
     """FILE: the record, mounted here alone. KNOWN: what it says, with trials that have ended.
-    RUNNING: the slot that / is. TRIED: those trials, if nobody has jumped into one yet."""
+    RUNNING: the slot that / is."""
 
     file: Path
     known: Record
     running: str
-    tried: Mapping[str, Slot]
 
     @property
     def other(self) -> str:
@@ -49,23 +46,11 @@ def found() -> Iterator[Found]:
     die(f"no slots here: nothing in /etc/fstab holds {slots.FILE}", status=FAILED)
 
 
-@contextmanager
-def mounted(source: str, at: Path) -> Iterator[None]:
-    """A moment later, if status.sh looks at it now: nobody may write to what another one has
-    mounted read-only. Without --rw, mount(8) would go on read-only then."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            run(["mount", "--rw", "-o", "nosuid,nodev,noexec", source, at])
-            break
-        except CommandFailed:
-            if time.monotonic() > end:
-                raise
-        time.sleep(0.2)
-    try:
-        yield
-    finally:
-        run(["umount", at])
+def mounted(source: str, at: Path) -> AbstractContextManager[None]:
+    """A moment later, if status.sh looks at it now. Without --rw, mount(8) would go on read-only
+    then."""
+    words = ["--rw", "-o", "nosuid,nodev,noexec", source]
+    return mounts.mounted(*words, at=at, patience_s=PATIENCE_S)
 
 
 def sources() -> list[str]:
@@ -83,9 +68,7 @@ def look(file: Path) -> Found:
     running = record.running(uuid)
     if not running:
         die(f"/ is no slot of the record: its file system is {uuid}", status=FAILED)
-    known = record.settled(running)
-    tried = {name: slot for name, slot in record.slots.items() if slot != known.slots[name]}
-    return Found(file, known, running, tried)
+    return Found(file, record.settled(running), running)
 
 
 def mounted_at(point: Path) -> Path:

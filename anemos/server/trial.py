@@ -52,10 +52,12 @@ def withdraw(asked: Withdraw) -> Keys:
     if BOOT_ID.read_text().strip() != asked.boot_id:
         die("it has jumped already", status=FAILED)
     with shared.found() as found:
-        filled = {name: slot._replace(state=FILLED) for name, slot in found.tried.items()}
+        slot, known = slots.read(found.file).slots[found.other], found.known
+        if slot.state == ON_TRIAL:
+            known = known.holding(found.other, slot._replace(state=FILLED))
         with suppress(Failure):  # GRUB's entry, or nothing any more
             kexec.unload()
-        found.write(replace(found.known, slots={**found.known.slots, **filled}))
+        found.write(known)
     return {}
 
 
@@ -78,17 +80,18 @@ def require(name: str, slot: Slot, state: str, deployment: str) -> None:
 def prepare(slot: Slot, asked: Try, once: Path) -> None:
     """What the boot loader would start, and how; and what ends each failure in a reset. ONCE: the
     file of GRUB's for one boot."""
+    words = ["-o", "ro,nosuid,nodev,noexec", f"UUID={slot.root}"]
     with (
         TemporaryDirectory() as name,
-        mounts.mounted("-o", "ro,nosuid,nodev,noexec", f"UUID={slot.root}", at=Path(name)),
+        mounts.mounted(*words, at=Path(name), patience_s=shared.PATIENCE_S),
     ):
         entry = grub.first_entry(Path(name))
-        words = cmdline(entry.words, asked)
+        line = cmdline(entry.words, asked)
         if asked.once:
             kernel, initrd = (f"/{file.relative_to(name)}" for file in entry[:2])
-            once.write_text(grub.once(slot.root, kernel, initrd, words))
+            once.write_text(grub.once(slot.root, kernel, initrd, line))
         else:
-            load_if_it_fits(entry.kernel, entry.initrd, words)
+            load_if_it_fits(entry.kernel, entry.initrd, line)
 
 
 def cmdline(own: str, asked: Try) -> str:
