@@ -7,7 +7,6 @@ format is that of Linux's dm-log-writes).
 import random
 import struct
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from anemos.system.layout import MIB, Extent
 from tests.imaging import attached
+from tests.waiting import until
 
 READY_S = 60.0
 DAEMON = "qemu-storage-daemon"
@@ -55,10 +55,8 @@ def recorded(disk: Path, log: Path) -> Iterator[Path]:
         + ["--export", f"type=fuse,id=export,node-name=both,mountpoint={place},writable=on"]
     )
     try:
-        end = time.monotonic() + READY_S
-        while not place.stat().st_size:
-            assert process.poll() is None and time.monotonic() < end, f"no {DAEMON}"
-            time.sleep(0.05)
+        until(lambda: place.stat().st_size or process.poll() is not None)
+        assert process.poll() is None, f"no {DAEMON}"
         with attached(place, "--partscan") as node:
             yield node
     finally:
