@@ -22,19 +22,31 @@ def adopt(name: str, fingerprint: str) -> Result:
     if not given.address:
         die(f"{file}: which machine? it has no address")
     where = ssh.Endpoint(given.address, given.port, "", None, jumps=hosts.jumps(given.proxy_jump))
-    presented = ssh.presented_key(where)
-    shown = ssh.fingerprint(presented)
-    log.info(f"{given.address} presents {presented.split()[0]} {shown}")
-    if fingerprint not in ("", shown):
-        die(f"{name} presents {shown}, not {fingerprint}")
+    presented, shown = meet(name, where, fingerprint)
     if given.host_key:
         compare(file, given.host_key, shown)
     else:
-        if not fingerprint:
-            report.typed(name, COMPARE, f"--fingerprint {shown}")
+        agree(name, shown, fingerprint)
         pin(hosts.find(name) / "host.toml", presented)
         log.info(f"{file}: pinned")
     return {"host": name, "host_key": presented, "fingerprint": shown}
+
+
+def meet(name: str, where: ssh.Endpoint, fingerprint: str) -> tuple[str, str]:
+    """The key that WHERE presents, and its fingerprint. Raises Failure unless that is FINGERPRINT,
+    if there is one."""
+    presented = ssh.presented_key(where)
+    shown = ssh.fingerprint(presented)
+    log.info(f"{where.address} presents {presented.split()[0]} {shown}")
+    if fingerprint not in ("", shown):
+        die(f"{name} presents {shown}, not {fingerprint}")
+    return presented, shown
+
+
+def agree(name: str, shown: str, fingerprint: str) -> None:
+    """Have a person compare what is SHOWN, unless FINGERPRINT did. Raises Failure."""
+    if not fingerprint:
+        report.typed(name, COMPARE, f"--fingerprint {shown}")
 
 
 def compare(where: str, pinned: str, shown: str) -> None:
