@@ -136,9 +136,9 @@ def gather(remote: Remote, base_hash: str = "") -> Facts:
     return parse(remote.sh(argv, timeout=GATHER_S, shown=["facts.sh"]))
 
 
-def probe(name: str) -> str:
-    """The script NAME of server/, behind what all of them ask first."""
-    return "".join((places.PACKAGE / "server" / each).read_text() for each in ("probe.sh", name))
+def probe(*names: str) -> str:
+    """The scripts NAMES of server/, behind what all of them ask first."""
+    return "".join((places.PACKAGE / "server" / each).read_text() for each in ("probe.sh", *names))
 
 
 def parse(text: str) -> Facts:
