@@ -32,7 +32,7 @@ or 143.
 
 
 def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def columns(*cells: str) -> str:

@@ -27,7 +27,7 @@ ROOMS = {
     "workstation.secrets": "workstation system",
     "workstation.deploy": "workstation workstation.secrets system border server",
     "workstation.vm": "workstation workstation.secrets workstation.deploy system border image",
-    "workstation.skeleton": "workstation",
+    "workstation.skeleton": "workstation workstation.deploy system",
     "workstation.cli": "workstation workstation.skeleton workstation.secrets workstation.deploy"
     " workstation.vm",
     "workstation.skeleton.repository": "workstation.cli",

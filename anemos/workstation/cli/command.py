@@ -36,6 +36,8 @@ HELP = {
     "mac": "MAC address of the machine's network interface",
     "repo": "directory of the new repository",
     "address": "IP address of the machine, with the prefix: 192.0.2.5/24",
+    "from_": "a Debian that runs, [USER@]ADDRESS[:PORT]: describe it; nothing there is changed",
+    "identity": "file of your private SSH key for it",
     "gateway": "default gateway of the machine",
     "dns": "name server of the machine",
     "build_on": "where the package layer is made: workstation, server or initramfs",

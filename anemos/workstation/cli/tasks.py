@@ -344,13 +344,22 @@ def new(
     address: str = "",
     gateway: str = "",
     dns: str = "",
+    from_: str = "",
+    identity: str = "",
+    fingerprint: str = "",
     json: bool = False,
 ) -> Result:
-    """Begin hosts/HOST, or a repository of your own for hosts and secrets."""
+    """Begin hosts/HOST, perhaps from a server that runs; or a repository of your own."""
     from anemos.workstation import skeleton
 
     if bool(host) == bool(repo):
         die("what is to begin? --host NAME, or --repo DIR")
+    if from_:
+        if repo or address or gateway or dns:
+            die("--from goes with --host alone: the server tells its network")
+        from anemos.workstation.skeleton import draft
+
+        return draft.begin(host, from_, identity, fingerprint)
     network = skeleton.Network(address, gateway, dns)
     return skeleton.repository(repo) if repo else skeleton.host(host, network)
 

@@ -68,11 +68,7 @@ def pin() -> str:
 
 def host(name: str, network: Network) -> Result:
     """Begin hosts/NAME: a small Debian, which one may log in to. Raises Failure."""
-    if not re.fullmatch(NAME, name):
-        die(f"{name!r} is no name for a host: small letters, digits and -")
-    directory, words = places.HOSTS / name, {"name": name, **network.words()}
-    if directory.exists():
-        die(f"hosts/{name} is there already")
+    directory, words = place(name), {"name": name, **network.words()}
     shutil.copytree(HERE / "host", directory)
     for file in (each for each in directory.rglob("*") if each.is_file()):
         file.write_text(re.sub("@([a-z]+)@", lambda found: words[found[1]], file.read_text()))
@@ -80,3 +76,12 @@ def host(name: str, network: Network) -> Result:
         f"hosts/{name}: change packages, layout and the network, then ./inv test --host {name}"
     )
     return {"host": name, "directory": os.fspath(directory)}
+
+
+def place(name: str) -> Path:
+    """Where the host NAME is to begin. Raises Failure when one is there."""
+    if not re.fullmatch(NAME, name):
+        die(f"{name!r} is no name for a host: small letters, digits and -")
+    if (places.HOSTS / name).exists():
+        die(f"hosts/{name} is there already")
+    return places.HOSTS / name
