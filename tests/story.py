@@ -235,6 +235,11 @@ class Story:
     def __post_init__(self) -> None:
         for host in (self.name, "stock"):
             shutil.copytree(ROOT / "hosts" / host, self.project.directory / "hosts" / host)
+        if self.name in NETWORKS:
+            self.describe_stock()
+
+    def describe_stock(self) -> None:
+        """The server that the host finds, with its network and its data."""
         with self.file("host.toml").open("a") as file:
             file.write(VM)
         top = self.project.directory / "hosts/stock"
@@ -270,8 +275,8 @@ class Story:
         yield
         self.file(path).write_text(before)
 
-    def inv(self, task: str) -> Done:
-        return self.project.inv(task, "--host", self.name, timeout=DEMO_S, cached=True)
+    def inv(self, task: str, *words: str) -> Done:
+        return self.project.inv(task, "--host", self.name, *words, timeout=DEMO_S, cached=True)
 
     def reboot(self) -> None:
         """Have the server do it; until sshd answers again."""
@@ -334,9 +339,12 @@ class Story:
         return file
 
     @contextmanager
-    def visited(self, name: str, path: str = "/") -> Iterator[Visitor]:
-        """A visitor meanwhile: he has had a page before, and has some after it."""
-        visitor = Visitor(name, path, self.port(443), self.authority)
+    def visited(
+        self, name: str, path: str = "/", authority: Path | None = None
+    ) -> Iterator[Visitor]:
+        """A visitor meanwhile: he has had a page before, and has some after it. AUTHORITY: that he
+        trusts, if it is not ours."""
+        visitor = Visitor(name, path, self.port(443), authority or self.authority)
         visitor.start()
         try:
             wait(lambda: [answer for _, answer in visitor.seen[-4:]] == [200] * 4)
