@@ -2,14 +2,14 @@
 
 import hashlib
 import os
-import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -80,9 +80,17 @@ class Server:
         spec = imgbuild.load(self.top / "mx")
         shown = Agreed(layout.digest(spec.layout, spec.keep), {}, "b")
         payload.write(stage.PAYLOAD, spec, "new", {}, self.top / "secrets", agreed=agreed or shown)
-        shutil.copy(self.top / "layer.tar", stage.LAYER)
         base = f"base-{'0' * 64}.squashfs"
-        return Fill(base, sha256(stage.PAYLOAD), sha256(stage.LAYER))
+        return Fill(base, sha256(stage.PAYLOAD), sha256(self.layer))
+
+    @property
+    def layer(self) -> Path:
+        return self.top / "layer.tar.zst"
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """What follows each request on standard input."""
+        return self.layer.open("rb")
 
     def record(self) -> slots.Record:
         with mounts.mounted(self.part("boot"), at=self.top / "point"):
@@ -108,7 +116,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for path in ("boot/vmlinuz-6.1", "boot/initrd.img-6.1", "etc/ssh/sshd_config"):
         (system / path).parent.mkdir(parents=True, exist_ok=True)
         (system / path).write_text("")
-    run(["tar", "--create", "--file", tmp_path / "layer.tar", "--directory", system, "."])
+    layer = tmp_path / "layer.tar.zst"
+    run(["tar", "--create", "--zstd", "--file", layer, "--directory", system, "."])
     with ExitStack() as stack:
         made = written(tmp_path, stack)
         stamp = Stamp(layout=layout.elements(made.spec.layout, made.spec.keep))
@@ -137,6 +146,7 @@ def stand_in(made: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         (carry, "VIEW", made.top / "view"),
         (layer, "resolve_names", lambda _: None),
         (staging, "HOST", made.host),
+        (sys, "stdin", made),
         (disks, "devices", lambda *_: made.disks),
         (logins, "host_keys", lambda _: {"ssh_host_ed25519_key": b"key"}),
     ):
@@ -205,6 +215,20 @@ def test_filled(server: Server) -> None:
             for mount in ("/srv", layout.SHARED, "none")
         },
     }
+
+
+@pytest.mark.parametrize("end", [b"", b"changed"])
+def test_layer_that_comes_damaged(server: Server, end: bytes) -> None:
+    """Cut off, or with another end: what was unpacked of it starts nothing."""
+    before, asked = server.digests(), server.ask()
+    data = server.layer.read_bytes()
+    server.layer.write_bytes(data[: -len(end) or -1] + end)
+    with pytest.raises(Failure, match=r"tar .*exit status 2"):
+        fill.answer(asked)
+    assert (server.record().slots["b"], server.digests()) == (Slot(), before)
+    assert not stage.LAYER.exists()
+    server.layer.write_bytes(data)
+    assert fill.answer(asked).slot == "b"
 
 
 def test_it_gives_way() -> None:

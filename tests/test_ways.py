@@ -1,5 +1,6 @@
 """Whether a slot can be filled, which one, and what the operator is told and asked."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,7 +135,7 @@ def test_plan() -> None:
     assert told["shared"] == "/srv: both slots use it"
     assert "carry" not in told
     assert "both slots use it" in told["keep"]
-    assert told["memory"] == "86 of 841 MiB"
+    assert told["memory"] == "66 of 841 MiB"
     assert lines(FACTS)["slot"] == "none is filled beside the running system: as --whole asks"
     told = dict(plan.describe_slot(HOST, spec(carry="/opt/x"), FACTS, SIZES))
     assert told["carry"] == "/opt/x: copied from the running slot"
@@ -155,7 +156,7 @@ def test_what_stands_in_the_way() -> None:
     assert plan.beside(HOST, spec(), smaller, SIZES) == [
         "commands do not run as root there",
         "no slot can be filled: no record of slots: it has no slot",
-        "memory: 86 MiB needed, 85 MiB available",
+        "memory: 66 MiB needed, 65 MiB available",
     ]
 
 
@@ -174,13 +175,13 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
     monkeypatch.setattr(phases, "measure", lambda *_: SIZES)
     monkeypatch.setattr(Host, "imgbuild", lambda _: spec())
     monkeypatch.setattr(phases, "stage", lambda *words: asked.append(words[-1]))
-    monkeypatch.setattr(sending, "deployment", lambda *_: asked.append("sent"))
+    monkeypatch.setattr(sending, "payload", lambda *_: asked.append("sent"))
     monkeypatch.setattr(sending, "packed", lambda host, *_: load_state(host))
     monkeypatch.setattr(staged, "unstage", lambda *_: asked.append("unstaged"))
     monkeypatch.setattr(staged, "leave_nothing", lambda _: asked.append("undone"))
 
     def answer(*words: Any) -> Filled:
-        asked.append(words[2])
+        asked.extend((words[2], *filter(None, [words[6]])))
         return Filled("b", "UUID", "6.1")
 
     monkeypatch.setattr(reach, "answer", answer)
@@ -195,9 +196,9 @@ class Quiet(str):
         pass
 
 
-def agree() -> None:
+def agree(layer: str = "") -> None:
     consent.remember(HOST, spec(), FACTS, "b")
-    State("demo", "d-2", payload="SHA", agreed=consent.recall(HOST)).save()
+    State("demo", "d-2", payload="SHA", layer=layer, agreed=consent.recall(HOST)).save()
 
 
 def test_fill(server: list[object]) -> None:
@@ -211,6 +212,16 @@ def test_fill(server: list[object]) -> None:
     }
     assert server == [SIZES.beside, "sent", Fill("/base-0.squashfs", "SHA", ""), "unstaged"]
     assert (load_state(HOST).remote_base, load_state(HOST).way) == ("", "slot")
+
+
+def test_fill_from_a_layer(server: list[object], tmp_path: Path) -> None:
+    """It follows the request."""
+    (layer := tmp_path / "layer").write_bytes(b"packages")
+    agree(f"{layer}")
+    phases.fill(HOST)
+    digest = hashlib.sha256(b"packages").hexdigest()
+    assert server[2:4] == [Fill("/base-0.squashfs", "SHA", digest), layer]
+    assert load_state(HOST).sent["layer"] == 8
 
 
 def test_fill_without_consent(server: list[object], monkeypatch: pytest.MonkeyPatch) -> None:

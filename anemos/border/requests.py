@@ -1,7 +1,8 @@
 """What the workstation asks of `python3 -m anemos.server`, and what it is answered.
 
-A request is JSON on standard input, as arguments can be seen by every user of the machine: the
-record's fields and its name as "command". The answer is JSON in the last line of standard output.
+A request is a line of JSON on standard input, as arguments can be seen by every user of the
+machine: the record's fields and its name as "command". The answer is JSON in the last line of
+standard output.
 """
 
 import json
@@ -115,7 +116,7 @@ class Fill:
 
     base: str  # as of Build
     payload: str
-    layer: str  # "": bootstrapped in the slot
+    layer: str  # of the bytes that follow; "": none, it is bootstrapped in the slot
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ KINDS: dict[str, type[Request]] = {each.__name__: each for each in get_args(Requ
 
 
 def text(request: Request) -> str:
-    return json.dumps({"command": type(request).__name__, **asdict(request)})
+    return json.dumps({"command": type(request).__name__, **asdict(request)}) + "\n"
 
 
 @dataclass(frozen=True)

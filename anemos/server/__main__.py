@@ -1,5 +1,5 @@
-"""python3 -m anemos.server: a request on standard input, its answer on standard output (border/
-requests.py)."""
+"""python3 -m anemos.server: a request is the first line of standard input, its answer the last one
+of standard output (border/requests.py)."""
 
 import sys
 from pathlib import Path
@@ -51,4 +51,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.stdin.read())
+    main(sys.stdin.buffer.readline().decode())  # `fill` reads the rest

@@ -4,9 +4,10 @@ import errno
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from anemos.border.payload import Manifest
 from anemos.border.requests import Fill, Filled
 from anemos.log import FAILED, die
 from anemos.run import run
-from anemos.server import carry, confined, layer, logins, running, staging
+from anemos.server import carry, confined, layer, logins, running, staging, stream
 from anemos.server.running import Running
 from anemos.system import (
     booting,
@@ -46,16 +47,23 @@ RELEASED_S = 30.0
 
 
 def answer(asked: Fill) -> Filled:
-    """Fill the slot that does not run with what is staged, which stays. Raises Failure."""
+    """Fill the slot that does not run with the payload that is staged, which stays, and with the
+    package layer that follows the request. Raises Failure."""
     give_way()
     try:
         spec, given = unpack(asked)
-        with running.found(spec, staging.HOST) as here:
+        with running.found(spec, staging.HOST) as here, layer_of(asked):
             if given.agreed.slot != here.other:
                 die(f"slot {here.other} is not what the plan has shown", status=FAILED)
             return beside(asked, spec, given, here)
     finally:
         shutil.rmtree(stage.UNPACKED, ignore_errors=True)
+
+
+def layer_of(asked: Fill) -> AbstractContextManager[None]:
+    if not asked.layer:
+        return nullcontext()
+    return stream.arriving(sys.stdin.buffer, asked.layer, stage.LAYER)
 
 
 def give_way() -> None:
@@ -75,12 +83,11 @@ def unpack(asked: Fill) -> tuple[Imgbuild, Manifest]:
     if given.agreed.layout != layout.digest(spec.layout, spec.kept):
         die("layout or keep is not what the plan has shown", status=FAILED)
     if asked.layer:
-        staging.check(stage.LAYER, asked.layer)
-    elif spec.target == "arch":
+        return spec, given
+    if spec.target == "arch":
         why = "pacstrap(8) mounts a devtmpfs, which nobody may beside a running system"
         die(f"target=arch: {why}", hint='host.toml: build_on = "workstation"', status=FAILED)
-    else:
-        bootstrap.check(spec)
+    bootstrap.check(spec)
     return spec, given
 
 

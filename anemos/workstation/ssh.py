@@ -197,20 +197,25 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         argv: Argv,
         *,
         data: bytes = b"",
+        file: Path | None = None,
         timeout: float = 60,
         log: Sink | None = None,
         shown: Argv | None = None,
     ) -> str:
-        """Run ARGV as root with DATA as standard input, return its standard output, decoded.
+        """Run ARGV as root with DATA, and then FILE, as standard input, return its standard output,
+        decoded.
 
         With LOG, every line of its standard output and error goes there as it comes, and both are
         returned. TIMEOUT: seconds until its end; it is not killed then, only left alone. ARGV is
         visible in the server's process list, and its words have at most 128 KiB (execve(2)): no
         secret belongs there, nor its digest, nor what the operator writes. SHOWN stands for it in
         messages.
-        Raises CommandFailed, ConnectionLost, TimedOut, all with status FAILED; NotRun.
+        Raises CommandFailed, ConnectionLost, TimedOut, all with status FAILED; NotRun; OSError when
+        FILE cannot be read.
         """
-        return self._exchange(argv, shown or argv, (data,), timeout, log)
+        with file.open("rb") if file else BytesIO() as stream:
+            parts = chain((data,), chunks(stream, stream.seek(0, os.SEEK_END), f"{file}"))
+            return self._exchange(argv, shown or argv, parts, timeout, log)
 
     def put(self, source: bytes | Path, path: str, *, mode: int, timeout: float = 60) -> int:
         """Make the file PATH (absolute, no directory) out of SOURCE, return its size in bytes.

@@ -80,14 +80,17 @@ def bootstrap(imgbuild: Imgbuild, output: Path) -> None:
 
 
 def unpack(layer: Path, root: Path) -> None:
-    """Unpack a package layer (tar, any compression) below ROOT, owners and capabilities kept.
+    """Unpack a package layer (tar, any compression; zstd's from a named pipe) below ROOT, owners
+    and capabilities kept.
 
     Without device nodes: a user namespace must not make them, and every kernel has a devtmpfs.
     """
     options = ["--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*"]
     options += ["--exclude=./dev/*", f"--checkpoint={MARK}", "--checkpoint-action=echo=@%u"]
+    if layer.is_fifo():  # no second look at it
+        options.append("--zstd")
     argv: Argv = ["tar", "--extract", *options, "--file", layer, "--directory", root]
-    whole = unpacked_size(layer)
+    whole = 0 if layer.is_fifo() else unpacked_size(layer)
 
     def hear(line: str) -> None:
         if whole and (mark := MARKED.fullmatch(line)):

@@ -260,11 +260,13 @@ def fill(host: Host) -> Result:
             stage(state, remote, sizes.beside)
             state.way = there.way
             send_all(host, state, remote, seen, sizes, ways.SLOT)
-            layer = sha256(Path(state.layer)) if state.layer else ""
-            asked = Fill(state.remote_base, state.payload, layer)
+            layer = Path(state.layer) if state.layer else None
+            asked = Fill(state.remote_base, state.payload, sha256(layer) if layer else "")
             limit = host.timeouts.install
             with log.step("Filling the slot, on the server"):
-                done = reach.answer(remote, state.remote_base, asked, Filled, limit, log.info)
+                words = (remote, state.remote_base, asked, Filled, limit, log.info, layer)
+                done = reach.answer(*words)
+            state.sent["layer"] = size(state.layer)
             staged.unstage(remote, places.who())
     state.remote_base, state.root = "", done.root  # the base image went with what was staged
     state.save()

@@ -198,12 +198,15 @@ def script(
     name: str,
     *words: str,
     data: bytes = b"",
+    file: Path | None = None,
     timeout: float = 60,
     sink: Sink | None = None,
 ) -> str:
-    """Run a script of anemos/server on the server. DATA, SINK: as DATA, LOG of Remote.sh."""
+    """Run a script of anemos/server on the server. DATA, FILE, SINK: as DATA, FILE, LOG of
+    Remote.sh."""
     argv = ["sh", "-c", (SERVER / name).read_text(), name, *words]
-    return remote.sh(argv, data=data, timeout=timeout, log=sink, shown=[name, *words])
+    shown = [name, *words]
+    return remote.sh(argv, data=data, file=file, timeout=timeout, log=sink, shown=shown)
 
 
 def present(remote: Remote, *files: str) -> list[str]:
@@ -212,11 +215,17 @@ def present(remote: Remote, *files: str) -> list[str]:
 
 
 def enter(
-    remote: Remote, base: str, request: Request, timeout: float = 300, sink: Sink | None = None
+    remote: Remote,
+    base: str,
+    request: Request,
+    timeout: float = 300,
+    sink: Sink | None = None,
+    file: Path | None = None,
 ) -> str:
-    """Put REQUEST to `python3 -m anemos.server` on the server, in the base image; what it says."""
+    """Put REQUEST, and then FILE, to `python3 -m anemos.server` on the server, in the base image;
+    what it says."""
     data = requests.text(request).encode()
-    return script(remote, "enter.sh", base, data=data, timeout=timeout, sink=sink)
+    return script(remote, "enter.sh", base, data=data, file=file, timeout=timeout, sink=sink)
 
 
 def answer(
@@ -226,8 +235,9 @@ def answer(
     kind: type[Kind],
     timeout: float = 300,
     sink: Sink | None = None,
+    file: Path | None = None,
 ) -> Kind:
     """The same, for the answer in the last line."""
-    said = enter(remote, base, request, timeout, sink)
+    said = enter(remote, base, request, timeout, sink, file)
     line = said.rstrip("\n").rpartition("\n")[2]
     return records.load(kind, line, f"{type(request).__name__}: the server's answer")

@@ -43,9 +43,10 @@ class Sizes:
 
     @property
     def beside(self) -> int:
-        """Memory on the old system while a slot is filled: what is staged, the payload unpacked."""
+        """Memory on the old system while a slot is filled: what is staged, the payload unpacked.
+        The package layer goes straight into the slot."""
         staged = 0 if self.base_is_there else self.base
-        return staged + self.layer + 2 * self.payload + STAGING_MEMORY
+        return staged + 2 * self.payload + STAGING_MEMORY
 
     @property
     def after_jump(self) -> int:

@@ -203,7 +203,7 @@ class Slot:
             yield f"memory: {sizes.beside // MIB} MiB needed, {there} MiB available"
 
     def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
-        sending.deployment(host, state, remote)
+        sending.payload(host, state, remote)  # the package layer goes straight into the slot
 
 
 @contextmanager
