@@ -257,6 +257,7 @@ class Host(Settings, Place):
         return imgbuild.load(self.directory)
 
 
+WHICH = "which host? --host NAME"
 TABLES = {"after": After, "timeouts": Timeouts, "secrets": SecretSettings, "vm": VmSettings}
 Table = TypeVar("Table")
 
@@ -296,12 +297,12 @@ def settings(name: str) -> dict[str, Any]:
 
 def find(name: str) -> Path:
     """The directory of the host NAME, which need not have a host.toml yet. Raises Failure."""
-    hint = f"known: {', '.join(known())}"
-    if not name:
-        die("which host? --host NAME", hint=hint)
-    # Not `HOSTS / name`: a name like ../x would leave it.
-    directory = next((each for each in places.HOSTS.glob("*/") if each.name == name), None)
-    return directory or die(f"unknown host {name!r}: no such directory in hosts/", hint=hint)
+    directory = places.HOSTS / name
+    plain = name not in ("", "..") and Path(name).name == name  # ../x would leave hosts/
+    if plain and os.path.isdir(directory):  # noqa: PTH112 (which raises for a long name)
+        return directory
+    what = f"unknown host {name!r}: no such directory in hosts/" if name else WHICH
+    die(what, hint=f"known: {', '.join(known())}")
 
 
 def read(
