@@ -152,6 +152,20 @@ class TestAnsible:
         assert ansible.play(*words) == [f"deploy web{n} web{n}" for n in (1, 2, 3)]
         assert ansible.play(*words, "--check") == [f"plan web{n} " for n in (1, 2, 3)]
 
+    def test_many(self, ansible: Ansible) -> None:
+        """500 servers: one, then a tenth, then the others, each once; a failure spares the rest."""
+        names = [f"eu{number:03}" for number in range(500)]
+        for name in names:
+            host(ansible.top, name, 'tags = ["eu"]\n')
+        words = ["-e", f"inv={ansible.top}/inv", "-e", "targets=eu", "--forks=50"]
+        done = [line.split()[1] for line in ansible.play(*words)]
+        batches = [done[:1], done[1:51], done[51:]]
+        assert [sorted(each) for each in batches] == [names[:1], names[1:51], names[51:]]
+        (ansible.top / "failing").write_text(f"{names[7]}\n")
+        with pytest.raises(CommandFailed):
+            ansible.play(*words)
+        assert len(ansible.done()) == 51
+
     def test_first_failure_ends_it(self, ansible: Ansible) -> None:
         (ansible.top / "failing").write_text("web2\n")
         with pytest.raises(CommandFailed):
