@@ -312,7 +312,7 @@ def test_stock_server(tmp_path: Path) -> None:
             where = Endpoint("127.0.0.1", int((home / "vm/port-22").read_text()), "", None)
             words = [f"--from=127.0.0.1:{where.port}", f"--identity={home / OPERATOR_KEY}"]
             words += [f"--fingerprint={ssh.fingerprint(ssh.presented_key(where))}"]
-            done = project.inv("new", "--host", "copy", *words)
+            done = project.inv("new", "--host", "copy", *words, timeout=tree.DEMO_S)
             assert done.status == 0, done.err
         finally:
             assert project.inv("demo", "--host", "demo", "--stop").status == 0
