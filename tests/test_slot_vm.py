@@ -30,7 +30,11 @@ PANIC = """
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """It carries a directory along, and lets in nothing but SSH until the commit."""
     with served(tmp_path_factory.mktemp("demo")) as given:
+        given.change("host.toml", "[22, 443]\n", "[22, 443]\nhold_ports = true\n")
+        given.change("IMGBUILD", "\nnginx-light\n", "\nnftables\nnginx-light\n")
+        given.change("IMGBUILD", "\nkeep='\n", "\ncarry=var/lib/count\nkeep='\n")
         yield given
 
 
@@ -67,6 +71,7 @@ def test_other_slot(server: Story, record_property: Callable[[str, object], None
     its boot alone, and what the old system has is still there."""
     whole = slots(server)
     assert (whole["a"]["runs"], whole["a"]["default"], whole["b"]["state"]) == (True, True, "empty")
+    server.sh("echo 7 >/var/lib/count")
     key, machine = server.sh("cat /etc/ssh/ssh_host_ed25519_key.pub"), server.boot_id()
     with server.visited("demo", authority=certificate(server)) as visitor:
         server.deploy()
@@ -79,6 +84,7 @@ def test_other_slot(server: Story, record_property: Callable[[str, object], None
     assert (now["b"]["state"], now["a"]["state"]) == ("good", "good")
     assert {answer for _, answer in visitor.seen if isinstance(answer, int)} == {200}
     assert (server.sh("cat /etc/ssh/ssh_host_ed25519_key.pub"), server.boot_id()) != (key, machine)
+    assert server.sh("cat /var/lib/count") == "7\n"
     assert server.sh("cat /proc/cmdline /run/anemos.word").count("anemos.trial=") == 1
     assert "anemos/trial" not in server.sh("ps -e -o args")
 
