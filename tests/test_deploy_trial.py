@@ -11,6 +11,7 @@ import pytest
 
 from anemos.border.requests import Try, Withdraw
 from anemos.log import FAILED, UNVERIFIED, Failure
+from anemos.system import imgbuild
 from anemos.workstation.deploy import (
     consent,
     default,
@@ -21,10 +22,12 @@ from anemos.workstation.deploy import (
     status,
     trial,
     ways,
+    word,
 )
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.facts import Identity
 from anemos.workstation.deploy.state import State, load_state
+from anemos.workstation.deploy.status import SlotSeen, Status
 from anemos.workstation.hosts import After, Host
 from anemos.workstation.ssh import ConnectionLost
 
@@ -155,6 +158,60 @@ def test_verification_that_fails(
     assert caught.value.status == FAILED
     assert server.done[0] == "reboot.sh"
     assert "On trial: a unit failed" in capsys.readouterr().err
+
+
+ALONE = replace(HOST, confirm="self")
+RUNNING = SlotSeen("b", "trial", "d-2", 2, default=False, runs=True)
+
+
+def test_start_that_leaves_the_word_to_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(word, "script", lambda *_: "#!/bin/sh")
+    monkeypatch.setattr(Host, "imgbuild", lambda _: None)
+    trial.start(ALONE)
+    asked = Try("d-2", HOST.timeouts.trial, confirm="#!/bin/sh")
+    assert server.done == [("/base", asked), "jump.sh"]
+
+
+@pytest.fixture
+def seen(server: Server, monkeypatch: pytest.MonkeyPatch) -> list[Status]:
+    """What the server tells, one after the other."""
+    told = [Status(status.DEPLOYED, "d-2", slots=[RUNNING])]
+    monkeypatch.setattr(word, "connect", server.connect)
+    monkeypatch.setattr(status, "ask", lambda _: told.pop(0))
+    monkeypatch.setattr(reach, "POLL_S", 0)
+    return told
+
+
+def test_word_of_the_server(
+    server: Server, seen: list[Status], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that fails after it leads nowhere: the status is a deployed system's."""
+
+    def verify(_: Host) -> dict[str, Any]:
+        raise Failure("fails: port 80", status=UNVERIFIED)
+
+    seen.append(Status(status.DEPLOYED, "d-2", slots=[replace(RUNNING, default=True)]))
+    monkeypatch.setattr(proof, "verify", verify)
+    with pytest.raises(Failure, match="fails: port 80") as caught:
+        trial.verify(ALONE)
+    assert (caught.value.status, server.done, seen) == (UNVERIFIED, [], [])
+
+
+def test_server_that_gives_itself_no_word(server: Server, seen: list[Status]) -> None:
+    seen.append(Status(status.DEPLOYED, "d-1"))
+    server.runs = [BACK]
+    told = "did not give itself the word\nThe old system runs again"
+    with pytest.raises(Failure, match=told) as caught:
+        trial.verify(ALONE)
+    assert (caught.value.status, "reboot.sh" in server.done) == (FAILED, False)
+
+
+def test_word_needs_verify() -> None:
+    spec = imgbuild.interpret(Path("mx"), {"target": "debian"})
+    assert "the IMGBUILD has no verify()" in word.unproven(ALONE, spec)
+    assert word.unproven(HOST, spec) == ""
 
 
 def test_old_system_that_is_not_seen(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,18 @@ def test_word(machine: Machine) -> None:
     assert machine.said("proc/sys/kernel/panic") == "10\n"
 
 
+def test_system_that_gives_itself_the_word(machine: Machine) -> None:
+    """It is asked only where the command line says so."""
+    file = (machine.root / TRIAL).with_name("confirm")
+    file.write_text("#!/bin/sh\necho d-1 >/run/anemos.word\n")
+    file.chmod(0o700)
+    machine.start(ro="ro anemos.confirm")
+
+    machine.await_(lambda: "the word was given" in machine.said("dev/kmsg"))
+    machine.await_(lambda: not machine.processes(TRIAL))
+    assert machine.said("proc/sysrq-trigger") == ""
+
+
 def test_deadline(machine: Machine) -> None:
     """A watchdog that nothing could stop later is not started."""
     (machine.root / "sys/class/watchdog/watchdog0/nowayout").write_text("1\n")

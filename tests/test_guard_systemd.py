@@ -10,8 +10,11 @@ import pytest
 
 from anemos.run import CommandFailed, run
 from anemos.system import bootstrap, imgbuild
-from anemos.system.installation import TRIAL
+from anemos.system.installation import CONFIRM, TRIAL
 from anemos.workstation import images, places
+from anemos.workstation.deploy import reach, word
+from anemos.workstation.deploy.state import State
+from anemos.workstation.hosts import Host
 from tests import container
 from tests.container import Container, Far
 from tests.test_guard import SCRIPT
@@ -48,6 +51,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert real in script
         script = script.replace(real, fake)
     (root / "etc/network/interfaces").write_text("iface eth0 inet manual\n")
+    (root / "etc/systemd/system/ssh.service").symlink_to("/dev/null")  # it has no host keys
     files = {TRIAL: script, "own/start": START, "own/sysrq": "", "own/kmsg": ""}
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +91,46 @@ def test_word(image: Path, tmp_path: Path) -> None:
         until(lambda: not guards(host))
         assert "the word was given: deployment d-1 stays" in host.run("cat", "/own/kmsg")
         assert host.run("cat", "/own/sysrq") == ""
+
+
+IMGBUILD = """
+target=debian
+packages=systemd
+verify() {{
+    test -e {}
+    echo "it's good"
+}}
+"""
+
+
+ASKED = '{"command": "Commit", "deployment": "d-1"}\n/var/lib/anemos/base-5f.squashfs\n'
+
+
+@pytest.mark.parametrize(("good", "end"), [("/own/start", f"0\n{ASKED}"), ("/own/no", "1\n")])
+def test_word_of_its_own(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: str, end: str
+) -> None:
+    """When all units run and verify() succeeds, it asks for its commit, and leaves no script."""
+    (tmp_path / "enter.sh").write_text("cat >/own/asked\necho $1 >>/own/asked\n")
+    (tmp_path / "IMGBUILD").write_text(IMGBUILD.format(good))
+    monkeypatch.setattr(reach, "SERVER", tmp_path)
+    spec = imgbuild.load(tmp_path)
+    state = State("mx", "d-1", base="/cache/base-5f.squashfs")
+    files = {
+        CONFIRM: "#!/bin/sh\n${0%/*}/own\necho $? >/own/end\n",
+        f"{Path(CONFIRM).parent}/own": word.script(Host("mx", tmp_path), spec, state),
+    }
+    for name, text in files.items():
+        (image / name).write_text(text)
+        (image / name).chmod(0o700)
+    with trial(image, tmp_path, 600, "anemos.confirm") as (host, _):
+        until(lambda: host.run("sh", "-c", "cat /own/end || :"), lambda: units(host))
+        assert host.run("sh", "-c", "cat /own/end /own/asked || :") == end, units(host)
+        assert ("own" in host.run("ls", "/usr/lib/anemos").split()) == (end == "1\n")
+
+
+def units(host: Container) -> str:
+    return host.run("systemctl", "list-units", "--failed", "--plain", "--no-legend")
 
 
 def test_deadline(image: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from anemos.run import run
 from anemos.server import shared, staging, trial
 from anemos.server.__main__ import answer
 from anemos.system import slots
-from anemos.system.installation import TRIAL
+from anemos.system.installation import CONFIRM, TRIAL
 from anemos.system.layout import MIB, SHARED, identity
 from anemos.system.slots import Record, Slot
 from tests.imaging import attached
@@ -156,6 +156,17 @@ def test_trial_by_grub(server: Server) -> None:
     own = f"{WORDS.format('b')} panic=10 oops=panic init=/{TRIAL}"
     assert f"linux /boot/vmlinuz-6.1 {own} anemos.trial=600 anemos.deployment=d-1;" in text
     assert "initrd /boot/initrd.img-6.1;" in text
+
+
+def test_trial_that_confirms_itself(server: Server) -> None:
+    """The slot gets the script for it, for root alone, and the guard starts it."""
+    trial.start(replace(ASKED, confirm="#!/bin/sh\n"))
+
+    assert server.loaded[0][2].endswith(" anemos.deployment=d-1 anemos.confirm")
+    (point := server.host.parent / "look").mkdir()
+    with mounts.mounted("-r", server.nodes["b"], at=point):
+        file = point / CONFIRM
+        assert (file.read_text(), file.stat().st_mode & 0o777) == ("#!/bin/sh\n", 0o700)
 
 
 @pytest.mark.parametrize("once", [False, True])

@@ -81,12 +81,14 @@ class Arm:
 class Try:
     """The system that DEPLOYMENT has put into the slot that does not run, for one boot: no Keys.
     SECONDS: until it has the word, or is reset. ONCE: by GRUB; else by kexec. PORT: its sshd's, if
-    nothing but SSH is let in until then; or 0."""
+    nothing but SSH is let in until then; or 0. CONFIRM: the script by which the system gives itself
+    the word; "": the workstation does."""
 
     deployment: str
     seconds: int
     once: bool = False
     port: int = 0
+    confirm: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from anemos.log import FAILED, Failure, die
 from anemos.server import shared, staging
 from anemos.server.kexec import SAFETY, load_if_it_fits
 from anemos.server.shared import Found
-from anemos.system import slots
+from anemos.system import slots, tree
 from anemos.system.bootloader import grub
-from anemos.system.installation import TRIAL
+from anemos.system.installation import CONFIRM, TRIAL
 from anemos.system.slots import FILLED, GOOD, Record, Slot
 from anemos.system.slots import TRIAL as ON_TRIAL
 
@@ -80,12 +80,15 @@ def require(name: str, slot: Slot, state: str, deployment: str) -> None:
 def prepare(slot: Slot, asked: Try, once: Path) -> None:
     """What the boot loader would start, and how; and what ends each failure in a reset. ONCE: the
     file of GRUB's for one boot."""
-    words = ["-o", "ro,nosuid,nodev,noexec", f"UUID={slot.root}"]
+    words = ["--rw" if asked.confirm else "--read-only", "-o", "nosuid,nodev,noexec"]
+    words.append(f"UUID={slot.root}")
     with (
         TemporaryDirectory() as name,
         mounts.mounted(*words, at=Path(name), patience_s=shared.PATIENCE_S),
     ):
         entry = grub.first_entry(Path(name))
+        if asked.confirm:
+            tree.write(Path(name), CONFIRM, asked.confirm, 0o700)
         line = cmdline(entry.words, asked)
         if asked.once:
             kernel, initrd = (f"/{file.relative_to(name)}" for file in entry[:2])
@@ -99,6 +102,8 @@ def cmdline(own: str, asked: Try) -> str:
     if asked.port:  # others may lead to it by another port
         ports = sorted({asked.port, staging.came_in_by().port})
         trial.append(f"anemos.ports={','.join(map(str, ports))}")
+    if asked.confirm:
+        trial.append("anemos.confirm")
     return " ".join([own, *SAFETY, f"init=/{TRIAL}", *trial])
 
 

@@ -20,6 +20,7 @@ from anemos.system.layout import Layout, Mounted
 
 LOG = "var/log/anemos.log"  # of the system's birth, for root
 TRIAL = "usr/lib/anemos/trial"  # see trial.sh
+CONFIRM = "usr/lib/anemos/confirm"  # see server/trial.py
 VISIT = """
 mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"
 mount -t proc proc "$0/proc"

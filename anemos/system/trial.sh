@@ -10,7 +10,8 @@
 # petting the hardware watchdog. Then that resets the machine.
 #
 # Kernel command line: anemos.trial=SECONDS, anemos.deployment=ID; an init= of the slot's own names the real init. With
-# anemos.ports=PORT,PORT only these, SSH's, are let in until the word.
+# anemos.ports=PORT,PORT only these, SSH's, are let in until the word. With anemos.confirm the guard starts a program
+# beside it, `confirm`, which may give the word.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 WORD=/run/anemos.word
@@ -73,6 +74,7 @@ guard() {
     timer=$!
     armed=
     [ -z "$ports" ] || rules
+    if [ -n "$confirm" ]; then "${0%/*}/confirm" >/dev/null 3>&- 4>&- & fi
     until word; do
         kill -0 $timer || { say "the timer was ended: back to the old system" && echo b >&4; }
         echo || { say "nobody keeps clients out: back to the old system" && echo b >&4; }
@@ -90,12 +92,14 @@ guard() {
 set -f
 init=/sbin/init
 ports=
+confirm=
 read -r line </proc/cmdline
 for each in $line; do
     case $each in
     anemos.trial=*) seconds=${each#*=} ;;
     anemos.deployment=*) id=${each#*=} ;;
     anemos.ports=*) ports=${each#*=} ;;
+    anemos.confirm) confirm=yes ;;
     init=*) [ "${each#*=}" = "$0" ] || init=${each#*=} ;;
     esac
 done

@@ -201,6 +201,9 @@ class Settings:
     hold_ports: Annotated[bool, Field(strict=True)] = False
     """Let in nothing but SSH to a slot on trial, until its `commit`: clients write nothing to data
     that both slots use. The new system needs nftables among its `packages`."""
+    confirm: Literal["workstation", "self"] = "workstation"
+    """Who commits a slot on trial: the workstation, which has verified it, or the new system, when
+    its `verify()` succeeds. `self` is for a server that nobody waits for."""
     tags: list[Annotated[str, AfterValidator(check_tag)]] = field(default_factory=list)
     """Names of groups that the server belongs to, for `./inv inventory`."""
     after: After = field(default_factory=After)

@@ -35,6 +35,7 @@ from anemos.workstation.deploy import (
     sending,
     staged,
     ways,
+    word,
 )
 from anemos.workstation.deploy.facts import Facts, Identity
 from anemos.workstation.deploy.sizes import Sizes, size
@@ -98,6 +99,7 @@ def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
         yield trove.lacking(spec, names)
         yield carried(spec, names)
         yield plan.unheld(host, spec)
+        yield word.unproven(host, spec)
         yield who(host, spec, names)
 
 

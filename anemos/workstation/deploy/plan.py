@@ -382,6 +382,7 @@ def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> lis
         *(("carry", f"/{each}: copied from the running slot") for each in spec.carry),
         ("boot", _start(host, there)),
         *[("ports", "nothing but SSH is let in until then")][: host.hold_ports],
+        *[("commit", "by the new system, if its verify() succeeds")][: host.confirm == "self"],
         ("back", "each reset starts the running slot, until then; after it ./inv rollback does"),
         ("memory", f"{sizes.beside // MIB} of {facts.memory_available // MIB} MiB"),
     ]

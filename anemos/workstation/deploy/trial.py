@@ -21,6 +21,7 @@ from anemos.workstation.deploy import (
     staged,
     status,
     ways,
+    word,
 )
 from anemos.workstation.deploy import verify as proof
 from anemos.workstation.deploy.facts import Identity
@@ -54,9 +55,10 @@ def jump(host: Host, state: State) -> None:
         base = default.own_base(remote, seen)
         state.old_boot_id, state.reached = seen.boot_id, ""
         port = host.new_place[1] if host.hold_ports else 0
+        confirm = word.script(host, host.imgbuild(), state) if host.confirm == "self" else ""
         once = state.way == ways.SLOT_ONCE
         with withdrawn(remote, base, seen.boot_id):
-            asked = Try(state.deployment, host.timeouts.trial, once, port)
+            asked = Try(state.deployment, host.timeouts.trial, once, port, confirm)
             reach.answer(remote, base, asked, Keys)
             state.save()
             words = ["reboot.sh"] if once else ["jump.sh", base]
@@ -98,6 +100,10 @@ def check_ports(host: Host) -> None:
 
 def verify(host: Host) -> Result:
     """As verify.verify, of a system on trial. Raises Failure: status 1, if the old one is back."""
+    if host.confirm == "self":
+        with ending(host):
+            word.await_given(host, load_state(host))
+        return proof.verify(host)  # nothing leads back any more
     with ending(host):
         return proof.verify(host)
 
@@ -116,7 +122,8 @@ def came_back(host: Host, state: State, failure: Failure) -> Failure:
     """FAILURE, with what is known of the old system now."""
     where = reach.endpoint(host)
     with suppress(Failure), connect(where, status=FAILED) as remote:
-        if facts.identify(remote).deployment == state.deployment:
+        here = facts.identify(remote).deployment == state.deployment
+        if here and host.confirm == "workstation":
             log.info("Not committed: the old system is started again")
             reach.script(remote, "reboot.sh")
     limit = host.timeouts.trial + host.timeouts.up  # the guard needs no word of ours

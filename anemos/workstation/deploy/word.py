@@ -1,0 +1,66 @@
+"""The word that a system on trial gives itself: for a server that nobody waits for."""
+
+import time
+from contextlib import suppress
+from shlex import quote
+
+from anemos import log
+from anemos.border import requests
+from anemos.border.requests import Commit
+from anemos.log import FAILED, die
+from anemos.system import functions
+from anemos.system.imgbuild import Imgbuild
+from anemos.workstation.deploy import reach, status, verify
+from anemos.workstation.deploy.state import State
+from anemos.workstation.hosts import Host
+from anemos.workstation.ssh import connect
+
+# The guard of the trial runs it beside the init. When all units run, and verify() succeeds, it asks
+# the base image that the deployment has left for the commit. Else the guard goes on.
+SCRIPT = """\
+#!/bin/sh
+until state=$(sh -c {units} {limit} 2>/dev/null) && [ "$state" = running ]; do
+    case $state in degraded* | maintenance* | stopping*) exit 1 ;; esac
+    sleep 2
+done
+printf %s {imgbuild} | sh -c {own} sh {call} || exit
+printf '%s\\n' {commit} | sh -c {enter} sh {base} && rm "$0"
+"""
+
+
+def script(host: Host, spec: Imgbuild, state: State) -> str:
+    """What the new system has to run: a shell script."""
+    words = {
+        "units": verify.UNITS,
+        "limit": f"{host.timeouts.trial}",
+        "imgbuild": spec.file.read_text(),
+        "own": verify.OWN,
+        "call": functions.script(spec, "verify"),
+        "commit": requests.text(Commit(state.deployment)).strip(),
+        "enter": (reach.SERVER / "enter.sh").read_text(),
+        "base": f"/var/lib/anemos/base-{state.base_hash}.squashfs",
+    }
+    return SCRIPT.format_map({name: quote(text) for name, text in words.items()})
+
+
+def await_given(host: Host, state: State) -> None:
+    """Until the system on trial has given itself the word. Raises Failure when it does not."""
+    limit = host.timeouts.trial + host.timeouts.up
+    end = time.monotonic() + limit
+    with log.step("Waiting for verify() on the server, which gives the word", limit=limit):
+        while time.monotonic() < end:
+            with suppress(*reach.GONE), connect(reach.endpoint(host), status=FAILED) as remote:
+                seen = status.ask(remote)
+                if seen.deployment != state.deployment:
+                    die(f"{host.name} did not give itself the word", status=FAILED)
+                if any(each.runs and each.default for each in seen.slots):
+                    return
+            time.sleep(reach.POLL_S)
+    die(f"{host.name} did not give itself the word within {limit} s", status=FAILED)
+
+
+def unproven(host: Host, spec: Imgbuild) -> str:
+    """What `confirm` lacks, or ""."""
+    if host.confirm == "workstation" or "verify" in spec.functions:
+        return ""
+    return 'confirm = "self" in host.toml: the IMGBUILD has no verify()'
