@@ -5,8 +5,8 @@ The real code works on a disk that notes what is written. From its log come disk
 them. They are read as GRUB reads them, and then as the system does that starts.
 """
 
-import hashlib
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -73,16 +73,16 @@ class Story:
     shared: Extent
     second: Extent
     states: Sequence[State]
-    whole: Mapping[str, str]
-    known: dict[tuple[object, ...], Mapping[str, str]] = field(default_factory=dict)
+    whole: Mapping[str, int | str]
+    known: dict[tuple[object, ...], Mapping[str, int | str]] = field(default_factory=dict)
 
-    def possible(self, at: int) -> dict[str, Record]:
-        """The record by its digest: the last one that is promised to be there, or a later one."""
+    def possible(self, at: int) -> dict[int | str, Record]:
+        """The record by its checksum: the last one that is promised to be there, or a later one."""
         promised = max(n for n, state in enumerate(self.states) if state.done <= at)
         found = [each.record for each in self.states[promised:] if each.begun <= at]
-        return {hashlib.sha256(slots.encoded(each)).hexdigest(): each for each in found}
+        return {zlib.crc32(slots.encoded(each)): each for each in found}
 
-    def read(self, place: Extent, cut: Cut, *, repaired: bool) -> Mapping[str, str]:
+    def read(self, place: Extent, cut: Cut, *, repaired: bool) -> Mapping[str, int | str]:
         """Digests of the files at PLACE, by path: as GRUB reads them, or when they are REPAIRED, as
         a start does it."""
         own = tuple(each for each in cut.written if each.data and each.within(place))
@@ -90,11 +90,11 @@ class Story:
             with TemporaryDirectory(dir="/dev/shm") as name:
                 part = Path(name, "part")
                 recorder.write(part, place, [*self.before, *own])
-                self.known[place, repaired, own] = digests(part, repaired=repaired)
+                self.known[place, repaired, own] = checksums(part, repaired=repaired)
         return self.known[place, repaired, own]
 
 
-def digests(part: Path, *, repaired: bool) -> Mapping[str, str]:
+def checksums(part: Path, *, repaired: bool) -> Mapping[str, int | str]:
     """debugfs(8) looks at no journal and, with -n, at no checksum of metadata: as GRUB does."""
     if repaired:
         with suppress(CommandFailed):  # status 1: it has done something
@@ -103,7 +103,7 @@ def digests(part: Path, *, repaired: bool) -> Mapping[str, str]:
     to = part.with_name("to")
     to.mkdir()
     run(["debugfs", "-n", "-R", f"rdump / {to}", part])
-    return tree.digests(to)
+    return tree.checksums(to)
 
 
 def tell(top: Path, system: Path, text: str, write: Write = WRITE) -> Story:
@@ -139,7 +139,7 @@ def tell(top: Path, system: Path, text: str, write: Write = WRITE) -> Story:
     return Story(before, written, size, common, second, states, whole)
 
 
-def live(top: Path, node: Path, spec: Imgbuild, states: list[State]) -> Mapping[str, str]:
+def live(top: Path, node: Path, spec: Imgbuild, states: list[State]) -> Mapping[str, int | str]:
     """Slot b is filled and tried, gets the word while its system writes, and is the default no more
     then. What it was filled with."""
     for name in ("host", "point", "slot", "keys"):
@@ -161,7 +161,7 @@ def live(top: Path, node: Path, spec: Imgbuild, states: list[State]) -> Mapping[
             stack.enter_context(linked(done.root, second))
             trial.start(Try(deployment(top), 600))
         with mounts.mounted(second, at=top / "host"):
-            whole = tree.digests(top / "host")
+            whole = tree.checksums(top / "host")
             (top / "host/var/tmp/x").write_bytes(os.urandom(MIB))
             trial.commit(Commit(deployment(top)))
             (top / "host/var/tmp/y").write_bytes(os.urandom(MIB))

@@ -237,12 +237,12 @@ def write(given: Installation) -> None:
 
 def read_back(root: Path) -> None:
     """Die unless the disk has all files below ROOT, a file system, as they were written."""
-    written = tree.digests(root)
+    written = tree.checksums(root)
     run(["sync", "--file-system", root])
     for path, status in tree.walk(root):
         if stat.S_ISREG(status.st_mode):
             files.forget(root / path)
-    found = tree.digests(root)
+    found = tree.checksums(root)
     if wrong := [path for path in written if found.get(path) != written[path]]:
         hint = f"{len(wrong)} files differ: look at the disk"
         die(f"/{wrong[0]} is not what was written to the disk", hint=hint, status=FAILED)
