@@ -46,10 +46,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("image") / "root"
     root.mkdir()
     bootstrap.unpack(images.layer(imgbuild.load(places.HOSTS / "stock")), root)
-    script = SCRIPT.read_text()
-    for real, fake in FAKES.items():
-        assert real in script
-        script = script.replace(real, fake)
+    script = faked(SCRIPT.read_text())
     (root / "etc/network/interfaces").write_text("iface eth0 inet manual\n")
     (root / "etc/systemd/system/ssh.service").symlink_to("/dev/null")  # it has no host keys
     files = {TRIAL: script, "own/start": START, "own/sysrq": "", "own/kmsg": ""}
@@ -58,6 +55,13 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).write_text(text)
         (root / name).chmod(0o755)
     return root
+
+
+def faked(script: str) -> str:
+    """SCRIPT, with files of our own in the place of the machine's."""
+    for real, fake in FAKES.items():
+        script = script.replace(real, fake)
+    return script
 
 
 @contextmanager
@@ -118,7 +122,7 @@ def test_word_of_its_own(
     state = State("mx", "d-1", base="/cache/base-5f.squashfs")
     files = {
         CONFIRM: "#!/bin/sh\n${0%/*}/own\necho $? >/own/end\n",
-        f"{Path(CONFIRM).parent}/own": word.script(Host("mx", tmp_path), spec, state),
+        f"{Path(CONFIRM).parent}/own": faked(word.script(Host("mx", tmp_path), spec, state)),
     }
     for name, text in files.items():
         (image / name).write_text(text)
@@ -127,6 +131,7 @@ def test_word_of_its_own(
         until(lambda: host.run("sh", "-c", "cat /own/end || :"), lambda: units(host))
         assert host.run("sh", "-c", "cat /own/end /own/asked || :") == end, units(host)
         assert ("own" in host.run("ls", "/usr/lib/anemos").split()) == (end == "1\n")
+        assert ("verify(): IMGBUILD: line 5" in host.run("cat", "/own/kmsg")) == (end == "1\n")
 
 
 def units(host: Container) -> str:

@@ -23,7 +23,10 @@ until state=$(sh -c {units} {limit} 2>/dev/null) && [ "$state" = running ]; do
     case $state in degraded* | maintenance* | stopping*) exit 1 ;; esac
     sleep 2
 done
-printf %s {imgbuild} | sh -c {own} sh {call} || exit
+if ! said=$(printf %s {imgbuild} | sh -c {own} sh {call} 2>&1); then
+    echo "$said" | while read -r line; do echo "anemos: verify(): $line" >>/dev/kmsg; done
+    exit 1
+fi
 printf '%s\\n' {commit} | sh -c {enter} sh {base} && rm "$0"
 """
 
