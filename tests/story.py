@@ -44,6 +44,7 @@ VM = """stock = "stock"
 down = 360
 initramfs = 600
 up = 1200
+trial = 1800
 """
 # What makes hosts/stock the server that each host finds.
 NETWORKS = {"www": "192.0.2.80", "mx": "192.0.2.25"}
@@ -142,7 +143,7 @@ virtual_uid_maps = static:65534
 virtual_gid_maps = static:8
 """
 # Seconds from one mail to the next: an emulated server takes some for each.
-PACE = {"kvm": 1, "tcg": 5}
+PACE = {"kvm": 1, "tcg": 8}
 # $1: the port where it takes mail itself, on the loopback interface. $2: see PACE.
 SEND = r"""
 postconf -F '*/*/chroot = n'
