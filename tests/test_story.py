@@ -253,5 +253,4 @@ def test_changed_number_of_the_mail_user(mx: Mx) -> None:
     done = mx.story.inv("verify")
     mx.story.sh("sed -i s/^vmail:x:2222:/vmail:x:2000:/ /etc/passwd")
     assert done.status == 4
-    assert "! -user vmail" in done.err
-    assert "mx was deployed, but fails: verify()" in done.err
+    assert "! -user vmail" in done.err.partition("error: mx was deployed, but fails: verify()")[2]

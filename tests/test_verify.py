@@ -114,7 +114,7 @@ def test_conclude_names_what_fails() -> None:
     with pytest.raises(Failure) as caught:
         verify.conclude(HOST, STATE, FACTS, checks)
 
-    assert caught.value.message == "mx was deployed, but fails: units, verify()"
+    assert caught.value.message == "mx was deployed, but fails: units (degraded), verify() (no)"
     assert caught.value.status == UNVERIFIED
 
 

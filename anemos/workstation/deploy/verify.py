@@ -188,7 +188,7 @@ def check_own(host: Host, remote: Remote) -> Iterator[Check]:
 
 
 def conclude(host: Host, state: State, seen: Facts, checks: list[Check]) -> Result:
-    wrong = [each.name for each in checks if not each.passed]
+    wrong = [f"{each.name} ({each.evidence})" for each in checks if not each.passed]
     if wrong:
         raise Disproved(f"{host.name} was deployed, but fails: {', '.join(wrong)}", checks)
     kept = [each for each in checks if each.name.startswith("kept disk ")]
