@@ -84,6 +84,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "DEBIAN_FRONTEND": "noninteractive",
         # A lost DNS answer costs the resolver's default of 5 s (resolv.conf(5)).
         "RES_OPTIONS": "timeout:1 attempts:5",
+        # libblkid(3) goes by what it remembers there for 2 s, where no udev(7) is: what was on a
+        # device before.
+        "BLKID_FILE": os.devnull,
         **{name: os.environ[name] for name in PASSED if name in os.environ},
         **(extra or {}),
     }

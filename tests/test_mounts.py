@@ -7,6 +7,9 @@ import pytest
 
 from anemos import mounts
 from anemos.log import Failure
+from anemos.run import run
+from anemos.system.layout import MIB, identity
+from tests.imaging import attached
 
 MOUNTINFO = r"""
 22 28 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
@@ -37,6 +40,18 @@ def test_mounted(tmp_path: Path, name: str) -> None:
         assert (Path("anemos"), point, "tmpfs") in mounts.listed()
         raise Failure("no")
     assert not os.path.ismount(point)
+
+
+@pytest.mark.root
+@pytest.mark.real("run")
+def test_mounted_by_uuid(tmp_path: Path) -> None:
+    """What lies on a device now counts, not what lay there a moment ago."""
+    for name in ("one", "another"):
+        file, uuid = tmp_path / name, identity(os.fspath(tmp_path), name)
+        file.write_bytes(bytes(16 * MIB))
+        run(["mkfs.ext4", "-q", "-U", uuid, file])
+        with attached(file), mounts.mounted(f"UUID={uuid}", at=tmp_path):
+            assert os.path.ismount(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ The machine that jumps is in test_on_trial_vm.py, the guard in test_guard.py.
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -93,7 +93,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 disk.truncate(16 * MIB)
             run(["mkfs.ext4", "-q", "-U", uuid, file])
             nodes[name] = stack.enter_context(attached(file))
-            stack.enter_context(linked(uuid, nodes[name]))
             with mounts.mounted(nodes[name], at=point):
                 fill(point, name, uuids)
         stack.enter_context(mounts.mounted(nodes["a"], at=host))
@@ -104,18 +103,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.setattr(kexec, "unload", made.loaded.clear)
         monkeypatch.setattr(trial, "WORD", tmp_path / "word")
         yield made
-
-
-@contextmanager
-def linked(uuid: str, node: Path) -> Iterator[None]:
-    """As udev(7) does it. Else mount(8) goes by what libblkid remembers of NODE for 2 s."""
-    link = Path("/dev/disk/by-uuid", uuid)
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(node)
-    try:
-        yield
-    finally:
-        link.unlink()
 
 
 def fill(root: Path, name: str, uuids: dict[str, str]) -> None:
