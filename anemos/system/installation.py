@@ -20,6 +20,7 @@ from anemos.system.layout import Layout, Mounted
 
 LOG = "var/log/anemos.log"  # of the system's birth, for root
 TRIAL = "usr/lib/anemos/trial"  # see trial.sh
+BASE = "var/lib/anemos/base-{}.squashfs"  # the base image, by its SHA-256
 CONFIRM = "usr/lib/anemos/confirm"  # see server/trial.py
 VISIT = """
 mount --rbind /dev "$0/dev"; mount -t tmpfs tmpfs "$0/run"
@@ -80,7 +81,7 @@ def definition_layer(given: Installation) -> None:
 def leave_tools(given: Installation) -> None:
     """The next deployment need not send the base image. A slot's system may be on trial."""
     base, digest = given.base
-    tree.copy(base, given.root, f"var/lib/anemos/base-{digest}.squashfs", 0o600)
+    tree.copy(base, given.root, BASE.format(digest), 0o600)
     if given.spec.layout.slots():
         tree.copy(Path(__file__).with_name("trial.sh"), given.root, TRIAL, 0o755)
 

@@ -9,7 +9,7 @@ from anemos.border import events, records
 from anemos.border.boot import Seen
 from anemos.border.events import Event
 from anemos.log import FAILED, Failure, die
-from anemos.system import slots
+from anemos.system import installation, slots
 from anemos.workstation import Result, places
 from anemos.workstation.deploy import facts, plan, reach
 from anemos.workstation.deploy.state import DONE, PASSED, WORD, State, load_state, state_file
@@ -70,7 +70,7 @@ class Status:
     @property
     def base(self) -> str:
         """Where the deployment of this system has left its base image."""
-        return f"/var/lib/anemos/base-{self.stamp.base}.squashfs"
+        return f"/{installation.BASE.format(self.stamp.base)}"
 
     @property
     def in_initramfs(self) -> bool:

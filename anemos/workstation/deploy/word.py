@@ -8,7 +8,7 @@ from anemos import log
 from anemos.border import requests
 from anemos.border.requests import Commit
 from anemos.log import FAILED, die
-from anemos.system import functions
+from anemos.system import functions, installation
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation.deploy import reach, status, verify
 from anemos.workstation.deploy.state import State
@@ -41,7 +41,7 @@ def script(host: Host, spec: Imgbuild, state: State) -> str:
         "call": functions.script(spec, "verify"),
         "commit": requests.text(Commit(state.deployment)).strip(),
         "enter": (reach.SERVER / "enter.sh").read_text(),
-        "base": f"/var/lib/anemos/base-{state.base_hash}.squashfs",
+        "base": f"/{installation.BASE.format(state.base_hash)}",
     }
     return SCRIPT.format_map({name: quote(text) for name, text in words.items()})
 
