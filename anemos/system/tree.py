@@ -3,14 +3,12 @@
 import os
 import shutil
 import stat
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from anemos.files import encoded
+from anemos.files import crc32, encoded
 from anemos.log import die
 
-PIECE = 1 << 20
 MAX_LINKS = 40  # path_resolution(7)
 Entry = tuple[str, os.stat_result]  # path below a root, lstat(2)
 
@@ -109,14 +107,6 @@ def checksums(root: Path) -> dict[str, int | str]:
             found[path] = crc32(root / path)
         elif stat.S_ISLNK(status.st_mode):
             found[path] = os.fspath((root / path).readlink())
-    return found
-
-
-def crc32(file: Path) -> int:
-    found = 0
-    with file.open("rb") as stream:
-        while piece := stream.read(PIECE):
-            found = zlib.crc32(piece, found)
     return found
 
 
