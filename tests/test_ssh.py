@@ -560,9 +560,20 @@ def test_put_that_cannot_be_written(remote: Remote, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_put_of_a_missing_file(remote: Remote, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match=f"{tmp_path}/none: No such file"):
-        remote.put(tmp_path / "none", str(tmp_path / "file"), mode=0o600)
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [("/none", "No such file"), ("/proc/self/mem", ""), ("/proc/self/attr/exec", "Invalid arg")],
+)
+def test_file_that_cannot_be_read(remote: Remote, tmp_path: Path, file: str, why: str) -> None:
+    """Neither before its first byte nor later: it is not the connection's fault."""
+    for send in (
+        lambda: remote.put(Path(file), str(tmp_path / "file"), mode=0o600),
+        lambda: remote.sh(["cat"], file=Path(file)),
+    ):
+        with pytest.raises(Failure, match=f"^{file}: {why}") as caught:
+            send()
+        assert not isinstance(caught.value, ConnectionLost)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_connection_dropped_in_the_middle_of_a_file(

@@ -210,28 +210,22 @@ class Remote(fabric.Connection):  # type: ignore[misc] # fabric has no types
         visible in the server's process list, and its words have at most 128 KiB (execve(2)): no
         secret belongs there, nor its digest, nor what the operator writes. SHOWN stands for it in
         messages.
-        Raises CommandFailed, ConnectionLost, TimedOut, all with status FAILED; NotRun; OSError when
-        FILE cannot be read.
+        Raises CommandFailed, ConnectionLost, TimedOut, Failure when FILE cannot be read, all with
+        status FAILED; NotRun.
         """
-        with file.open("rb") if file else BytesIO() as stream:
-            parts = chain((data,), chunks(stream, stream.seek(0, os.SEEK_END), f"{file}"))
-            return self._exchange(argv, shown or argv, parts, timeout, log)
+        with content(file or b"", f"{file}") as (_, rest):
+            return self._exchange(argv, shown or argv, chain((data,), rest), timeout, log)
 
     def put(self, source: bytes | Path, path: str, *, mode: int, timeout: float = 60) -> int:
         """Make the file PATH (absolute, no directory) out of SOURCE, return its size in bytes.
 
         PATH appears, or is replaced, when the server has counted all bytes, by rename(2). TIMEOUT:
-        seconds without progress. Raises as `sh` does; Failure when SOURCE cannot be read.
+        seconds without progress. Raises as `sh` does.
         """
-        try:
-            with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
-                size = stream.seek(0, os.SEEK_END)
-                receive = ["sh", "-c", RECEIVE, "sh", path, f"{mode:04o}", str(size)]
-                data = chunks(stream, size, path)
-                self._exchange(receive, ["put", path], data, timeout, log=None)
-        except OSError as error:
-            name = path if isinstance(source, bytes) else source  # bytes may be a secret
-            die(f"{name}: {error.strerror}", status=FAILED)
+        name = path if isinstance(source, bytes) else source  # bytes may be a secret
+        with content(source, f"{name}") as (size, data):
+            receive = ["sh", "-c", RECEIVE, "sh", path, f"{mode:04o}", str(size)]
+            self._exchange(receive, ["put", path], data, timeout, log=None)
         return size
 
     def _exchange(
@@ -363,11 +357,34 @@ def dial(endpoint: Endpoint) -> socket.socket:
     return sock
 
 
+@contextmanager
+def content(source: bytes | Path, name: str) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """The size of SOURCE in bytes, and its bytes. NAME stands for it in messages."""
+    with readable(name):
+        stream = BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+    with stream:
+        yield size, chunks(stream, size, name)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """What cannot be read inside is a Failure: an OSError would be the connection's."""
+    try:
+        yield
+    except OSError as error:
+        die(f"{name}: {error.strerror}", status=FAILED)
+
+
 def chunks(stream: BinaryIO, size: int, path: str) -> Iterator[bytes]:
     """The bytes of STREAM; tell how far it is."""
-    stream.seek(0)
     spoke = monotonic()
-    while chunk := stream.read(CHUNK):
+    while True:
+        with readable(path):
+            chunk = stream.read(CHUNK)
+        if not chunk:
+            return
         yield chunk
         if size > CHUNK:  # what is small is no work of its own
             reached(stream.tell(), size)
