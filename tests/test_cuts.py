@@ -8,7 +8,7 @@ them. They are read as GRUB reads them, and then as the system does that starts.
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,6 @@ from anemos.system.slots import FILLED, FILLING, GOOD, TRIAL, Record
 from tests import brain, recorder, test_boot, tiny
 from tests.recorder import Cut, Entry
 from tests.test_image import with_grub
-from tests.test_on_trial import linked
 
 pytestmark = [pytest.mark.root, pytest.mark.real("run")]
 
@@ -150,22 +149,19 @@ def live(top: Path, node: Path, spec: Imgbuild, states: list[State]) -> Mapping[
     first, second = (each.node(devices) for each in spec.layout.slots().values())
     common = spec.layout.shared()
     assert common
-    with ExitStack() as stack:
-        stack.enter_context(linked(layout.fs_uuid(common, f"{top}"), common.node(devices)))
-        with mounts.mounted("-r", first, at=top / "host"):
-            with shared.mounted(f"{common.node(devices)}", top / "point"):
-                record = top / "point" / slots.FILE
-                states.append(State(slots.read(record), 0, 0))
-                here = Running(replace(spec, layout=spec.layout.into("b")), devices, record, "b")
-                done = fill.fill(given(top, here), here.other, here.node, here.record)
-            stack.enter_context(linked(done.root, second))
-            trial.start(Try(deployment(top), 600))
-        with mounts.mounted(second, at=top / "host"):
-            whole = tree.checksums(top / "host")
-            (top / "host/var/tmp/x").write_bytes(os.urandom(MIB))
-            trial.commit(Commit(deployment(top)))
-            (top / "host/var/tmp/y").write_bytes(os.urandom(MIB))
-            trial.go_back(Return(""))
+    with mounts.mounted("-r", first, at=top / "host"):
+        with shared.mounted(f"{common.node(devices)}", top / "point"):
+            record = top / "point" / slots.FILE
+            states.append(State(slots.read(record), 0, 0))
+            here = Running(replace(spec, layout=spec.layout.into("b")), devices, record, "b")
+            fill.fill(given(top, here), here.other, here.node, here.record)
+        trial.start(Try(deployment(top), 600))
+    with mounts.mounted(second, at=top / "host"):
+        whole = tree.checksums(top / "host")
+        (top / "host/var/tmp/x").write_bytes(os.urandom(MIB))
+        trial.commit(Commit(deployment(top)))
+        (top / "host/var/tmp/y").write_bytes(os.urandom(MIB))
+        trial.go_back(Return(""))
     return whole
 
 
