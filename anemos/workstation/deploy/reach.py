@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -41,6 +41,35 @@ REFUSED_S = 60.0  # a system that comes up may not know all of its keys and user
 GONE = (Unreachable, ConnectionLost, TimedOut, CommandFailed, NotRun)
 PRESENT = 'for each; do [ ! -f "$each" ] || echo "$each"; done'
 Ready = Callable[[Identity], bool]
+
+
+@dataclass
+class Wait:
+    """For WHAT, of at most LIMIT seconds. WHY: what has kept us waiting so far."""
+
+    what: str
+    limit: float
+    why: str = ""
+
+    def tries(self) -> Iterator[None]:
+        """Until the caller leaves, or the time is over; tells each minute what is the matter."""
+        start = told = time.monotonic()
+        while time.monotonic() < start + self.limit:
+            yield
+            if time.monotonic() - told >= QUIET_S:
+                told = time.monotonic()
+                waited = f"{told - start:.0f} s of at most {self.limit:.0f}"
+                log.info(f"Still waiting for the {self.what}, {waited}: {self.why}")
+            log.noted(self.why)
+            time.sleep(POLL_S)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """A system on its way down or up ends no wait."""
+        try:
+            yield
+        except GONE as failure:
+            self.why = failure.message
 
 
 def endpoint(host: Host) -> Endpoint:
@@ -114,32 +143,23 @@ def await_boot(
 def see_boot(
     host: Host, where: Endpoint, ready: Ready, timeout: int, what: str, other_key: str, code: int
 ) -> Identity:
-    start = told = time.monotonic()
+    wait = Wait(what, timeout, why="another system answers")  # if anybody does
     refused: list[float] = []  # since when
     tries = cycle([replace(where, host_key=other_key), where] if other_key else [where])
-    why = "another system answers"  # if anybody does
-    while time.monotonic() < start + timeout:
+    for _ in wait.tries():
         try:
-            with connect(next(tries), status=code) as remote:
+            with wait.patient(), connect(next(tries), status=code) as remote:
                 seen = facts.identify(remote)
-            if ready(seen):
-                return seen
-        except GONE as failure:
-            why = failure.message
+                if ready(seen):
+                    return seen
         except (WrongHostKey, LoginRefused) as failure:
             refused.append(time.monotonic())
             if not other_key and refused[-1] - refused[0] >= REFUSED_S:
                 raise
-            why = failure.message
-        if time.monotonic() - told >= QUIET_S:
-            told = time.monotonic()
-            waited = f"{told - start:.0f} s of at most {timeout}"
-            log.info(f"Still waiting for the {what}, {waited}: {why}")
-        log.noted(why)
-        time.sleep(POLL_S)
+            wait.why = failure.message
     die(
         f"{host.name}: no answer from the {what} within {timeout} s",
-        hint=f"the last try: {why}",
+        hint=f"the last try: {wait.why}",
         status=code,
     )
 

@@ -1,7 +1,5 @@
 """The word that a system on trial gives itself: for a server that nobody waits for."""
 
-import time
-from contextlib import suppress
 from shlex import quote
 
 from anemos import log
@@ -11,6 +9,7 @@ from anemos.log import FAILED, die
 from anemos.system import functions, installation
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation.deploy import reach, status, verify
+from anemos.workstation.deploy.reach import Wait
 from anemos.workstation.deploy.state import State
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import connect
@@ -49,21 +48,18 @@ def script(host: Host, spec: Imgbuild, state: State) -> str:
 def await_given(host: Host, state: State) -> None:
     """Until the system on trial has given itself the word. Raises Failure when it does not."""
     limit = host.timeouts.trial + host.timeouts.up
-    end = time.monotonic() + limit
-    with log.step("Waiting for verify() on the server, which gives the word", limit=limit):
-        while time.monotonic() < end:
-            with suppress(*reach.GONE), connect(reach.endpoint(host), status=FAILED) as remote:
+    wait = Wait("verify() of the system on trial", limit)
+    with log.step(f"Waiting for the {wait.what}", limit=limit):
+        for _ in wait.tries():
+            wait.why = "the system on trial is not the default yet"
+            with wait.patient(), connect(reach.endpoint(host), status=FAILED) as remote:
                 seen = status.ask(remote)
                 if seen.deployment != state.deployment:
                     die(f"{host.name} did not give itself the word", status=FAILED)
                 if any(each.runs and each.default for each in seen.slots):
                     return
-            time.sleep(reach.POLL_S)
-    die(f"{host.name} did not give itself the word within {limit} s", status=FAILED)
-
-
-def unproven(host: Host, spec: Imgbuild) -> str:
-    """What `confirm` lacks, or ""."""
-    if host.confirm == "workstation" or "verify" in spec.functions:
-        return ""
-    return 'confirm = "self" in host.toml: the IMGBUILD has no verify()'
+    die(
+        f"{host.name} did not give itself the word within {limit} s",
+        hint=f"the last try: {wait.why}",
+        status=FAILED,
+    )
