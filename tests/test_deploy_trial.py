@@ -11,7 +11,6 @@ import pytest
 
 from anemos.border.requests import Try, Withdraw
 from anemos.log import FAILED, UNVERIFIED, Failure
-from anemos.system import imgbuild
 from anemos.workstation.deploy import (
     consent,
     default,
@@ -206,12 +205,6 @@ def test_server_that_gives_itself_no_word(server: Server, seen: list[Status]) ->
     with pytest.raises(Failure, match=told) as caught:
         trial.verify(ALONE)
     assert (caught.value.status, "reboot.sh" in server.done) == (FAILED, False)
-
-
-def test_word_needs_verify() -> None:
-    spec = imgbuild.interpret(Path("mx"), {"target": "debian"})
-    assert "the IMGBUILD has no verify()" in word.unproven(ALONE, spec)
-    assert word.unproven(HOST, spec) == ""
 
 
 def test_old_system_that_is_not_seen(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,9 +262,14 @@ def test_confirmation(server: list[object], monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_plan_and_pack_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     held = replace(HOST, hold_ports=True)
     missing = "hold_ports in host.toml: the package nftables has to be among `packages`"
-    assert plan.unheld(HOST, spec()) == ""
-    assert plan.unheld(held, spec()) == missing
-    assert plan.unheld(held, spec(packages="nftables=1.0 linux-image-amd64")) == ""
+    assert [*plan.trying(HOST, spec())] == []
+    assert [*plan.trying(held, spec())] == [missing]
+    assert [*plan.trying(held, spec(packages="nftables=1.0 linux-image-amd64"))] == []
+    alone = replace(HOST, confirm="self")
+    (lacking,) = plan.trying(alone, spec())
+    assert lacking == 'confirm = "self" in host.toml: the IMGBUILD has no verify()'
+    able = replace(spec(), functions=frozenset({"verify"}))
+    assert [*plan.trying(alone, able)] == []
     secrets = SimpleNamespace(names=lambda _: ["etc/app/key"])
     monkeypatch.setattr(throwaway, "secrets_of", lambda _: secrets)
     carried = "`carry` names what the definition has, too: /etc/app/key"

@@ -35,7 +35,6 @@ from anemos.workstation.deploy import (
     sending,
     staged,
     ways,
-    word,
 )
 from anemos.workstation.deploy.facts import Facts, Identity
 from anemos.workstation.deploy.sizes import Sizes, size
@@ -98,8 +97,7 @@ def foresee(host: Host, spec: Imgbuild) -> Iterator[str]:
         names = throwaway.secrets_of(host).names(host.directory.name)
         yield trove.lacking(spec, names)
         yield carried(spec, names)
-        yield plan.unheld(host, spec)
-        yield word.unproven(host, spec)
+        yield from plan.trying(host, spec)
         yield who(host, spec, names)
 
 
@@ -192,7 +190,7 @@ def write_payload(host: Host, spec: Imgbuild, state: State) -> tuple[str, Mappin
     keys = {name: (into / "files" / name).read_bytes() for name in hostkeys.among(revealed.files)}
     names = [*revealed.files, *revealed.values]
     problems = trove.lacking(spec, names), carried(spec, names), who(host, spec, names)
-    refuse(host, hostkeys.problem(host, keys), plan.unheld(host, spec), *problems)
+    refuse(host, hostkeys.problem(host, keys), *plan.trying(host, spec), *problems)
     given = values(host.directory.name, state.deployment, host.identity_file, revealed.values)
     files = into / "files"
     target = payload_file(host)

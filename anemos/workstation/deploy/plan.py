@@ -388,11 +388,12 @@ def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> lis
     ]
 
 
-def unheld(host: Host, spec: Imgbuild) -> str:
-    """What `hold_ports` lacks, or ""."""
-    if not host.hold_ports or "nftables" in spec.package_names:
-        return ""
-    return "hold_ports in host.toml: the package nftables has to be among `packages`"
+def trying(host: Host, spec: Imgbuild) -> Iterator[str]:
+    """What SPEC lacks for a slot's trial, as HOST wants it."""
+    if host.hold_ports and "nftables" not in spec.package_names:
+        yield "hold_ports in host.toml: the package nftables has to be among `packages`"
+    if host.confirm == "self" and "verify" not in spec.functions:
+        yield 'confirm = "self" in host.toml: the IMGBUILD has no verify()'
 
 
 def _shared(spec: Imgbuild) -> list[str]:
