@@ -5,7 +5,7 @@ from pathlib import Path
 
 from anemos import log
 from anemos.log import die
-from anemos.system import layout, slots, tree
+from anemos.system import filesystems, layout, slots, tree
 from anemos.system.bootloader import LOADERS
 from anemos.system.bootloader.places import Target
 from anemos.system.imgbuild import Imgbuild
@@ -32,7 +32,7 @@ def rehearse(imgbuild: Imgbuild, present: Collection[str]) -> None:
     tools = {path.rpartition("/")[2] for path in present}
     for fs in sorted({each.fs for each in imgbuild.layout.filesystems()} & set(layout.FSCK)):
         if f"fsck.{fs}" not in tools:
-            package = {"ext4": "e2fsprogs", "vfat": "dosfstools"}[fs]
+            package = filesystems.PACKAGES[fs]
             log.info(f"Nothing checks {fs} at the boot: {package} is not among the packages")
     loader = LOADERS.get(imgbuild.bootloader)
     for needed in loader.files(imgbuild.layout) if loader else ():

@@ -11,6 +11,8 @@ MAKERS = {
     "vfat": ("mkfs.vfat", "-i"),
     "swap": ("mkswap", "-q", "-U"),
 }
+# Debian's packages of them, which also check.
+PACKAGES = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs", "vfat": "dosfstools"}
 
 
 def make(fs: str, uuid: str, node: Path) -> list[str | Path]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -33,8 +33,13 @@ RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 SPELT = re.compile(
     r"(?:ssh://)?(?:(?P<user>[^@/]*)@)?(?:\[(?P<six>[^]]*)\]|(?P<name>[^:/]*))(?::(?P<port>\d+))?/?"
 )
-
 JUMP = re.compile(r"(\w[\w.-]*@)?(\[[\w:.]+\]|\w[\w.-]*)(:\d+)?")
+
+
+class Spelt(NamedTuple):
+    address: str
+    port: str  # "": not told
+    user: str
 
 
 def is_address(text: str) -> bool:
@@ -46,17 +51,24 @@ def is_address(text: str) -> bool:
     return False
 
 
+def spelt(text: str) -> Spelt | None:
+    """[USER@]ADDRESS[:PORT], also as a URL of ssh, taken apart; None for anything else."""
+    found = SPELT.fullmatch(text)
+    address = (found["six"] or found["name"]) if found else ""
+    if not found or not is_address(address):
+        return None
+    return Spelt(address, found["port"] or "", found["user"] or "")
+
+
 def check_address(text: str) -> str:
     """Raises ValueError with what to write instead of TEXT, unless that is a plain address."""
     if not text or is_address(text):
         return text
-    found = SPELT.fullmatch(text)
-    address = (found["six"] or found["name"]) if found else ""
-    if not found or not is_address(address):
+    if not (found := spelt(text)):
         raise ValueError("write an IP address or a DNS name, no entry of ~/.ssh/config")
-    port = f" and port = {found['port']}" if found["port"] else ""
-    user = f' and user = "{found["user"]}"' if found["user"] else ""
-    raise ValueError(f'write address = "{address}"{port}{user}')
+    port = f" and port = {found.port}" if found.port else ""
+    user = f' and user = "{found.user}"' if found.user else ""
+    raise ValueError(f'write address = "{found.address}"{port}{user}')
 
 
 def check_user(text: str) -> str:

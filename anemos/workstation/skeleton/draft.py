@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from anemos import log
 from anemos.log import Failure, die
-from anemos.system import imgbuild
+from anemos.system import filesystems, imgbuild
 from anemos.workstation import Result, access, adopt, hosts, qemu, skeleton
 from anemos.workstation.deploy import plan
 from anemos.workstation.hosts import ROOT
@@ -28,7 +28,6 @@ from anemos.workstation.ssh import Endpoint, connect
 OWN_WORDS = re.compile(
     r"(BOOT_IMAGE|root|initrd|resume|init|panic|oops|anemos\..*)=.*|r[ow]|quiet|--"
 )
-TOOLS = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs", "vfat": "dosfstools"}
 PASSWORD = re.compile(rb"(?i)(passw(or)?d|secret|token|api_?key)\w*\s*[=:]\s*\S")
 HARMLESS = ("etc/pam.d/", "etc/ssh/", "etc/nsswitch.conf", "etc/login.defs", "etc/apt/")
 CONFIGURED = ("etc/network/interfaces", "etc/systemd/network/", "etc/NetworkManager/system-")
@@ -107,12 +106,9 @@ def begin(name: str, address: str, key_file: str, fingerprint: str) -> Result:
 
 
 def endpoint(address: str, key_file: str) -> Endpoint:
-    spelt = hosts.SPELT.fullmatch(address)
-    host = (spelt["six"] or spelt["name"]) if spelt else address
-    if not spelt or not hosts.is_address(host):
-        die(f"--from {address}: write [USER@]ADDRESS[:PORT]")
-    user, port = spelt["user"] or ROOT, int(spelt["port"] or 22)
-    return Endpoint(host, port, "", hosts.expanded(key_file), user, sudo=user != ROOT)
+    found = hosts.spelt(address) or die(f"--from {address}: write [USER@]ADDRESS[:PORT]")
+    user, port = found.user or ROOT, int(found.port or 22)
+    return Endpoint(found.address, port, "", hosts.expanded(key_file), user, sudo=user != ROOT)
 
 
 def make(name: str, found: Seen, where: Endpoint, key_file: str = "") -> Draft:
@@ -152,7 +148,7 @@ def keys(found: Seen, drawn: Drawn) -> Iterator[tuple[str, list[str]]]:
 
 def rendered(name: str, found: Seen, where: Endpoint, drawn: Drawn, notes: list[str]) -> str:
     loader = loader_of(found)
-    wanted = loader_packages(found, loader) | {TOOLS[each] for each in drawn.systems}
+    wanted = loader_packages(found, loader) | {filesystems.PACKAGES[each] for each in drawn.systems}
     wanted |= {"dosfstools"} if found.facts.efi else set()
     chosen = choice.choose(found, wanted)
     secrets = "\n".join(f"{e.path} ask what /{e.path} of {name} holds" for e in found.hidden)
