@@ -174,7 +174,7 @@ def given(top: Path, here: Running) -> Installation:
     (top / "payload/files/etc").mkdir(parents=True)
     (top / "payload/files/etc/motd").write_text("hello")
     (top / "base").write_text("base")
-    words = (top / "layer.tar", (top / "base", "0" * 64), top / "keys", here.shared())
+    words = (top / "layer.tar", (top / "base", "0" * 64), top / "keys", here.shared([]))
     return Installation(here.spec, top / "slot", deployment(top), "{}\n", *words)
 
 

@@ -11,6 +11,7 @@ from anemos import disks, volumes
 from anemos.disks import Device, Fingerprint, Wanted
 from anemos.initramfs import kept, leftovers
 from anemos.log import FAILED, Failure
+from anemos.system import layout
 from anemos.system.layout import Kept, Volume
 
 SIZE = 4096
@@ -438,7 +439,7 @@ def test_arrays_in_the_new_system() -> None:
     known = [replace(of_volume("d1"), filesystems=((3, uuid, "linux_raid_member"),))]
 
     assert (
-        kept.arrays(VOLUMES, known)
+        layout.kept_arrays(VOLUMES, known)
         == "ARRAY /dev/md/md1 UUID=0123abcd:456789ab:cdef0123:456789ab\n"
     )
-    assert kept.arrays((), []) == ""
+    assert layout.kept_arrays((), []) == ""

@@ -50,7 +50,7 @@ BEGIN = """
 import json, sys, traceback
 from pathlib import Path
 from anemos import disks, log, mounts
-from anemos.system import grammar
+from anemos.system import grammar, layout
 from anemos.initramfs import hardware, kept, leftovers, storage
 from anemos.run import run
 
@@ -206,7 +206,7 @@ def start(before):
     # As udev does in the new system, by what was written for it.
     run(["blockdev", "--setrw", *at.values()])
     members = " ".join(map(str, at.values()))
-    lines = [f"DEVICE {members}", kept.arrays(kept_ones, before)]
+    lines = [f"DEVICE {members}", layout.kept_arrays(kept_ones, before)]
     Path("/run/mdadm.conf").write_text(os.linesep.join(lines))
     run(["mdadm", "--assemble", "--scan", "--config=/run/mdadm.conf"])
     run(["vgchange", "--activate", "y", "vg-0", "single"])
@@ -245,7 +245,7 @@ def main():
         seen["mounted"] = [str(node) for node, at, _ in mounts.listed() if str(at) == "/target"]
     seen["same"].append(digests() == bytes_before)
     # New system
-    seen["conf"] = kept.arrays(kept_ones, before)
+    seen["conf"] = layout.kept_arrays(kept_ones, before)
     start(before)
     seen["nodes"] = sorted(str(each) for each in Path("/dev/md").iterdir())
     after = volumes.fingerprints(wanted)

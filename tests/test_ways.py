@@ -108,16 +108,7 @@ def test_slot_by_grub() -> None:
     assert "the firmware starts entry 0002 first" in ways.slot(HOST, spec(), first).why
 
 
-def test_no_slot_for_volumes_and_arch() -> None:
-    locked = LAYOUT.replace("fs=ext4 size=1G mount=/srv", "size=1G")
-    locked += "luks safe on=system/srv key=etc/key fs=ext4 mount=/srv\n"
-    given = spec(layout=locked)
-    seen = replace(FACTS, stamp=Seen("d", layout=layout.elements(given.layout, given.keep)))
-    why = "the new crypttab, fstab or mdadm.conf would not name"
-    assert ways.slot(HOST, given, seen).why == f"{why} luks 'safe'"
-    given = spec(keep="part p disk=system number=9\nvg v on=p\nlv data on=v mount=/data")
-    seen = replace(FACTS, stamp=Seen("d", layout=layout.elements(given.layout, given.kept)))
-    assert ways.slot(HOST, given, seen).why == f"{why} vg 'v', lv 'data'"
+def test_slot_of_arch() -> None:
     arch = spec(target="arch")
     assert ways.slot(replace(HOST, build_on="workstation"), arch, FACTS).why == ""
     assert (

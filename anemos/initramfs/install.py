@@ -63,7 +63,7 @@ def installed(boot: Boot, spec: Imgbuild, reached: Progress) -> Installation:
     base = stage.BASE, boot.base
     commit = unpacked(spec.directory.parent).commit
     stamp = boot.stamp(layout.elements(spec.layout, spec.kept), commit)
-    arrays = kept.arrays(spec.kept_volumes, boot.kept or [])
+    arrays = layout.kept_arrays(spec.kept_volumes, boot.kept or [])
     words = (boot.deployment, stamp, layer, base, stage.SSH, reached.mounts, arrays)
     return Installation(spec, TARGET, *words)
 

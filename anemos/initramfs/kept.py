@@ -125,13 +125,6 @@ def together(kept: Sequence[Volume], parts: Mapping[str, Path]) -> Iterator[list
             yield ["lvchange", "--activate", "y", "--config", only, path]
 
 
-def arrays(kept: Sequence[Volume], known: Sequence[Fingerprint]) -> str:
-    """The ARRAY lines of mdadm.conf(5) for the arrays in KEPT, as their members in KNOWN say."""
-    uuids = {each.name: uuid for each in known for _, uuid, _ in each.filesystems}
-    made = {each.node: layout.md_uuid(uuids[each.on[0]]) for each in kept if each.kind == "raid"}
-    return "".join(f"ARRAY {node} UUID={uuid}\n" for node, uuid in made.items())
-
-
 def out_of_reach(found: Fingerprint, device: Device) -> None:
     """Take DEVICE away from the kernel, or where its bus cannot do that, set it read-only."""
     entry = (disks.SYS_BLOCK / device.name).resolve()

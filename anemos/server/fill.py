@@ -112,7 +112,8 @@ def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Fille
             stage.LAYER if asked.layer else None,
             (base, stamp.base),
             KEYS,
-            here.shared(),
+            here.shared(kept),
+            layout.kept_arrays(spec.kept_volumes, kept),
         ),
         here.other,
         here.node,
@@ -148,8 +149,6 @@ def check(given: Installation, slot: str, known: Record, node: Path) -> None:
     if slot == known.default:
         die(f"slot {slot} is the one that starts", status=FAILED)
     require_free(node)
-    if why := slots.unfit(given.spec.layout, given.spec.kept_volumes):
-        die(f"slot {slot}: {why}", status=FAILED)
     carry.check(given.spec.carry)
 
 

@@ -4,7 +4,7 @@ What runs is known by evidence only: the file system at / is the one that the re
 for its default, on the device where the layout has that slot.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +13,15 @@ from tempfile import TemporaryDirectory
 from anemos import disks
 from anemos.border import records
 from anemos.border.boot import STAMP, Seen
-from anemos.disks import Device
+from anemos.disks import Device, Fingerprint
 from anemos.log import FAILED, die
 from anemos.server.shared import mounted, mounted_at, uuid_of
 from anemos.system import layout, partitions, slots, tree
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Layout, Mounted
 from anemos.system.slots import Record
+
+MADE = ("raid", "luks")
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,18 @@ class Running:
         """What OTHER lies on."""
         return self.spec.layout.root().node(self.devices)
 
-    def shared(self) -> list[Mounted]:
-        """All file systems beside the slots, for fstab: the layout's, and what is kept."""
+    def shared(self, kept: Sequence[Fingerprint]) -> list[Mounted]:
+        """All file systems beside the slots, for fstab: the layout's, and what is KEPT."""
         own = [each for each in self.spec.layout.filesystems() if not each.what.slot]
         used = [each for each in own if each.mount or each.fs == "swap"]
         uuids = [uuid_of(each.node(self.devices)) for each in used]
-        keep = [each for each in self.spec.keep if each.mount]
-        prints = disks.fingerprints(each.wanted for each in keep)
+        prints = {each.name: each for each in kept}
         return [
             *(
                 Mounted(e.mount or "none", i, e.fs, e.options)
                 for e, i in zip(used, uuids, strict=True)
             ),
-            *(each.mounted(its) for each, its in zip(keep, prints, strict=True)),
+            *(each.mounted(prints[each.name]) for each in self.spec.kept if each.mount),
         ]
 
 
@@ -60,7 +61,7 @@ def found(spec: Imgbuild, host: Path) -> Iterator[Running]:
     check_stamp(spec, host)
     known = disks.devices()
     devices = {disk.name: disks.resolve(disk.name, disk.match, known) for disk in spec.layout.disks}
-    whole = placed(spec, devices)
+    whole = identified(placed(spec, devices), devices)
     shared = whole.shared()
     if shared is None:
         die("the layout has no slots", status=FAILED)
@@ -92,6 +93,14 @@ def placed(spec: Imgbuild, devices: Mapping[str, Device]) -> Layout:
     except ValueError as error:
         die(str(error), status=FAILED)
     return whole
+
+
+def identified(whole: Layout, devices: Mapping[str, Device]) -> Layout:
+    """WHOLE, whose arrays and LUKS volumes have their UUIDs from the deployment that made them."""
+    on = whole.carriers()
+    own = {e.name: uuid_of(on[e.on[0]].node(devices)) for e in whole.volumes if e.kind in MADE}
+    found = (replace(each, uuid=own.get(each.name, "")) for each in whole.volumes)
+    return replace(whole, volumes=tuple(found))
 
 
 def check_table(disk: Disk, device: Device, dump: str) -> None:

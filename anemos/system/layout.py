@@ -121,6 +121,7 @@ class Volume:
     mount: str = ""
     options: str = ""
     slot: str = ""  # as a partition's
+    uuid: str = ""  # raid, luks: as blkid(8) shows it, of one that is there already
 
     @property
     def node(self) -> Path:
@@ -497,7 +498,7 @@ def crypttab(layout: Layout, seed: str) -> str:
     lines = []
     for volume in volumes(layout, "luks"):
         key, options = ("none", "luks,initramfs") if volume in asked else (f"/{volume.key}", "luks")
-        lines.append(f"{volume.name} UUID={identity(seed, volume.name)} {key} {options}\n")
+        lines.append(f"{volume.name} UUID={volume_uuid(volume, seed)} {key} {options}\n")
     return "".join(lines)
 
 
@@ -509,13 +510,25 @@ def mdadm_conf(layout: Layout, seed: str) -> str:
     )
 
 
+def kept_arrays(kept: Sequence[Volume], known: Sequence[Fingerprint]) -> str:
+    """The same for the arrays in KEPT, as their members in KNOWN say."""
+    uuids = {each.name: uuid for each in known for _, uuid, _ in each.filesystems}
+    made = {each.node: md_uuid(uuids[each.on[0]]) for each in kept if each.kind == "raid"}
+    return "".join(f"ARRAY {node} UUID={uuid}\n" for node, uuid in made.items())
+
+
 def volumes(layout: Layout, kind: str) -> Iterator[Volume]:
     return (each for each in layout.volumes if each.kind == kind)
 
 
 def array_uuid(volume: Volume, seed: str) -> str:
     """As mdadm(8) writes it."""
-    return md_uuid(identity(seed, volume.name))
+    return md_uuid(volume_uuid(volume, seed))
+
+
+def volume_uuid(volume: Volume, seed: str) -> str:
+    """As blkid(8) shows it."""
+    return volume.uuid or identity(seed, volume.name)
 
 
 def md_uuid(uuid: str) -> str:

@@ -7,14 +7,14 @@ there is the old record or the new one. A rename would need a journal, which GRU
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from anemos import files
 from anemos.log import die
-from anemos.system.layout import SLOTS, Layout, Volume, fs_uuid
+from anemos.system.layout import SLOTS, Layout, fs_uuid
 
 ONCE = "anemos-once.cfg"  # beside it: what GRUB does at the next boot, if the record says so
 FILE = "anemos-slots"  # on the file system that both slots start from (Layout.shared)
@@ -80,15 +80,6 @@ def first(layout: Layout, seed: str, deployment: str = "", filled: int = 0) -> R
     root = layout.root()
     whole = Slot(GOOD, fs_uuid(root, seed), deployment, filled)
     return Record(root.what.slot, {**dict.fromkeys(SLOTS, Slot()), root.what.slot: whole})
-
-
-def unfit(layout: Layout, kept: Sequence[Volume]) -> str:
-    """Why LAYOUT's slots cannot be filled, "" when they can. RAID and LUKS have their UUIDs from
-    the deployment that made them. Only an initramfs looks at the volumes KEPT."""
-    made = [each for each in layout.volumes if each.kind in ("raid", "luks")]
-    names = [f"{each.kind} {each.name!r}" for each in (*made, *kept)]
-    why = "the new crypttab, fstab or mdadm.conf would not name"
-    return f"{why} {', '.join(names)}" if names else ""
 
 
 def encoded(record: Record) -> bytes:

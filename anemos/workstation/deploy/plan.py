@@ -378,6 +378,7 @@ def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> lis
         *(("way", each) for each in _way(host)),
         ("OVERWRITE", _place(there, spec, facts)),
         *(("keep", f"{_kept(k, facts)}; both slots use it") for k in spec.keep),
+        *(("keep", f"{each}; both slots use it") for each in _kept_volumes(spec, facts)),
         *(("shared", f"{mount}: both slots use it") for mount in _shared(spec)),
         *(("carry", f"/{each}: copied from the running slot") for each in spec.carry),
         ("boot", _start(host, there)),
