@@ -49,7 +49,8 @@ VM = {
 COMMON = {"VM": VM}
 HEAD = """# Where Anemos is proven
 
-Each line names the tests that prove it. `--all`: only `./inv check --all` runs this one.
+Each line names the tests that prove it. `--all`: only `./inv check --all` runs this one. Tests of networks and logins
+do so with real network namespaces and a real sshd, and without a deployment.
 The tests' own markers make this page: `.venv/bin/python -m tests.reach >docs/reach.md`.
 """
 

@@ -254,13 +254,9 @@ def test_once(images: Callable[[str], Path], tmp_path: Path, loader: str, way: s
     assert said.index("the entry is taken") < said.index(f"started by {way}: ")
 
 
+@pytest.mark.all
 @pytest.mark.parametrize(
-    ("loader", "way"),
-    [
-        pytest.param("grub", "bios", marks=pytest.mark.all),
-        pytest.param("grub", "uefi", marks=pytest.mark.all),
-        ("systemd-boot", "uefi"),
-    ],
+    ("loader", "way"), [("grub", "bios"), ("grub", "uefi"), ("systemd-boot", "uefi")]
 )
 def test_boot(images: Callable[[str], Path], tmp_path: Path, loader: str, way: str) -> None:
     said = start(images(loader), tmp_path, way, "-no-reboot")

@@ -321,6 +321,7 @@ def proof(machine: Machine, path: str = "/etc/proof") -> str:
     return run(["debugfs", "-R", f"cat {path}", image])
 
 
+@pytest.mark.all
 def test_resume(
     room: Room, layer: Path, monkeypatch: pytest.MonkeyPatch, record_property: Report
 ) -> None:
@@ -353,6 +354,7 @@ def test_resume(
         assert load_state(HOST).deployment == lab.DEPLOYMENT
 
 
+@pytest.mark.all
 def test_finish_by_kexec(
     room: Room, layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Road]:
         yield Road(near, far, server, known)
 
 
+@pytest.mark.proves(login="through a jump host")
 @pytest.mark.parametrize("way", ["one", "two", "alias"])
 def test_over_jump_hosts(road: Road, tmp_path: Path, way: str) -> None:
     jumps = {"one": road.jumps[:1], "two": road.jumps, "alias": ("bastion", road.jumps[1])}[way]

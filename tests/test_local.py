@@ -206,6 +206,7 @@ def test_failing_provision(project: Tree, small: Path) -> None:
     assert not list(state(project, "fails@test").iterdir())
 
 
+@pytest.mark.all
 def test_export_started_by_hand(project: Tree, small: Path) -> None:
     """It waits, and answers under the pinned key; nothing is written without the word."""
     with lab.opened() as room:

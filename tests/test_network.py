@@ -791,6 +791,7 @@ IPV6 = ["sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6"]
 
 @pytest.mark.root
 @pytest.mark.real("run")
+@pytest.mark.proves(network=("static IPv4", "static IPv6", "IPv6 only", "on-link gateway"))
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
 def test_same_network_again(
     setup: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -918,6 +919,7 @@ print(json.dumps([before, [state("bond0"), state("office")]]))
 """
 
 
+@pytest.mark.all
 @pytest.mark.vm
 @pytest.mark.root
 @pytest.mark.real("run", "ssh")

@@ -360,6 +360,7 @@ def test_stack(tmp_path: Path) -> None:
     assert seen["array"].replace("-", "") == array.replace(":", "")
 
 
+@pytest.mark.all
 def test_kept_volumes(tmp_path: Path) -> None:
     files = [tmp_path / "first", tmp_path / "second"]
     for file, size, table in zip(files, (2048, 1024), TABLES, strict=True):

@@ -79,6 +79,7 @@ def owner(path: Path) -> tuple[int, int]:
     return path.stat().st_uid, path.stat().st_mode & 0o7777
 
 
+@pytest.mark.proves(login="sudo")
 @pytest.mark.parametrize("defaults", ["", "Defaults use_pty", "Defaults !env_reset"])
 def test_without_a_password(
     server: sudoer.Server, typed: Typed, remote: Remote, tmp_path: Path, defaults: str
