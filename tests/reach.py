@@ -49,8 +49,9 @@ VM = {
 COMMON = {"VM": VM}
 HEAD = """# Where Anemos is proven
 
-Each line names the tests that prove it. `--all`: only `./inv check --all` runs this one. Tests of networks and logins
-do so with real network namespaces and a real sshd, and without a deployment.
+Each line names the tests that prove it. `--all`: only `./inv check --all` runs this one.
+`test_network`, `test_jump` and `test_sudo` prove it without a deployment: in network namespaces,
+and with a real sshd.
 The tests' own markers make this page: `.venv/bin/python -m tests.reach >docs/reach.md`.
 """
 
@@ -78,7 +79,9 @@ def read(file: Path) -> Iterator[Proof]:
     """What the tests in FILE prove: a mark each. Raises ValueError for what AXES lacks."""
     tree = ast.parse(file.read_text())
     whole = any(
-        "mark.all" in ast.unparse(each) for each in tree.body if isinstance(each, ast.Assign)
+        "mark.all" in ast.unparse(each)
+        for each in tree.body
+        if isinstance(each, ast.Assign | ast.AugAssign)
     )
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef):
