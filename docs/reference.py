@@ -119,8 +119,9 @@ port = 22
 
 - ssh(1) leads over the jump hosts. It goes by your `~/.ssh/config` and your keys there. Their keys
   have to be in your `known_hosts` already: `ssh alice@bastion.example.org` once.
-- The server is checked by its pinned key, with jump hosts as well. Of `~/.ssh/config` nothing is
-  used for it.
+- The server is checked by its pinned key, with jump hosts as well.
+- `ssh_config = "mx"` takes address, port, user, identity and jump hosts from that entry of your
+  `~/.ssh/config`. What host.toml has counts more. Nothing else there is used for the server.
 - All tasks look for the server at both places, as one key is pinned for both. The initramfs has the
   old system's address and port.
 - What a host's own tests connect to themselves has to be reachable without jump hosts.

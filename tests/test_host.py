@@ -234,7 +234,7 @@ def test_all_that_is_wrong_at_once(directory: Path) -> None:
         ("[2001:db8::1]:2222", 'address = "2001:db8::1" and port = 2222'),
         ("ssh://root@mx:22/", 'write address = "mx" and port = 22 and user = "root"'),
         ("mx.example.org/", 'write address = "mx.example.org"'),
-        ("mx example", "no entry of ~/.ssh/config"),
+        ("mx example", "ssh_config names an entry"),
         ("192.0.2.1/24", "an IP address or a DNS name"),
         ("a" * 64, "an IP address or a DNS name"),
         ("mx..example", "an IP address or a DNS name"),

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from anemos.log import die
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
-from anemos.workstation import places
+from anemos.workstation import places, ssh_config
 from anemos.workstation.qemu import Network
 
 Positive = Annotated[int, Field(strict=True, gt=0)]
@@ -33,6 +33,7 @@ RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 SPELT = re.compile(
     r"(?:ssh://)?(?:(?P<user>[^@/]*)@)?(?:\[(?P<six>[^]]*)\]|(?P<name>[^:/]*))(?::(?P<port>\d+))?/?"
 )
+ALIAS = re.compile(r"\w[\w.:@-]*")
 JUMP = re.compile(r"(\w[\w.-]*@)?(\[[\w:.]+\]|\w[\w.-]*)(:\d+)?")
 
 
@@ -65,7 +66,7 @@ def check_address(text: str) -> str:
     if not text or is_address(text):
         return text
     if not (found := spelt(text)):
-        raise ValueError("write an IP address or a DNS name, no entry of ~/.ssh/config")
+        raise ValueError("write an IP address or a DNS name; ssh_config names an entry there")
     port = f" and port = {found.port}" if found.port else ""
     user = f' and user = "{found.user}"' if found.user else ""
     raise ValueError(f'write address = "{found.address}"{port}{user}')
@@ -87,6 +88,13 @@ def check_jumps(text: str) -> str:
 
 def jumps(text: str) -> tuple[str, ...]:
     return tuple(each.strip() for each in text.split(",")) if text else ()
+
+
+def check_alias(text: str) -> str:
+    """Raises ValueError unless ssh(1) takes TEXT for a host."""
+    if text and not ALIAS.fullmatch(text):
+        raise ValueError("write what follows Host in ~/.ssh/config")
+    return text
 
 
 def check_key(text: str) -> str:
@@ -197,6 +205,9 @@ class Settings:
     """Who logs in, before and after a deployment. Any other user than root needs sudo."""
     identity: str = ""
     """File of your private SSH key. Without it: the keys of the agent, and ssh's default keys."""
+    ssh_config: Annotated[str, AfterValidator(check_alias)] = ""
+    """An entry of your `~/.ssh/config`: it says what is left out here of `address`, `port`, `user`,
+    `identity` and `proxy_jump`."""
     build_on: BuildOn = "workstation"
     """Where the package layer is made. `server`: by the old system while it serves, in its memory.
     `initramfs`: after the jump, with the least memory and the longest downtime."""
@@ -300,14 +311,18 @@ def load(name: str, *, adopt: bool = False, build_on: str = "", server: bool = T
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What the host.toml of NAME says, unchecked. Raises Failure."""
+    """What the host.toml of NAME says, and the entry of ssh_config(5) that it names, unchecked.
+    Raises Failure."""
     file = find(name) / "host.toml"
     if not file.is_file():
         die(f"hosts/{name}/host.toml is missing", hint=f"known: {', '.join(known())}")
     try:
-        return tomllib.loads(file.read_text())
+        given = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:  # unreadable, not UTF-8, not TOML
         die(f"hosts/{name}/host.toml: {error}")
+    alias = given.get("ssh_config", "")
+    found = isinstance(alias, str) and ALIAS.fullmatch(alias)
+    return {**ssh_config.entry(alias), **given} if found else given
 
 
 def find(name: str) -> Path:

@@ -1,7 +1,7 @@
 """The one module that speaks SSH.
 
 A server is met only under its pinned host key, and no configuration of the user (ssh_config,
-fabric.yaml, known_hosts) has a say, except on the way over jump hosts (jump.py). The login is
+fabric.yaml, known_hosts) has a say here, except on the way over jump hosts (jump.py). The login is
 root's, or that of a user whom sudo makes root.
 
 Commands and files go through channels of our own instead of fabric's `run` and `put`: `run` leaves
@@ -540,5 +540,5 @@ def translate(endpoint: Endpoint, error: Exception, status: int) -> Failure:
     if hung_up and not endpoint.identity:
         hint = "too many keys in the agent? name one as identity"
     if isinstance(error, socket.gaierror):
-        hint = "a host of ~/.ssh/config? Nothing of it is used: host.toml has address and port"
+        hint = f'an entry of ~/.ssh/config? host.toml names it: ssh_config = "{endpoint.address}"'
     return Unreachable(f"{endpoint}: no SSH connection: {reason}", hint=hint, status=status)
