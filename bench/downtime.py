@@ -13,7 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from tests.story import Story
-from tests.test_slot_vm import by_grub, certificate, served
+from tests.whole.test_slot_vm import by_grub, certificate, served
 
 
 def whole(server: Story) -> None:

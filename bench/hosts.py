@@ -1,14 +1,14 @@
 """What clients see of a redeployment: .venv/bin/python -m bench.hosts
 
 hosts/www and hosts/mx are deployed to a stock server in a local VM, used, changed and deployed
-again, as tests/test_story.py does it. A line for each, in seconds: how long a visitor had no page,
-how long the unluckiest mail waited, and the downtime by SSH.
+again, as tests/whole/test_story.py does it. A line for each, in seconds: how long a visitor had
+no page, how long the unluckiest mail waited, and the downtime by SSH.
 """
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.test_story import redeployed_mx, redeployed_www
+from tests.whole.test_story import redeployed_mx, redeployed_www
 
 if __name__ == "__main__":
     with TemporaryDirectory() as name, redeployed_www(Path(name)) as www:

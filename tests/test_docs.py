@@ -18,8 +18,9 @@ from anemos.workstation.cli.command import PURPOSES
 from anemos.workstation.cli.program import Inv
 from docs import reference
 from tasks import ns
-from tests import reach, test_faults
+from tests import reach
 from tests.imaging import describe, image
+from tests.whole import test_faults
 
 pytestmark = pytest.mark.real("run")
 
