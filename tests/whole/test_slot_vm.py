@@ -122,6 +122,15 @@ def test_trial_that_fails(server: Story, old: str, new: str, told: str) -> None:
     assert server.sh("systemctl is-system-running --wait").strip() == "running"
 
 
+def test_word_of_its_own(server: Story) -> None:
+    """The workstation only looks on: the new system commits itself, and opens its ports."""
+    with server.changed("host.toml", "[22, 443]\n", '[22, 443]\nconfirm = "self"\n'):
+        server.deploy()
+    (runs,) = [each for each in slots(server).values() if each["runs"]]
+    assert (runs["default"], runs["state"]) == (True, "good")
+    assert "anemos.confirm" in server.sh("cat /proc/cmdline").split()
+
+
 def test_rollback(server: Story) -> None:
     """A good deployment into the other slot, which GRUB starts once; and the way back."""
     by_grub(server)
