@@ -11,6 +11,7 @@ from anemos.system.imgbuild import Imgbuild
 from anemos.workstation.deploy import reach, status, verify
 from anemos.workstation.deploy.reach import Wait
 from anemos.workstation.deploy.state import State
+from anemos.workstation.deploy.status import Status
 from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import connect
 
@@ -45,6 +46,10 @@ def script(host: Host, spec: Imgbuild, state: State) -> str:
     return SCRIPT.format_map({name: quote(text) for name, text in words.items()})
 
 
+def given(seen: Status) -> bool:
+    return any(each.runs and each.default for each in seen.slots)
+
+
 def await_given(host: Host, state: State) -> None:
     """Until the system on trial has given itself the word. Raises Failure when it does not."""
     limit = host.timeouts.trial + host.timeouts.up
@@ -56,7 +61,7 @@ def await_given(host: Host, state: State) -> None:
                 seen = status.ask(remote)
                 if seen.deployment != state.deployment:
                     die(f"{host.name} did not give itself the word", status=FAILED)
-                if any(each.runs and each.default for each in seen.slots):
+                if given(seen):
                     return
     die(
         f"{host.name} did not give itself the word within {limit} s",

@@ -11,6 +11,7 @@ import pytest
 
 from anemos.border.requests import Try, Withdraw
 from anemos.log import FAILED, UNVERIFIED, Failure
+from anemos.run import CommandFailed
 from anemos.workstation.deploy import (
     consent,
     default,
@@ -131,6 +132,26 @@ def test_ports_that_are_open(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Failure, match="No such file or directory\nThe old system runs again"):
         trial.start(HELD)
     assert "reboot.sh" in server.done
+
+
+@pytest.mark.parametrize(("default", "told"), [(True, ""), (False, "No such file or directory")])
+def test_ports_that_a_word_has_opened(
+    server: Server, monkeypatch: pytest.MonkeyPatch, default: bool, told: str
+) -> None:
+    """A system that commits itself may be quicker than we are."""
+
+    def fail(*_: object) -> str:
+        raise CommandFailed(["nft"], 1, "No such file or directory")
+
+    slot = replace(RUNNING, default=default)
+    monkeypatch.setattr(server, "sh", fail)
+    monkeypatch.setattr(
+        status, "ask", lambda _: Status(status.DEPLOYED, "d-2", "b-1", slots=[slot])
+    )
+    monkeypatch.setattr(word, "script", lambda *_: "#!/bin/sh")
+    monkeypatch.setattr(Host, "imgbuild", lambda _: None)
+    with pytest.raises(Failure, match=told) if told else nullcontext():
+        trial.start(replace(HELD, confirm="self"))
 
 
 def test_trial_that_never_answers(server: Server) -> None:
