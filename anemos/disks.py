@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from anemos.log import die
 from anemos.run import Argv, CommandFailed, run
 
 SYS_BLOCK = Path("/sys/block")
+PATIENCE_S = 10.0
 SECTOR = 512  # the unit of /sys/block/*/size, not the disk's own (kernel: block/stat.rst)
 # Where the kernel shows a serial: virtio; NVMe and MMC; SCSI and ATA (VPD page 0x80, 4 byte head).
 SERIALS = ("serial", "device/serial", "device/vpd_pg80")
@@ -163,6 +165,18 @@ def written(name: str) -> int:
     """
     fields = Path("/sys/class/block", name, "stat").read_text().split()
     return int(fields[6]) + int(fields[13])
+
+
+def written_by_part(found: Device) -> tuple[int, dict[int, int]]:
+    """As `written`: of the disk FOUND, and of its partitions by number, at one moment. A disk that
+    others write to, an array's resync say, is asked until nothing comes in between, for PATIENCE_S.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        whole = written(found.name)
+        parts = {number: written(node.name) for number, node in partitions(found).items()}
+        if written(found.name) == whole or time.monotonic() > end:
+            return whole, parts
 
 
 def nodes(found: Device) -> list[Path]:

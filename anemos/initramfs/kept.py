@@ -178,9 +178,8 @@ def written(keep: Sequence[Kept]) -> Counter[str]:
     for each, device in itertools.product(keep, disks.devices()):
         if not disks.matches(device, each.match):
             continue
-        whole = disks.written(device.name)
+        whole, parts = disks.written_by_part(device)
         if each.disk:
-            parts = {n: disks.written(node.name) for n, node in disks.partitions(device).items()}
             count[f"partition {each.name!r} ({device.part(each.part)})"] = parts.get(each.part, 0)
             past = whole - sum(parts.values())
             count[f"{device.path}, outside its partitions or past their devices"] = past

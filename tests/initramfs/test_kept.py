@@ -293,6 +293,27 @@ def test_writes_are_counted(
         assert caught.value.message == f"written to, although kept: {says}"
 
 
+def test_others_that_write_meanwhile(
+    sysfs: Sysfs, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the resync of an array on the disk's other partitions, which ends in time."""
+    sysfs.virtio("vda", 1)
+    count, left = {"vda": 70, "vda1": 60, "vda3": 0}, [*range(5)]
+
+    def written(name: str) -> int:
+        seen = count[name]
+        if left:
+            left.pop()
+            count["vda"], count["vda1"] = count["vda"] + 8, count["vda1"] + 8
+        return seen
+
+    monkeypatch.setattr(disks, "written", written)
+    monkeypatch.setattr(disks, "partitions", lambda _: {1: Path("/dev/vda1"), 3: Path("/dev/vda3")})
+    with kept.watched([Kept("old", {"serial": "VDA"}, 3, disk="system")]):
+        assert not left
+    assert count["vda"] == 110
+
+
 def test_what_is_there(sysfs: Sysfs, done: list[str]) -> None:
     """Where no old system has told it, this is what the kept disks are compared with."""
     sysfs.virtio("vda", 1)
