@@ -55,6 +55,7 @@ def test_order_and_members() -> None:
         ("mkfs.vfat", "/dev/vda1"),
         ("mkswap", "/dev/nvme0n1p2"),
         ("mdadm", "/dev/nvme0n1p1"),
+        ("mdadm", "/dev/md/md0"),
         ("cryptsetup", "/dev/md/md0"),
         ("cryptsetup", "crypt"),
         ("pvcreate", "/dev/vda3"),
