@@ -91,14 +91,14 @@ def test_rollback(server: Story) -> None:
 
 def check(server: Story, slot: str) -> None:
     """SLOT runs, on whole arrays that have the names and UUIDs of mdadm.conf; all is kept."""
-    assert all(each["unchanged"] for each in server.reports[-1]["kept_disks"])
-    assert "old/mail" in {each["serial"] for each in server.reports[-1]["kept_disks"]}
+    checks = {each["name"]: each["passed"] for each in server.reports[-1]["checks"]}
+    assert checks["kept volume old/mail"] and all(checks.values())
     now = slots(server)[slot]
     assert (now["runs"], now["default"], now["state"]) == (True, True, "good")
     assert server.sh("findmnt -n -o SOURCE /") == f"/dev/mapper/vg0-root_{slot}\n"
     assert server.sh("cat /srv/mail/file") == "precious\n"
     assert server.sh("cat /proc/mdstat").count("[UU]") == 2
-    named = "sed -n 's/^ARRAY \\([^ ]*\\).* UUID=\\([^ ]*\\).*/\\1 \\2/p' | sort"
-    running = server.sh(f"mdadm --detail --scan | {named}")
-    assert running == server.sh(f"{named} </etc/mdadm/mdadm.conf") != ""
+    named = "sed -n 's/^ARRAY \\([^ ]*\\).* UUID=\\([^ ]*\\).*/\\1 \\2/p'"
+    running = server.sh(f"mdadm --detail --scan | {named} | sort")
+    assert running == server.sh(f"{named} /etc/mdadm/mdadm.conf | sort") != ""
     assert server.sh("systemctl is-system-running --wait") == "running\n"
