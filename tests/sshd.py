@@ -27,7 +27,11 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> str:
 
 @dataclass
 class Server:
-    """SETTINGS: more lines for sshd_config(5). Programs in `bin` come first in PATH there."""
+    """SETTINGS: more lines for sshd_config(5). Programs in `bin` come first in PATH there.
+
+    Its HOME is its directory: the start files of this machine's own shell stay out, which may
+    change PATH, or wait for a lock that a test's kill(1) left behind.
+    """
 
     directory: Path
     endpoint: Endpoint
@@ -60,7 +64,7 @@ class Server:
             f"HostKey {self.directory}/host_key",
             f"PidFile {self._pid_file}",
             f"AuthorizedKeysFile {self.directory}/authorized_keys",
-            f"SetEnv PATH={self.bin}:{os.environ['PATH']}",
+            f"SetEnv HOME={self.directory} PATH={self.bin}:{os.environ['PATH']}",
             "StrictModes no",
             "UsePAM no",
             "PasswordAuthentication no",

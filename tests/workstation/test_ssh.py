@@ -28,13 +28,17 @@ from anemos.workstation.ssh import (
     connect,
 )
 from tests import sshd
+from tests.waiting import until
 
 pytestmark = pytest.mark.real("run", "ssh")
 
-# Finds the sshd process that serves the session it runs in; ends it.
+# Finds the sshd process that serves the session it runs in; ends it. Where sshd is gone: fails.
 SESSION = """
 pid=$$
-until grep -q ^sshd /proc/$pid/comm; do pid=$(cut -d' ' -f4 /proc/$pid/stat); done
+until grep -q ^sshd /proc/$pid/comm; do
+    [ $pid -gt 1 ] || exit 1
+    pid=$(cut -d' ' -f4 /proc/$pid/stat)
+done
 """
 DROP = SESSION + "kill -9 $pid"
 
@@ -573,7 +577,7 @@ def test_file_that_cannot_be_read(remote: Remote, tmp_path: Path, file: str, why
         with pytest.raises(Failure, match=f"^{file}: {why}") as caught:
             send()
         assert not isinstance(caught.value, ConnectionLost)
-    assert list(tmp_path.iterdir()) == []
+    until(lambda: not list(tmp_path.iterdir()), lambda: "")  # when the server sees the end
 
 
 def test_connection_dropped_in_the_middle_of_a_file(
