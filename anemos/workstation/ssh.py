@@ -364,6 +364,8 @@ def content(source: bytes | Path, name: str) -> Iterator[tuple[int, Iterator[byt
         stream = BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
+        stream.read(1)  # nothing of an empty file would be missed on the other side
+        stream.seek(0)
     with stream:
         yield size, chunks(stream, size, name)
 

@@ -1,6 +1,7 @@
 """anemos.workstation.ssh against a real sshd."""
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -8,7 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import BinaryIO
 
 import pytest
 
@@ -564,20 +566,37 @@ def test_put_that_cannot_be_written(remote: Remote, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Broken(PosixPath):
+    """A file on a disk that fails after the first part."""
+
+    def open(self, *_: object) -> BinaryIO:  # type: ignore[override]
+        class Stream(BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if self.tell() >= ssh.CHUNK:
+                    raise OSError(errno.EIO, "Input/output error")
+                return super().read(size)
+
+        return Stream(BLOB)
+
+
 @pytest.mark.parametrize(
     ("file", "why"),
-    [("/none", "No such file"), ("/proc/self/mem", ""), ("/proc/self/attr/exec", "Invalid arg")],
+    [
+        (Path("/none"), "No such file"),
+        (Path("/proc/self/attr/exec"), "Invalid arg"),  # its size is 0, too
+        (Broken("/later"), "Input/output error"),
+    ],
 )
-def test_file_that_cannot_be_read(remote: Remote, tmp_path: Path, file: str, why: str) -> None:
+def test_file_that_cannot_be_read(remote: Remote, tmp_path: Path, file: Path, why: str) -> None:
     """Neither before its first byte nor later: it is not the connection's fault."""
     for send in (
-        lambda: remote.put(Path(file), str(tmp_path / "file"), mode=0o600),
-        lambda: remote.sh(["cat"], file=Path(file)),
+        lambda: remote.put(file, str(tmp_path / "file"), mode=0o600),
+        lambda: remote.sh(["cat"], file=file),
     ):
         with pytest.raises(Failure, match=f"^{file}: {why}") as caught:
             send()
         assert not isinstance(caught.value, ConnectionLost)
-    until(lambda: not list(tmp_path.iterdir()), lambda: "")  # when the server sees the end
+    until(lambda: not list(tmp_path.iterdir()))  # the server takes away what has come
 
 
 def test_connection_dropped_in_the_middle_of_a_file(
