@@ -19,7 +19,7 @@ HELP = {
 def check(c: Context, expression: str = "", all: bool = False) -> None:
     """Run the project's own tests."""
     only = [*(["-k", expression] if expression else []), *(["--all"] if all else [])]
-    # In the order of conftest.py: those with VMs, which take their time, come first.
+    # In the order of conftest.py: what takes its time comes first.
     order = ["--dist", "loadfile", "--no-loadscope-reorder"]
     options = ["-n", "2", *order, "--durations", "10"]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *options, *only])

@@ -27,13 +27,11 @@ from typing import Any
 from anemos import namespaces
 from anemos.log import Failure
 from anemos.run import run
-from anemos.workstation import places
 from anemos.workstation.deploy import status
 from tests.story import Story
-from tests.tree import environment
+from tests.tree import environment, shared
 from tests.whole.test_slot_vm import served
 
-CLONE_NEWNET = 0x40000000  # unshare(2)
 REST_S, POLL_S = 2400, 5
 LIMIT_S = 3600
 KEPT = "cd /home && find . -type f -print0 | sort -z | xargs -0 sha256sum"
@@ -54,11 +52,10 @@ class Yard:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         project = self.story.project
-        variables = {"XDG_CACHE_HOME": os.fspath(places.cache().parent)}
         return subprocess.Popen(
             [sys.executable, "-m", "anemos.workstation.cli.program", *words, "--host=demo"],
             cwd=project.directory,
-            env=environment(project.home) | variables,
+            env=environment(project.home) | shared(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=(self.story.directory / "log").open("a"),
@@ -81,9 +78,7 @@ class Yard:
         while True:
             _, seen = self.inv("status")
             trial = any(each["runs"] and each["state"] == "trial" for each in seen["slots"])
-            if seen["state"] in RESTING and not trial:
-                return seen
-            if time.monotonic() > end:
+            if (seen["state"] in RESTING and not trial) or time.monotonic() > end:
                 return seen
             time.sleep(POLL_S)
 
@@ -195,7 +190,7 @@ def prepared(given: Story, words: tuple[str, ...], chance: Random) -> tuple[Yard
     """The server in a network of its own, and the seconds of a deployment without a fault."""
     yard = Yard(given, words, chance)
     yard.inv("demo", "--stop")
-    namespaces.unshare(CLONE_NEWNET)
+    namespaces.unshare(namespaces.CLONE_NEWNET)
     run(["ip", "link", "set", "lo", "up"])
     yard.inv("demo", "--start")
     command = Path(f"/proc/{yard.pid}/cmdline").read_bytes().split(b"\0")

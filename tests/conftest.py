@@ -73,7 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes long: inv check --all"))
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
-    items.sort(key=lambda item: not item.get_closest_marker("vm"))
+    items.sort(key=short)
+
+
+def short(item: pytest.Item) -> tuple[bool, bool]:
+    """Sorts by how long it takes: whole servers, other VMs, then what needs none."""
+    return not item.get_closest_marker("vm"), item.path.parent.name != "whole"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

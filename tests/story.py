@@ -255,14 +255,14 @@ class Story:
         described = (top / "IMGBUILD").read_text().partition("    useradd")[0]
         (top / "IMGBUILD").write_text(described + DATA[self.name])
 
-    def file(self, path: str) -> Path:
-        return self.project.directory / "hosts" / self.name / path
+    def file(self, path: str, host: str = "") -> Path:
+        return self.project.directory / "hosts" / (host or self.name) / path
 
-    def change(self, path: str, old: str, new: str) -> None:
-        """Write NEW for OLD, which must be there, in the host's file PATH."""
-        text = self.file(path).read_text()
+    def change(self, path: str, old: str, new: str, host: str = "") -> None:
+        """Write NEW for OLD, which must be there, in the file PATH of this host, or of HOST."""
+        text = self.file(path, host).read_text()
         assert old in text
-        self.file(path).write_text(text.replace(old, new))
+        self.file(path, host).write_text(text.replace(old, new))
 
     def add(self, path: str, text: str) -> None:
         self.file(path).parent.mkdir(parents=True, exist_ok=True)

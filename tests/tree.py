@@ -59,11 +59,8 @@ class Tree:
 
         CACHED: with base images, package layers and the mirror of the developer.
         """
-        if cached:
-            config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-            variables["XDG_CACHE_HOME"] = os.fspath(places.cache().parent)
-            variables["XDG_CONFIG_HOME"] = config
-        done = self.program.run(words, environment(self.home) | variables, stdin, timeout)
+        given = environment(self.home) | (shared() if cached else {}) | variables
+        done = self.program.run(words, given, stdin, timeout)
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -100,6 +97,12 @@ class Tree:
 
 def environment(home: Path) -> dict[str, str]:
     return {"HOME": os.fspath(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+
+
+def shared() -> dict[str, str]:
+    """Variables for base images, package layers and the mirror of the developer."""
+    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return {"XDG_CACHE_HOME": os.fspath(places.cache().parent), "XDG_CONFIG_HOME": config}
 
 
 @contextmanager

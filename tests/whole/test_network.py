@@ -1,6 +1,5 @@
 """The network, captured on the old system and brought up again in the initramfs."""
 
-import ctypes
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from anemos import namespaces
 from anemos.border import records
 from anemos.border.network import Network
 from anemos.initramfs import network as initramfs
@@ -18,8 +18,6 @@ from anemos.run import run
 from anemos.server import network as server
 from tests import lab
 from tests.tree import ROOT
-
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 
 # A server with eth0, a VLAN on it, eth1 in a bridge, and a bridge of containers.
 CAPTURED = json.loads((ROOT / "tests/data/network.json").read_text())
@@ -800,7 +798,7 @@ def test_same_network_again(
     monkeypatch.setattr(server, "kind", lambda link: "")  # the cable counts as hardware
 
     def scene() -> None:
-        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        namespaces.unshare(namespaces.CLONE_NEWNET)
         ip("link add eth0 address 02:00:00:00:00:07 type veth peer name far", "link set far up")
         ip("link set eth0 up", *setup)
         before = state("eth0")
@@ -830,7 +828,7 @@ def test_gateway_that_answers(there: list[str], monkeypatch: pytest.MonkeyPatch)
     address = {"inet": "203.0.113.1/24", "inet6": "fe80::1/64 nodad"}
 
     def scene() -> dict[str, bool]:
-        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        namespaces.unshare(namespaces.CLONE_NEWNET)
         ip("link add eth0 type veth peer name far", f"link set far netns {far}")
         ip("link set eth0 up", f"-n {far} link set far up", *SETUPS["both"])
         ip(*(f"-n {far} address add {address[family]} dev far" for family in there))
@@ -852,7 +850,7 @@ def test_drop_a_family() -> None:
     """IPv6 goes but for the IPv4 route's gateway; then IPv4."""
 
     def scene() -> list[list[dict[str, Any]]]:
-        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        namespaces.unshare(namespaces.CLONE_NEWNET)
         ip("link add eth0 type veth peer name far", "link set far up", "link set eth0 up")
         ip(*SETUPS["IPv6 next hop"], "-6 route add default via fe80::1 dev eth0")
         found = []

@@ -49,10 +49,8 @@ lv   mail on=old mount=/srv/mail options=nofail
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     with story.begun("demo", tmp_path_factory.mktemp("rented")) as given:
-        stock = given.project.directory / "hosts/stock/IMGBUILD"
         for old, new in STOCK.items():
-            assert old in stock.read_text()
-            stock.write_text(stock.read_text().replace(old, new))
+            given.change("IMGBUILD", old, new, "stock")
         text = given.file("IMGBUILD").read_text()
         plain = text.partition("part boot")[2].partition("'\n")[0]
         given.change("IMGBUILD", f"part boot{plain}", LAYOUT)

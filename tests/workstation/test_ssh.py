@@ -1,6 +1,5 @@
 """anemos.workstation.ssh against a real sshd."""
 
-import ctypes
 import errno
 import os
 import signal
@@ -14,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from anemos import log
+from anemos import log, namespaces
 from anemos.log import BAD_INPUT, FAILED, UNVERIFIED, Failure
 from anemos.run import CommandFailed, run
 from anemos.workstation import ssh
@@ -44,7 +43,6 @@ done
 """
 DROP = SESSION + "kill -9 $pid"
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 BLOB = bytes(range(256)) * 20_000  # 5 MB: more than the window
 
 
@@ -457,7 +455,7 @@ def test_peer_that_falls_silent(
     pids.touch()
 
     def scene() -> None:
-        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        namespaces.unshare(namespaces.CLONE_NEWNET)
         run(["ip", "link", "set", "lo", "up"])
         with (
             sshd.scratch() as directory,
@@ -625,7 +623,7 @@ def test_operators_own_client_on_port_22(tmp_path: Path) -> None:
         sshd.make_key(other)
 
     def scene() -> str:
-        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        namespaces.unshare(namespaces.CLONE_NEWNET)
         run(["ip", "link", "set", "lo", "up"])
         with sshd.scratch() as directory:
             there = sshd.prepare(directory)

@@ -76,7 +76,7 @@ def test_no_entry(config: Path, alias: str) -> None:
 
 
 def test_connection(config: Path) -> None:
-    """The pinned key counts, not known_hosts; `rescue` takes the same way."""
+    """The pinned key counts, not known_hosts."""
     with sshd.scratch() as directory:
         server = sshd.prepare(directory)
         where = server.endpoint
