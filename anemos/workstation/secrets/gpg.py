@@ -37,7 +37,7 @@ UNREADABLE = {
 }
 NO_SECRET_KEY = 17  # gpg-error.h: GPG_ERR_NO_SECKEY, in the lower 16 bits
 ANYBODY = "whoever knows a passphrase"  # beside fingerprints in `recipients`
-NOT_CIPHERTEXT = ("is not encrypted, or only the beginning of an encrypted file", "")
+NOT_CIPHERTEXT = (f"is not encrypted, or {DAMAGED}", "")
 
 # The same for what was decrypted, but has no valid signature.
 UNTRUSTED = {
@@ -153,8 +153,8 @@ class Keyring:
             die(f"{name} is empty")
         try:
             return self.gpg.decrypt(data, extra_args=list(options))
-        except BrokenPipeError:  # gpg gave up before it had read everything
-            die(f"{name} {DAMAGED}")
+        except BrokenPipeError:  # gpg gave up before it had read everything, as it may or may not
+            die(f"{name} {NOT_CIPHERTEXT[0]}")
 
     def _check(self, recipients: list[str], name: str) -> None:
         """Die with the recipient that is unfit: gpg would only say "invalid recipient"."""

@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[World], bytes], str]] = {
     "empty": (lambda w: b"", " is empty"),
     "plain": (lambda w: SECRET, " is not encrypted"),
     "truncated": (lambda w: w.good()[:-9], " is damaged: truncated or tampered with"),
-    "only the beginning": (lambda w: w.good()[:40], " only the beginning of an"),
+    "only the beginning": (lambda w: w.good()[:40], " or is damaged: truncated"),
     "tampered": (
         lambda w: w.good()[:-60] + bytes([w.good()[-60] ^ 1]) + w.good()[-59:],
         " is damaged",

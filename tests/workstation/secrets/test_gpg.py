@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[Callable[[People], bytes], str]] = {
     "plain binary": (lambda p: b"\xc3\xa4" * 99, "is not encrypted"),
     "signed only": (lambda p: bytes(p.alice.gpg.sign(SECRET, keyid=p.a).data), "is not encrypted"),
     "cut in the first packet": (lambda p: good(p)[:8], "is damaged"),
-    "cut in the header": (lambda p: good(p)[:20], "only the beginning of an encrypted file"),
+    "cut in the header": (lambda p: good(p)[:20], "or is damaged: truncated"),
     "cut in the middle": (lambda p: good(p)[:-200], "is damaged"),
     "cut at the end": (lambda p: good(p)[:-1], "is damaged"),
     "changed in the middle": (lambda p: flipped(good(p), -150), "is damaged"),
