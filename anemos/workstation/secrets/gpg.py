@@ -180,9 +180,9 @@ def check_result(result: Any, name: str, signers: list[str]) -> None:
         what, hint = next((UNREADABLE[key] for key in UNREADABLE if key in seen), NOT_CIPHERTEXT)
         die(f"{name} {what}", hint=hint)
     # A signature stays good when its key expires; whom it is trusted from, SIGNERS say. Revoked
-    # keys are no good.
-    expired = {"EXPKEYSIG", "VALIDSIG"} <= seen
-    if not (result.valid or expired) or (result.returncode and not tried(status)):
+    # keys are no good. RESULT has no say: GnuPG 2.4 tells FAILURE where one of several keys fits.
+    good, expired = ({each, "VALIDSIG"} <= seen for each in ("GOODSIG", "EXPKEYSIG"))
+    if not (good or expired) or (result.returncode and not tried(status)):
         what = next((UNTRUSTED[key] for key in UNTRUSTED if key in seen), "is not signed")
         die(f"{name} {what}")
     # Of several signatures gpg tells no more than one by one which of them says what.
