@@ -37,6 +37,7 @@ AXES = {
     ),
     "arch": ("amd64", "arm64"),
     "login": ("root", "sudo", "through a jump host"),
+    "workstation": ("Debian 13", "Debian 12", "Ubuntu 24.04"),
 }
 # The usual machine of tests.
 VM = {
@@ -123,7 +124,8 @@ def page(known: list[Proof]) -> str:
 
 
 def told(known: list[Proof], **wanted: str) -> str:
-    return "; ".join(str(each) for each in known if each.has(**wanted)) or "not proven"
+    found = dict.fromkeys(str(each) for each in known if each.has(**wanted))
+    return "; ".join(found) or "not proven"
 
 
 if __name__ == "__main__":
