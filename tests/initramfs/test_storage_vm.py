@@ -4,7 +4,8 @@ kept volumes below a new system.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -284,13 +285,17 @@ def entries(base: Path, guest: str, given: Mapping[str, object]) -> list[Entry]:
 Seen = dict[str, Any]
 
 
-def boot(directory: Path, files: list[Path], guest: str, given: Mapping[str, object]) -> Seen:
+def boot(
+    directory: Path, files: list[Path], guest: str, given: Mapping[str, object], sector: int = 512
+) -> Seen:
     """Run the GUEST to its end; what it has seen, and what its console says."""
+    kinds = ("ide-hd,bus=sata.0", "nvme") if sector == 512 else ("virtio-blk-pci", "nvme")
+    blocks = f"logical_block_size={sector},physical_block_size={sector}"
     words = [*vm.machine(vm.accelerator()), "-m", "768", "-smp", "2", "-no-reboot"]
     words += ["-device", "ahci,id=sata"]
-    for file, serial, kind in zip(files, "FS", ("ide-hd,bus=sata.0", "nvme"), strict=True):
+    for file, serial, kind in zip(files, "FS", kinds, strict=True):
         words += ["-drive", f"file={file},format=raw,if=none,id={serial},cache=unsafe"]
-        words += ["-device", f"{kind},drive={serial},serial={serial}"]
+        words += ["-device", f"{kind},drive={serial},serial={serial},{blocks}"]
     base = images.base()
     with (
         images.boot_files(base) as (kernel, initrd),
@@ -309,9 +314,22 @@ def boot(directory: Path, files: list[Path], guest: str, given: Mapping[str, obj
     return seen
 
 
-def entry(file: Path) -> str:
+@contextmanager
+def disk_of(file: Path, sector: int) -> Iterator[str]:
+    """A device with FILE's content."""
+    options = ["--find", "--show", f"--sector-size={sector}"]
+    node = run(["losetup", *options, file]).strip()
+    try:
+        yield node
+    finally:
+        run(["losetup", "--detach", node])
+
+
+def entry(file: Path, sector: int) -> str:
     """The kept partition's line in the table."""
-    return next(line for line in run(["sfdisk", "--dump", file]).splitlines() if "old" in line)
+    with disk_of(file, sector) as node:
+        lines = run(["sfdisk", "--dump", node]).splitlines()
+    return next(line for line in lines if "old" in line).partition(":")[2]
 
 
 def old_bytes(file: Path) -> str:
@@ -321,35 +339,38 @@ def old_bytes(file: Path) -> str:
 
 
 @pytest.mark.all
-@pytest.mark.proves(disk=("SATA", "NVMe", "RAID", "LVM", "LUKS"), arch="amd64")
-def test_stack(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sector", [512, 4096])
+@pytest.mark.proves(disk=("SATA", "NVMe", "4Kn", "RAID", "LVM", "LUKS"), arch="amd64")
+def test_stack(tmp_path: Path, sector: int) -> None:
     first, _ = files = [tmp_path / "first", tmp_path / "second"]
     for file, size in zip(files, (2048, 1024), strict=True):
         with file.open("wb") as disk:
             disk.truncate(size * MIB)
     table = f"label: gpt\n2 : start=500MiB, size=100MiB\n{ENTRY}\n"
-    run(["sfdisk", "--quiet", first], data=table.encode())
+    with disk_of(first, sector) as node:
+        run(["sfdisk", "--quiet", node], data=table.encode())
     with (tmp_path / "old").open("wb") as content:
         content.truncate(OLD[1] * MIB)
     run(["mkfs.ext4", "-q", tmp_path / "old"])
     with first.open("r+b") as disk:
         disk.seek(OLD[0] * MIB)
         disk.write((tmp_path / "old").read_bytes())
-    before = old_bytes(first), entry(first)
+    before = old_bytes(first), entry(first, sector)
 
-    seen = boot(tmp_path, files, BEGIN + STACK + END, {"layout": LAYOUT, "keep": KEEP})
+    seen = boot(tmp_path, files, BEGIN + STACK + END, {"layout": LAYOUT, "keep": KEEP}, sector)
 
-    assert (old_bytes(first), entry(first)) == before
+    assert (old_bytes(first), entry(first, sector)) == before
     assert len(set(seen["kept"])) == 1
     assert seen["read_only"] == ["1", "1"]
     assert seen["left"] == [[], []]
     assert seen["content"] == ["there"]
     # Which of a logical volume's two names is shown depends on who made its nodes last.
+    name = {512: "sda", 4096: "vda"}[sector]
     mounted = [[at, node.replace("mapper/vg0-", "vg0/")] for at, node in seen["mounted"][1]]
     assert mounted == [
         ["/target", "/dev/vg0/root"],
-        ["/target/boot", "/dev/sda3"],
-        ["/target/boot/efi", "/dev/sda2"],
+        ["/target/boot", f"/dev/{name}3"],
+        ["/target/boot/efi", f"/dev/{name}2"],
         ["/target/home", "/dev/vg0/home"],
         ["/target/srv", "/dev/nvme0n1p3"],
     ]
