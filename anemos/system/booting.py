@@ -1,5 +1,6 @@
 """The boot loader of an IMGBUILD: what it needs, and what it does."""
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from anemos.system import filesystems, layout, slots, tree
 from anemos.system.bootloader import LOADERS
 from anemos.system.bootloader.places import Target
 from anemos.system.imgbuild import Imgbuild
+
+UNSIGNED = re.compile("linux-image-.*-unsigned").fullmatch
 
 
 def ways(imgbuild: Imgbuild) -> frozenset[str]:
@@ -22,6 +25,16 @@ def missing(imgbuild: Imgbuild) -> list[tuple[str, ...]]:
     packages = LOADERS[imgbuild.bootloader].PACKAGES[imgbuild.target]
     needed = dict.fromkeys(packages[way] for way in sorted(ways(imgbuild)))
     return [each for each in needed if not set(each) & set(imgbuild.package_names)]
+
+
+def untrusted(imgbuild: Imgbuild) -> str:
+    """Why firmware with Secure Boot would not start IMGBUILD's system; "" where it would."""
+    needed = LOADERS[imgbuild.bootloader].TRUSTED.get(imgbuild.target)
+    if needed is None:
+        return f"bootloader={imgbuild.bootloader} of target={imgbuild.target} is not trusted"
+    if lacking := [each for each in needed if each not in imgbuild.package_names]:
+        return f"`packages` lacks {', '.join(lacking)}"
+    return next((f"{each} is not signed" for each in imgbuild.package_names if UNSIGNED(each)), "")
 
 
 def rehearse(imgbuild: Imgbuild, present: Collection[str]) -> None:

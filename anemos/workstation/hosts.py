@@ -169,8 +169,8 @@ class VmSettings:
     """The IPv4 address, with its prefix, that the host expects to have."""
     gateway: str = Network.gateway
     """The gateway that the host expects."""
-    firmware: Literal["bios", "uefi"] = "bios"
-    """What the VM starts with."""
+    firmware: Literal["bios", "uefi", "secure-boot"] = "bios"
+    """What the VM starts with. `secure-boot`: UEFI, with Secure Boot and Microsoft's keys."""
 
     @property
     def network(self) -> Network:

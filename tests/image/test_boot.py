@@ -301,7 +301,7 @@ def start(image: Path, directory: Path, way: str, *words: str) -> str:
     """Start a machine from IMAGE, which stays as it is; what its console shows until it is off."""
     variables = directory / "variables" if way == "uefi" else None
     if variables:
-        shutil.copy(vm.OVMF_VARS, variables)
+        shutil.copy(vm.OVMF / vm.FLASH[way][1], variables)
     drive = f"file={image},format=raw,if=none,id=disk,snapshot=on"
     return run(
         [*vm.machine(vm.accelerator(), variables), "-m", "512", "-serial", "stdio"]

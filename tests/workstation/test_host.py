@@ -161,7 +161,7 @@ def test_vm(directory: Path) -> None:
         ("[vm]\nstock = 1\n", f"{WHERE}: vm.stock is 1: should be a valid string"),
         (
             '[vm]\nstock = "s"\nfirmware = "efi"\n',
-            f"{WHERE}: vm.firmware is 'efi': should be 'bios' or 'uefi'",
+            f"{WHERE}: vm.firmware is 'efi': should be 'bios', 'uefi' or 'secure-boot'",
         ),
         (
             '[vm]\nstock = "s"\nmemory = "1G"\n',

@@ -1,7 +1,8 @@
 """Boot loaders: one module each, with the same interface.
 
-PACKAGES: by target and by way of starting; one of them is enough. ways(layout): how machines can
-start it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
+PACKAGES: by target and by way of starting; one of them is enough. TRUSTED: by target, all that is
+needed where firmware starts what Microsoft has signed alone. ways(layout): how machines can start
+it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
 check(layout, cmdline): raises ValueError for what it cannot start.
 install(target): makes the disks bootable.
 configure(target): the part of that which lies in the root file system.
@@ -10,12 +11,13 @@ configure(target): the part of that which lies in the root file system.
 from typing import Protocol
 
 from anemos.system.bootloader import grub, systemd_boot
-from anemos.system.bootloader.places import Packages, Target
+from anemos.system.bootloader.places import Packages, Target, Trusted
 from anemos.system.layout import Layout
 
 
 class Loader(Protocol):
     PACKAGES: Packages
+    TRUSTED: Trusted
 
     def ways(self, layout: Layout) -> frozenset[str]: ...
     def files(self, layout: Layout) -> list[tuple[str, ...]]: ...

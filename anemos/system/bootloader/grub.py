@@ -16,7 +16,7 @@ from anemos.log import FAILED, die
 from anemos.system import chroot, slots, tree
 from anemos.system.bootloader import bios, kernels, places
 from anemos.system.bootloader.kernels import Kernel
-from anemos.system.bootloader.places import Packages, Place, Target
+from anemos.system.bootloader.places import Packages, Place, Target, Trusted
 from anemos.system.layout import MIB, Disk, Layout
 
 BOOT = "/boot"
@@ -36,6 +36,7 @@ PACKAGES: Packages = {
     "arch": {"bios": ("grub",), "uefi": ("grub",)},
     "alpine": {"bios": ("grub-bios",), "uefi": ("grub-efi",)},
 }
+TRUSTED: Trusted = {"debian": ("shim-signed", "grub-efi-amd64-signed")}
 MODULES = ("part_gpt", "part_msdos", "search_fs_uuid")
 FILE_SYSTEMS = {**dict.fromkeys(("ext2", "ext3", "ext4"), "ext2"), "vfat": "fat"}
 FILE_SYSTEMS |= {"xfs": "xfs", "btrfs": "btrfs"}

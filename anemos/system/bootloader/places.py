@@ -7,6 +7,8 @@ from pathlib import Path
 
 from anemos.system.layout import MIB, Carrier, Disk, Layout, Part, Volume, fs_uuid
 
+# Packages by target, all of them.
+Trusted = Mapping[str, tuple[str, ...]]
 # Packages of a target with a boot loader for "bios" or "uefi"; one of them is enough.
 Packages = Mapping[str, Mapping[str, tuple[str, ...]]]
 

@@ -13,7 +13,7 @@ from anemos.log import die
 from anemos.system import tree
 from anemos.system.bootloader import kernels, places
 from anemos.system.bootloader.kernels import Kernel
-from anemos.system.bootloader.places import Packages, Target
+from anemos.system.bootloader.places import Packages, Target, Trusted
 from anemos.system.layout import MIB, Layout
 
 WAYS = frozenset(["uefi"])
@@ -22,6 +22,7 @@ PACKAGES: Packages = {
     "arch": {"uefi": ("base", "systemd")},
     "alpine": {"uefi": ("systemd-boot",)},
 }
+TRUSTED: Trusted = {}  # Debian has signed it, Microsoft has not
 LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 LOADERS = (f"{LOADER}.signed", LOADER)  # the first one that is there; Debian 13 has it signed
 HINT = "Debian: add systemd-boot to `packages`, or systemd-boot-efi"

@@ -308,6 +308,8 @@ def _firmware(spec: Imgbuild, facts: Facts) -> Iterator[str]:
             f"the machine starts by {way.upper()}; bootloader={spec.bootloader} with this layout is"
             f" for {offered}"
         )
+    if facts.secure_boot and (why := booting.untrusted(spec)):
+        yield f"Secure Boot is on, and would not start the new system: {why}"
 
 
 def _identity(host: Host, facts: Facts) -> Iterator[str]:

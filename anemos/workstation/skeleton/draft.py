@@ -230,7 +230,8 @@ def toml(found: Seen, where: Endpoint, key_file: str) -> str:
     lines += [f"identity = {json.dumps(key_file)}"] if key_file else []  # a string as TOML's
     there = static(found)
     vm = [f'address = "{there[0]}"', f'gateway = "{there[1]}"'] if there else []
-    vm += ['firmware = "uefi"'] if found.facts.efi else []
+    firmware = "secure-boot" if found.facts.secure_boot else "uefi"
+    vm += [f'firmware = "{firmware}"'] if found.facts.efi else []
     head = ["", "[vm] # for `./inv test`: what the server has, too", *vm] if vm else []
     return "\n".join([*lines, *head, ""])
 

@@ -21,9 +21,14 @@ from anemos.workstation.secrets import throwaway
 
 PROBE_S = 20.0  # a guest that boots says so within 2 s under KVM
 END_S = 10.0
-# UEFI firmware and its variables, fresh ones (Debian: ovmf). Without Secure Boot.
-OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
-OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+# UEFI firmware and its variables, fresh ones (Debian: ovmf). With Secure Boot, the firmware alone
+# may write to them: in system management mode (edk2, OvmfPkg/README).
+OVMF = Path("/usr/share/OVMF")
+FLASH = {
+    "uefi": ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
+    "secure-boot": ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd"),
+}
+PROTECTED = ["-machine", "smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]
 # tb-size, in MiB, bounds how much translated code QEMU keeps (qemu(1)). Its default is up to 1024:
 # QEMU 7.2 then walked through so much of it, for each byte that a kernel started by kexec unpacked
 # over such pages, that the jump took more than ten minutes.
@@ -48,7 +53,7 @@ class Vm:
     @property
     def variables(self) -> Path | None:
         """What its UEFI firmware remembers."""
-        return self.directory / "variables.fd" if self.settings.firmware == "uefi" else None
+        return self.directory / "variables.fd" if self.settings.firmware in FLASH else None
 
     @property
     def host_key(self) -> str:
@@ -113,7 +118,7 @@ def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> 
         (vm.directory / f"port-{guest}").write_text(str(port))
     vm.console.unlink(missing_ok=True)
     if vm.variables and not vm.variables.exists():
-        shutil.copy(OVMF_VARS, vm.variables)
+        shutil.copy(OVMF / FLASH[vm.settings.firmware][1], vm.variables)
     accel = accelerator()
     daemon = ["-daemonize", "-pidfile", str(vm.directory / "pid")]
     run([*command(vm, drives, forward, accel), *daemon, *words])
@@ -157,7 +162,8 @@ def install(vm: Vm, files: list[Path], host_key: str) -> None:
 
 def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str) -> list[str]:
     """qemu(1)'s argv. FORWARD: the guest's port -> this machine's. Pure. Raises Failure."""
-    words = [*machine(accel, vm.variables), "-m", str(vm.settings.memory), "-smp", "2"]
+    words = [*machine(accel, vm.variables, vm.settings.firmware), "-m", str(vm.settings.memory)]
+    words += ["-smp", "2"]
     try:
         words += qemu.drives(drives)
     except ValueError as error:
@@ -166,10 +172,11 @@ def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str
     return [*words, "-serial", f"file:{vm.console}"]
 
 
-def machine(accel: str, variables: Path | None = None) -> list[str]:
-    """A PC with a BIOS, or with UEFI firmware that keeps its VARIABLES in this file."""
+def machine(accel: str, variables: Path | None = None, firmware: str = "uefi") -> list[str]:
+    """A PC with a BIOS, or with FIRMWARE of FLASH that keeps its VARIABLES in this file."""
     acceleration = {"kvm": "kvm", "tcg": EMULATION}[accel]
-    flash = [f"readonly=on,file={OVMF_CODE}", f"file={variables}"] if variables else []
+    code = OVMF / FLASH[firmware][0] if variables else ""
+    flash = [f"readonly=on,file={code}", f"file={variables}"] if variables else []
     # No `-nographic`: it would share the terminal. Reset is a real one, for kexec and reboot.
     return ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35"] + [
         "-accel",
@@ -177,6 +184,7 @@ def machine(accel: str, variables: Path | None = None) -> list[str]:
         "-cpu",
         CPU[accel],
         *(word for each in flash for word in ("-drive", f"if=pflash,format=raw,{each}")),
+        *(PROTECTED if variables and firmware == "secure-boot" else []),
     ]
 
 

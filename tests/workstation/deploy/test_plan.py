@@ -252,7 +252,7 @@ NO_ENTRY: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changed", "why"), NO_ENTRY)
 def test_no_way_at_all(changed: dict[str, Any], why: str) -> None:
     """An entry that GRUB could not use up would start for ever."""
-    kexec, entry = problems(replace(NO_KEXEC, **changed), ONCE, AUTO)
+    kexec, entry, *_ = problems(replace(NO_KEXEC, **changed), ONCE, AUTO)
 
     assert kexec.startswith("the kernel has no kexec")
     assert entry.startswith(f"no boot entry for once: {why}")
@@ -285,8 +285,34 @@ UEFI = {
 }
 
 
+SIGNED = {
+    "bootloader": "grub",
+    "packages": "linux-image-amd64 grub-efi-amd64-bin grub-efi-amd64-signed shim-signed",
+    "layout": UEFI["layout"],
+}
+
+
 def test_uefi() -> None:
     assert problems(replace(FACTS, efi=True), SIZES, HOST, **UEFI) == []
+    assert problems(replace(FACTS, efi=True, secure_boot=True), SIZES, HOST, **SIGNED) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (UEFI, "bootloader=systemd-boot of target=debian is not trusted"),
+        (SIGNED | {"packages": "linux-image-amd64 shim-signed"}, "lacks grub-efi-amd64-signed"),
+        (
+            SIGNED | {"packages": f"{SIGNED['packages']} linux-image-6.12.1-amd64-unsigned"},
+            "linux-image-6.12.1-amd64-unsigned is not signed",
+        ),
+    ],
+)
+def test_secure_boot(changed: dict[str, str], expected: str) -> None:
+    (found,) = problems(replace(FACTS, efi=True, secure_boot=True), SIZES, HOST, **changed)
+
+    assert found.startswith("Secure Boot is on, and would not start the new system: ")
+    assert expected in found
 
 
 @pytest.mark.parametrize(
