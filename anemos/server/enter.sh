@@ -11,12 +11,14 @@ mkdir -p /run/anemos.root
 exec unshare -m sh -c '
     set -e
     root=/run/anemos.root
-    mount -t squashfs -o loop,ro "$1" "$root"
-    mount -t tmpfs tmpfs "$root/tmp"
-    mount -o rbind / "$root/host"
-    for directory in proc sys dev run; do
-        mount -o rbind "/$directory" "$root/$directory"
-    done
+    { # standard output is for the answer alone; mount(8) warns there
+        mount -t squashfs -o loop,ro "$1" "$root"
+        mount -t tmpfs tmpfs "$root/tmp"
+        mount -o rbind / "$root/host"
+        for directory in proc sys dev run; do
+            mount -o rbind "/$directory" "$root/$directory"
+        done
+    } >&2
     # No variable of the login comes along: PYTHONHOME, LD_PRELOAD.
     exec env -i PATH="$PATH:/usr/sbin:/usr/bin:/sbin:/bin" HOME=/root SSH_CONNECTION="$SSH_CONNECTION" \
         SUDO_USER="${SUDO_USER:-root}" chroot "$root" python3 -B -m anemos.server

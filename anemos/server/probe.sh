@@ -14,7 +14,8 @@ fact stamp "$(first /run/anemos/boot.json /etc/anemos/deployment.json | tr -d '\
 fact staged "$(first /run/anemos.owner)"
 # The record of slots (system/slots.py), as words. Where nothing has mounted what it lies on, it is mounted here, for
 # a moment, and for this shell alone. fstab(5) says what that is: a file system for it, or the EFI system partition.
-# What is mounted elsewhere, and may be written to there, cannot be mounted read-only. A stock system is left alone.
+# What is mounted elsewhere, and may be written to there, cannot be mounted read-only: mount(8) says so on its standard
+# output. A stock system is left alone.
 [ ! -e /etc/anemos/deployment.json ] || first /etc/fstab | while read -r node point kind _; do
     case "$node $point $kind" in
     "#"*) continue ;;
@@ -23,7 +24,7 @@ fact staged "$(first /run/anemos.owner)"
     esac
     # shellcheck disable=SC2016 # $ is for the inner shell
     said=$(unshare -m sh -c '
-        [ -e "$1/anemos-slots" ] || mount -r "$1" || mount "$1"
+        [ -e "$1/anemos-slots" ] || mount -r "$1" >/dev/null || mount "$1" >/dev/null
         head -c 512 "$1/anemos-slots"' sh "$point" 2>/dev/null | tr '\n' ' ')
     [ -z "$said" ] || { fact record "$said" && break; }
 done

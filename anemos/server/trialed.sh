@@ -5,7 +5,7 @@
 exec unshare -m sh -c '
     set -e
     mkdir -p /run/anemos.slot
-    mount -o ro "UUID=$1" /run/anemos.slot
+    mount -o ro "UUID=$1" /run/anemos.slot >/dev/null
     show() { journalctl --directory=/run/anemos.slot/var/log/journal --boot=-0 --no-pager --quiet --output=short "$@"; }
     show --priority=warning --lines=30
     show --lines=10

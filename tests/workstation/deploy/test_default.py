@@ -1,6 +1,7 @@
 """The word for a slot on trial, and the way back to the other one: what the operator sees."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,9 +192,9 @@ def test_trial_that_has_ended(root: str, state: str) -> None:
 
 # $0: fstab. $1: the script's text. Only in here: empty /var/lib, /etc of a deployed system.
 VISIT = f"""
-mount -t tmpfs x /var/lib
+mount -t tmpfs x /var/lib >/dev/null
 mkdir -p {SHARED}
-mount -t tmpfs x /etc
+mount -t tmpfs x /etc >/dev/null
 mkdir /etc/anemos
 echo '{{}}' >/etc/anemos/deployment.json
 cat $0 >/etc/fstab
@@ -207,14 +208,17 @@ mount
 @pytest.mark.parametrize("kind", ["ext4", "vfat"])
 @pytest.mark.parametrize("name", ["facts.sh", "status.sh"])
 def test_the_record_is_found(tmp_path: Path, kind: str, name: str) -> None:
-    """Where fstab says, mounted already or not; nothing is left behind."""
+    """Where fstab says, mounted already or not; nothing is left behind. The EFI system partition
+    before it has none, and what mount(8) says on standard output is none."""
     file, fstab, point = tmp_path / "disk", tmp_path / "fstab", tmp_path / "point"
     file.write_bytes(bytes(16 * MIB))
     uuid = identity(f"{tmp_path}", "boot")
     run(["mkfs.ext4", "-q", "-U", uuid, file])
     point.mkdir()
     where = SHARED if kind == "ext4" else f"{point}"
-    fstab.write_text(f"# comment\nUUID={uuid} {where} {kind} noauto 0 2\n")
+    fstab.write_text(f"# c\nUUID=0 /nowhere vfat x 0 2\nUUID={uuid} {where} {kind} noauto 0 2\n")
+    (tmp_path / "mount").write_text('#!/bin/sh\necho "mount warning:"\nexec /usr/bin/mount "$@"\n')
+    (tmp_path / "mount").chmod(0o755)
     with attached(file) as node:
         with mounts.mounted(node, at=point):
             (point / slots.FILE).write_bytes(slots.encoded(KNOWN))
@@ -225,6 +229,7 @@ def test_the_record_is_found(tmp_path: Path, kind: str, name: str) -> None:
 
 def visit(fstab: Path, name: str) -> Record:
     argv = ["unshare", "--mount", "sh", "-e", "-c", VISIT, f"{fstab}", facts.probe(name)]
-    text, _, mounted = run(argv).partition("\nend=end\n")
+    path = {"PATH": f"{fstab.parent}:{os.environ['PATH']}"}
+    text, _, mounted = run(argv, env=path).partition("\nend=end\n")
     assert f"on {SHARED} " not in mounted
     return slots.decoded(facts.record_of(dict(line.split("=", 1) for line in text.splitlines())))
