@@ -16,10 +16,10 @@ if [ -d /run/systemd/system ]; then
 else
     # In a mount namespace of its own: OpenRC unmounts the base image, too.
     # shellcheck disable=SC2016 # $ is for the inner shell
-    setsid unshare --mount sh -c '
+    setsid unshare -m sh -c '
         sleep 1
         if [ -d /run/openrc ]; then
-            timeout 120 nsenter --target 1 --mount openrc shutdown
+            timeout 120 nsenter -t 1 -m openrc shutdown
         else
             for script in /etc/rc6.d/K*; do
                 case $script in *sendsigs | *reboot) break ;; esac
