@@ -1,10 +1,11 @@
 """Records what a terminal shows of a deployment: .venv/bin/python -m bench.recording FILE [HOST]
 
 FILE gets a picture that moves (SVG with CSS animations): FRAMES of them, at equal times. HOST
-(demo) is deployed to its local VM, as `./inv demo` does it.
+(demo) is deployed to its local VM, as `./inv demo` does it. Your home is shown as ~.
 """
 
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from anemos.workstation.vm import demo
 
 FRAMES, FRAME_S = 40, 0.6
 WIDTH, HEIGHT = 100, 20  # characters and lines
+HOME = os.fspath(Path.home())
 CHARACTER, LINE, EDGE = 7.8, 18, 12  # in the picture's own unit
 STYLE = """
     rect {{ fill: #16181d }}
@@ -83,7 +85,8 @@ def drawn(number: int, frame: Frame) -> str:
     for row, line in enumerate(frame.lines):
         live = ' class="live"' if row >= len(frame.lines) - frame.live else ""
         place = f'x="{EDGE}" y="{EDGE + (row + 1) * LINE - 4}"'
-        texts.append(f"<text {place}{live}>{escape(line[:WIDTH])}</text>\n")
+        text = escape(line.replace(HOME, "~")[:WIDTH])
+        texts.append(f"<text {place}{live}>{text}</text>\n")
     return f'<g style="animation-delay: {number * FRAME_S:.1f}s">\n{"".join(texts)}</g>\n'
 
 
