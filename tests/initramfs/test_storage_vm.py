@@ -4,8 +4,7 @@ kept volumes below a new system.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from anemos.run import run
 from anemos.system import grammar, layout
 from anemos.workstation import images, places
 from anemos.workstation.vm import vm
+from tests.imaging import attached
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run")]
 
@@ -314,20 +314,9 @@ def boot(
     return seen
 
 
-@contextmanager
-def disk_of(file: Path, sector: int) -> Iterator[str]:
-    """A device with FILE's content."""
-    options = ["--find", "--show", f"--sector-size={sector}"]
-    node = run(["losetup", *options, file]).strip()
-    try:
-        yield node
-    finally:
-        run(["losetup", "--detach", node])
-
-
 def entry(file: Path, sector: int) -> str:
     """The kept partition's line in the table."""
-    with disk_of(file, sector) as node:
+    with attached(file, f"--sector-size={sector}") as node:
         lines = run(["sfdisk", "--dump", node]).splitlines()
     return next(line for line in lines if "old" in line).partition(":")[2]
 
@@ -347,7 +336,7 @@ def test_stack(tmp_path: Path, sector: int) -> None:
         with file.open("wb") as disk:
             disk.truncate(size * MIB)
     table = f"label: gpt\n2 : start=500MiB, size=100MiB\n{ENTRY}\n"
-    with disk_of(first, sector) as node:
+    with attached(first, f"--sector-size={sector}") as node:
         run(["sfdisk", "--quiet", node], data=table.encode())
     with (tmp_path / "old").open("wb") as content:
         content.truncate(OLD[1] * MIB)
