@@ -581,6 +581,7 @@ class Broken(PosixPath):
     ("file", "why"),
     [
         (Path("/none"), "No such file"),
+        (Path("/proc/self/mem"), ""),
         (Path("/proc/self/attr/exec"), "Invalid arg"),  # its size is 0, too
         (Broken("/later"), "Input/output error"),
     ],
