@@ -430,6 +430,7 @@ def take(
             re.sub(rb'"size": \d+', b'"size": ' + b"9" * 400, json_of(AGREED)[0]),
             "size",
         ),
+        ("facts", re.sub(rb"vda\|\d+", b"vda|" + b"9" * 38, FACTS_TEXT), "is no size"),
         ("boot.json", json_of(BOOT)[0].replace(b"1.5", b"9" * 400), "time makes no sense"),
     ],
 )

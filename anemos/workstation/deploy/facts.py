@@ -18,6 +18,7 @@ from anemos.workstation.ssh import Remote
 ANSWER_S = 10.0  # a machine that reboots meanwhile never answers, nor does its network
 GATHER_S = 180.0  # dozens of programs: an emulated machine that was busy took a minute
 READ = 'cat "$@" 2>/dev/null || :'  # files, as far as they are there
+KIB = 1024
 ACTIVE, CATEGORY = 0x1, 0x1F00  # attributes of UEFI's load options
 
 
@@ -170,8 +171,9 @@ def interpret(pairs: list[list[str]]) -> Facts:
         machine=one["machine"],
         kernel=one["kernel"],
         boot_id=one["boot_id"],
-        memory_total=int(one["memory_total_kib"]) * 1024,
-        memory_available=int(one["memory_available_kib"]) * 1024 + sum(map(int, every("left"))),
+        memory_total=bytes_of(one["memory_total_kib"], KIB),
+        memory_available=bytes_of(one["memory_available_kib"], KIB)
+        + sum(map(bytes_of, every("left"))),
         kexec=one["kexec_disabled"] == "0",
         lockdown=one["lockdown"],
         efi=one["efi"] == "yes",
@@ -181,7 +183,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         container=one.get("container", ""),
         modules=every("module"),
         disks=tuple(
-            Device(name, serial, wwn, int(size) * SECTOR, slots.get(name, ""))
+            Device(name, serial, wwn, bytes_of(size, SECTOR), slots.get(name, ""))
             for name, size, serial, wwn, _ in found
         ),
         models={name: model for name, *_, model in found},
@@ -208,6 +210,14 @@ def interpret(pairs: list[list[str]]) -> Facts:
         connection=tuple(one.get("connection", "").split()),
         sudo_logs="sudo_logs" in one,
     )
+
+
+def bytes_of(text: str, unit: int = 1) -> int:
+    """TEXT, a number of UNIT bytes. Raises ValueError, also for what no machine has."""
+    found = int(text) * unit
+    if not 0 <= found < records.LARGE:
+        raise ValueError(f"{text[:40]} is no size")
+    return found
 
 
 def record_of(one: Mapping[str, str]) -> bytes:
@@ -256,8 +266,8 @@ def watchdog(name: str, identity: str, state: str, nowayout: str) -> Watchdog:
 
 
 def partition(disk: str, name: str, number: str, start: str, size: str) -> Partition:
-    return Partition(disk, name, int(number), int(start) * SECTOR, int(size) * SECTOR)
+    return Partition(disk, name, int(number), bytes_of(start, SECTOR), bytes_of(size, SECTOR))
 
 
 def entry(loader: str, directory: str, device: str, fs: str, free: str) -> Entry:
-    return Entry(loader, directory, device, fs, int(free) * 1024)
+    return Entry(loader, directory, device, fs, bytes_of(free, KIB))
