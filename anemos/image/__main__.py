@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
         "--directory", type=directory, default=Path(), help="where the IMGBUILD lies"
     )
     parser.add_argument("--format", default="", help="instead of the IMGBUILD's: 'raw 8G gpt'")
+    parser.add_argument("--arch", default="", help="what `arch` is before the IMGBUILD sets it")
     parser.add_argument("--output", type=directory, default=Path(), help="directory for the image")
     cache = "directory for package layers (default: output)"
     parser.add_argument("--cache", type=directory, help=cache)
@@ -62,7 +63,7 @@ def main() -> None:
     given = arguments()
     no_core_dumps()
     isolation.enter("anemos.image", sys.argv[1:])
-    spec = imgbuild.load(given.directory, given.format)
+    spec = imgbuild.load(given.directory, given.format, arch=given.arch)
     if spec.target == "debian":
         spec = replace(spec, mirror=spec.mirror or given.mirror)
     if given.check and spec.format == "custom":

@@ -8,13 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from anemos import log, mounts
+from anemos import architecture, log, mounts
 from anemos.log import Failure
 from anemos.run import run
 
 FIRMWARE = Path("/sys/firmware/efi")
 LABEL = "anemos"
-LOADER = r"\EFI\BOOT\BOOTX64.EFI"
+LOADER = rf"\EFI\BOOT\{architecture.own().removable}"
 
 
 def register(partitions: Sequence[tuple[Path, int]]) -> None:

@@ -81,7 +81,7 @@ def fill(given: Installation, todo: Sequence[str]) -> None:
 def load_new_kernel(spec: Imgbuild, seed: str) -> None:
     """Have init start the new system's kernel itself. A kernel that does not load is no failure:
     the firmware is going to start it."""
-    words = places.Target(spec.layout, spec.cmdline, TARGET, {}, seed).words
+    words = places.Target(spec.layout, spec.cmdline, TARGET, {}, seed, spec.arch).words
     try:
         kernel, boot = kernels.newest(TARGET), TARGET / "boot"
         kexec.load(boot / kernel.file, boot / kernel.initrd, words)

@@ -2,33 +2,34 @@
 
 from pathlib import Path
 
-from anemos import kexec, memory
+from anemos import architecture, kexec, memory
 from anemos.border import stage
 from anemos.border.requests import Keys, Load
 from anemos.log import FAILED, die
 
 KERNEL = Path("/boot/vmlinuz")
-CONSOLES = ("console=tty0", "console=ttyS0")
+SCREEN, SERIAL = "console=tty0", architecture.own().serial
 # Until the point of no return a panic is the way back to the old system: after 10 s, for an oops,
 # too (kernel-parameters.txt).
 SAFETY = ("panic=10", "oops=panic")
-LOADING = 24 << 20  # bytes: kexec(8) and, twice, the kernel image; the initramfs twice, too
+LOADING = 8 << 20  # bytes, for kexec(8) itself; kernel and initramfs are there twice
 DEADLINE = 900  # seconds, as in initramfs/init
 DELIVERY = 1800  # what it gets more when something is still to come, as in initramfs/delivery.py
 
 
-def cmdline(old: str, hold: int = 0, more: int = 0) -> str:
+def cmdline(old: str, hold: int = 0, more: int = 0, serial: str = SERIAL) -> str:
     """The initramfs's kernel command line: the consoles of the OLD one's, and the way back.
 
     HOLD: seconds that the operator has to look around (border/boot.py, initramfs/init). MORE:
-    seconds that are added to the deadline.
+    seconds that are added to the deadline. SERIAL: a console where the old one has none.
     """
     consoles = [word for word in old.split() if word.startswith("console=")]
-    if consoles and CONSOLES[0] not in consoles:  # the last is /dev/console, if its driver is there
-        consoles.insert(0, CONSOLES[0])
+    consoles = consoles or [f"console={serial}"]
+    if SCREEN not in consoles:  # the last is /dev/console, if its driver is there
+        consoles.insert(0, SCREEN)
     held = [f"anemos.hold={hold}"] if hold else []
     late = [f"anemos.deadline={hold + more + DEADLINE}"] if hold + more else []
-    return " ".join([*(consoles or CONSOLES), *SAFETY, *held, *late])
+    return " ".join([*consoles, *SAFETY, *held, *late])
 
 
 def load(asked: Load) -> Keys:
@@ -40,7 +41,8 @@ def load(asked: Load) -> Keys:
 
 def load_if_it_fits(kernel: Path, initrd: Path, words: str) -> None:
     """Raises Failure, also when there is not enough memory any more."""
-    need, there = 2 * initrd.stat().st_size + LOADING, memory.available()
+    images = kernel.stat().st_size + initrd.stat().st_size
+    need, there = 2 * images + LOADING, memory.available()
     if need > there:
         die(f"memory: {need >> 20} MiB needed to load it, {there >> 20} available", status=FAILED)
     kexec.load(kernel, initrd, words)

@@ -22,9 +22,15 @@ def ways(imgbuild: Imgbuild) -> frozenset[str]:
 
 def missing(imgbuild: Imgbuild) -> list[tuple[str, ...]]:
     """Packages of which IMGBUILD has none, although the boot loader needs one of each."""
-    packages = LOADERS[imgbuild.bootloader].PACKAGES[imgbuild.target]
+    packages = offered(imgbuild)
     needed = dict.fromkeys(packages[way] for way in sorted(ways(imgbuild)))
     return [each for each in needed if not set(each) & set(imgbuild.package_names)]
+
+
+def offered(imgbuild: Imgbuild) -> dict[str, tuple[str, ...]]:
+    """Packages with the boot loader, by way of starting."""
+    known = LOADERS[imgbuild.bootloader].PACKAGES[imgbuild.target]
+    return {way: tuple(map(imgbuild.arch.named, names)) for way, names in known.items()}
 
 
 def untrusted(imgbuild: Imgbuild) -> str:
@@ -32,7 +38,8 @@ def untrusted(imgbuild: Imgbuild) -> str:
     needed = LOADERS[imgbuild.bootloader].TRUSTED.get(imgbuild.target)
     if needed is None:
         return f"bootloader={imgbuild.bootloader} of target={imgbuild.target} is not trusted"
-    if lacking := [each for each in needed if each not in imgbuild.package_names]:
+    wanted = map(imgbuild.arch.named, needed)
+    if lacking := [each for each in wanted if each not in imgbuild.package_names]:
         return f"`packages` lacks {', '.join(lacking)}"
     return next((f"{each} is not signed" for each in imgbuild.package_names if UNSIGNED(each)), "")
 
@@ -48,7 +55,8 @@ def rehearse(imgbuild: Imgbuild, present: Collection[str]) -> None:
             package = filesystems.PACKAGES[fs]
             log.info(f"Nothing checks {fs} at the boot: {package} is not among the packages")
     loader = LOADERS.get(imgbuild.bootloader)
-    for needed in loader.files(imgbuild.layout) if loader else ():
+    for patterns in loader.files(imgbuild.layout) if loader else ():
+        needed = [imgbuild.arch.named(each) for each in patterns]
         if not set(needed) & set(present):
             names = " or ".join(f"/{each}" for each in needed)
             hint = f"one of these in `packages`? {packages_for(imgbuild)}"
@@ -56,7 +64,7 @@ def rehearse(imgbuild: Imgbuild, present: Collection[str]) -> None:
 
 
 def packages_for(imgbuild: Imgbuild) -> str:
-    known = LOADERS[imgbuild.bootloader].PACKAGES[imgbuild.target]
+    known = offered(imgbuild)
     return ", ".join(name for way in sorted(ways(imgbuild)) for name in known[way])
 
 
@@ -73,7 +81,7 @@ def install(
     Below ROOT all of the layout is mounted, or nothing is and the files move to their places later.
     With slots, it is the one that ROOT is for that starts; the record tells of DEPLOYMENT and NOW.
     """
-    target = Target(imgbuild.layout, imgbuild.cmdline, root, disks, seed)
+    target = Target(imgbuild.layout, imgbuild.cmdline, root, disks, seed, imgbuild.arch)
     LOADERS[imgbuild.bootloader].install(target)
     if shared := imgbuild.layout.shared():
         record = slots.encoded(slots.first(imgbuild.layout, seed, deployment, now))
@@ -82,5 +90,5 @@ def install(
 
 def configure(imgbuild: Imgbuild, root: Path, seed: str) -> None:
     """Write below ROOT all that a slot has of a boot loader. What both share stays as it is."""
-    target = Target(imgbuild.layout, imgbuild.cmdline, root, {}, seed)
+    target = Target(imgbuild.layout, imgbuild.cmdline, root, {}, seed, imgbuild.arch)
     LOADERS[imgbuild.bootloader].configure(target)

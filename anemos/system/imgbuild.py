@@ -9,6 +9,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+from anemos.architecture import AMD64, ARCHITECTURES, Architecture
 from anemos.disks import Wanted, plain
 from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, NoEnd, meaning, run
@@ -17,7 +18,7 @@ from anemos.system.declared import Declared
 from anemos.system.layout import Disk, Kept, Layout, Part, Volume
 from anemos.system.typos import Typo
 
-SINGLE = ("imgname", "target", "debian_suite", "format", "mirror", "bootloader", "login")
+SINGLE = ("imgname", "target", "arch", "debian_suite", "format", "mirror", "bootloader", "login")
 WORDS = (
     "packages",
     "excludes",
@@ -92,6 +93,7 @@ class Imgbuild:
     secrets: tuple[Declared, ...]
     server_secrets: tuple[str, ...]
     functions: frozenset[str]
+    arch: Architecture = AMD64
     components: tuple[str, ...] = ()
     apt_sources: tuple[str, ...] = ()
     volatile: tuple[str, ...] = ()
@@ -129,10 +131,11 @@ class Imgbuild:
         return kept | {each.mount for each in self.layout.mounts()}
 
 
-def load(directory: Path, format: str = "", *, name: str = "") -> Imgbuild:
+def load(directory: Path, format: str = "", *, name: str = "", arch: str = "") -> Imgbuild:
     """The IMGBUILD in DIRECTORY; FORMAT takes the place of its `format`.
 
-    NAME: its name when it does not say one; else that is the directory's.
+    NAME: its name when it does not say one; else that is the directory's. ARCH: what its variable
+    `arch` is before it says something.
     Raises Failure (status 2) that names the file and the line.
     """
     file = directory / "IMGBUILD"
@@ -155,7 +158,7 @@ def load(directory: Path, format: str = "", *, name: str = "") -> Imgbuild:
         *typos.suspects(text, "variable", VARIABLES),
         *typos.suspects(text, "function", FUNCTIONS),
     )
-    found = read(directory, suspects, (text, *around(directory)))
+    found = read(directory, suspects, arch, (text, *around(directory)))
     refuse_typos(file, suspects, found)
     given = {"format": format} if format else {}
     return interpret(directory, {"imgname": name, **found, **given}, text)
@@ -169,9 +172,12 @@ def around(directory: Path) -> Iterator[tuple[str, int, int]]:
 
 
 @cache  # a command asks again and again what the same IMGBUILD says
-def read(directory: Path, suspects: tuple[Typo, ...], _inputs: object) -> Mapping[str, str]:
+def read(
+    directory: Path, suspects: tuple[Typo, ...], arch: str, _inputs: object
+) -> Mapping[str, str]:
     """Source the IMGBUILD: its variables by name, its functions as "name()", SUSPECTS, too. INPUTS:
     as long as they are the same, so is the answer."""
+    given = [f"arch={arch}"] if arch else []
     names = {"variable": VARIABLES, "function": FUNCTIONS}
     words = {
         f"{kind}s": " ".join([*known, *{each.name for each in suspects if each.kind == kind}])
@@ -179,7 +185,7 @@ def read(directory: Path, suspects: tuple[Typo, ...], _inputs: object) -> Mappin
     }
     script = READER.format(**words)
     try:
-        output = run([*CLEAN, "sh", "-c", script, "sh"], cwd=directory, timeout=DEADLINE_S)
+        output = run([*CLEAN, *given, "sh", "-c", script, "sh"], cwd=directory, timeout=DEADLINE_S)
     except NoEnd:
         die(f"{directory}/IMGBUILD: does not end within {DEADLINE_S:.0f} s when sourced")
     except CommandFailed as failed:
@@ -229,7 +235,7 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
         secrets = declared.parse(found.get("secrets", ""), text)
     except ValueError as error:
         die(f"{where}: {error}")
-    loaders = ("", *bootloader.LOADERS)
+    loaders, known = ("", *bootloader.LOADERS), tuple(ARCHITECTURES)
     spec = Imgbuild(
         directory=directory,
         name=found.get("imgname", "").strip() or directory.resolve().name,
@@ -250,6 +256,7 @@ def interpret(directory: Path, found: Mapping[str, str], text: str = "") -> Imgb
         secrets=secrets,
         server_secrets=tuple(found.get("server_secrets", "").split()),
         functions=frozenset(name[:-2] for name in found if name.endswith("()")),
+        arch=ARCHITECTURES[choice(where, "arch", found.get("arch", AMD64.name).strip(), known)],
         components=tuple(found.get("components", "").split()),
         apt_sources=tuple(filter(None, map(str.strip, found.get("apt_sources", "").split("\n")))),
         volatile=tuple(found.get("volatile", "").split()),
@@ -284,6 +291,8 @@ def check(where: str, spec: Imgbuild) -> None:
     """What no variable alone can tell."""
     if not re.fullmatch(r"[^-./\0-\x1f\x7f][^/\0-\x1f\x7f]{0,199}", spec.name):
         die(f"{where}: imgname {spec.name!r} is no name of a file")
+    if spec.arch != AMD64 and spec.target != "debian":
+        die(f"{where}: arch={spec.arch.name} is for target=debian")
     for each in spec.hostconf:
         choice(where, "hostconf", each, HOSTCONF)
     if spec.format == "custom" and not spec.functions & {"setup", "cleanup"}:
@@ -298,6 +307,7 @@ def check(where: str, spec: Imgbuild) -> None:
     disks = for_image(spec).layout
     if spec.bootloader and disks.disks:
         check_loader(where, spec.bootloader, disks, spec.cmdline)
+        check_arch(where, spec, disks)
 
 
 def check_format(kind: str, options: list[str], disks: Layout) -> None:
@@ -386,6 +396,11 @@ def check_loader(where: str, loader: str, disks: Layout, cmdline: str) -> None:
         bootloader.LOADERS[loader].check(disks, cmdline)
     except ValueError as error:
         die(f"{where}: {error}")
+
+
+def check_arch(where: str, spec: Imgbuild, disks: Layout) -> None:
+    if spec.arch != AMD64 and bootloader.LOADERS[spec.bootloader].ways(disks) != {"uefi"}:
+        die(f"{where}: arch={spec.arch.name} starts by UEFI: `layout` needs type=esp, no type=bios")
 
 
 def check_server_secrets(where: str, names: tuple[str, ...], *, fetched: bool) -> None:

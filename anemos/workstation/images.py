@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from anemos import files, log
+from anemos.architecture import AMD64, Architecture
 from anemos.files import sha256
 from anemos.image import layers
 from anemos.log import Failure, die
@@ -29,23 +30,23 @@ DAY_S = 86400.0
 OPERATOR_ONLY = ("workstation", "image", "base", "__pycache__")
 
 
-def base() -> Path:
+def base(arch: Architecture = AMD64) -> Path:
     """The base image: base-<SHA-256>.squashfs. Built when anything that goes into it changed."""
-    with sources() as (tree, link):
+    with sources(arch) as (tree, link):
         if not sound(link):
             with files.turn(link.parent / ".base.lock"):  # minutes of work, for one of us
                 if not sound(link):
-                    with log.step("Building the base image"):
-                        build_base(tree, link)
+                    with log.step(f"Building the base image for {arch.name}"):
+                        build_base(tree, link, arch)
                     prune(link.parent)
         image = link.resolve()
         os.utime(image)  # when it was last used
         return image
 
 
-def cached_base() -> str:
+def cached_base(arch: Architecture) -> str:
     """The base image, when it is built, or ""."""
-    with sources() as (_, link):
+    with sources(arch) as (_, link):
         return str(link.resolve()) if sound(link) else ""
 
 
@@ -63,11 +64,11 @@ def file_name(image: Path) -> str:
 
 
 @contextmanager
-def sources() -> Iterator[tuple[Path, Path]]:
+def sources(arch: Architecture) -> Iterator[tuple[Path, Path]]:
     """What of Anemos goes into the base image, and the link in the cache that stands for it."""
     with TemporaryDirectory() as name:
         tree = collect(Path(name))
-        yield tree, places.cache() / f"base-{key(BASE / 'IMGBUILD', tree)}"
+        yield tree, places.cache() / f"base-{arch.name}-{key(BASE / 'IMGBUILD', tree)}"
 
 
 def collect(directory: Path) -> Path:
@@ -96,10 +97,10 @@ def key(imgbuild: Path, inputs: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_base(tree: Path, link: Path) -> None:
+def build_base(tree: Path, link: Path, arch: Architecture) -> None:
     cache = places.cache()
     with files.scratch(cache, ".base-") as out:
-        (built,) = image(BASE, ["--output", out, tree])
+        (built,) = image(BASE, ["--arch", arch.name, "--output", out, tree])
         final = cache / file_name(built)
         files.settle(built, final)
     fresh = link.with_suffix(".new")

@@ -299,12 +299,13 @@ def test_slots(
 
 def start(image: Path, directory: Path, way: str, *words: str) -> str:
     """Start a machine from IMAGE, which stays as it is; what its console shows until it is off."""
-    variables = directory / "variables" if way == "uefi" else None
-    if variables:
-        shutil.copy(vm.OVMF / vm.FLASH[way][1], variables)
+    firmware = []
+    if way == "uefi":
+        shutil.copy(vm.FIRMWARE / vm.FLASH["amd64", way][1], directory / "variables")
+        firmware = vm.flash(directory / "variables", way)
     drive = f"file={image},format=raw,if=none,id=disk,snapshot=on"
     return run(
-        [*vm.machine(vm.accelerator(), variables), "-m", "512", "-serial", "stdio"]
+        [*vm.machine(vm.accelerator()), *firmware, "-m", "512", "-serial", "stdio"]
         + ["-drive", drive, "-device", "virtio-blk-pci,drive=disk", *words],
         timeout=BOOT_S,
     )

@@ -140,9 +140,11 @@ def test_memory_is_asked_again(
     """The old system goes on serving, and may have taken what was there when the plan was made."""
     loaded: list[Path] = []
     (tmp_path / "initramfs").write_bytes(bytes(100))
+    (tmp_path / "vmlinuz").write_bytes(bytes(2**23))
     monkeypatch.setattr(stage, "INITRAMFS", tmp_path / "initramfs")
+    monkeypatch.setattr(server, "KERNEL", tmp_path / "vmlinuz")
     monkeypatch.setattr(kexec, "load", lambda *words: loaded.append(words[1]))
-    need = 200 + server.LOADING
+    need = 200 + 2**24 + server.LOADING
     monkeypatch.setattr(memory, "available", lambda: need - lacking)
 
     if lacking:

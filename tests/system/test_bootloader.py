@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from anemos.architecture import AMD64, ARM64, Architecture
 from anemos.log import Failure
 from anemos.run import run
 from anemos.system import booting, bootloader, grammar, imgbuild, layout
@@ -208,7 +209,7 @@ EFI = ESP.replace("/boot/efi", "/efi")
 def target(tmp_path: Path, text: str, cmdline: str = "quiet") -> Target:
     disks = grammar.parse(text)
     files = {disk.name: tmp_path / disk.name for disk in disks.disks}
-    return Target(disks, cmdline, tmp_path, files, "seed")
+    return Target(disks, cmdline, tmp_path, files, "seed", AMD64)
 
 
 def uuid(disks: Layout, path: str) -> str:
@@ -410,16 +411,20 @@ def test_no_grub(tmp_path: Path) -> None:
         grub.install(given)
 
 
-def test_signed_grub(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", [AMD64, ARM64])
+def test_signed_grub(tmp_path: Path, arch: Architecture) -> None:
     """Shim starts the distribution's GRUB, which has a place of its own for its settings."""
-    for file in grub.SIGNED:
+    efi = arch.efi
+    for file in map(arch.named, grub.SIGNED):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(file)
     (tmp_path / "usr/lib/os-release").write_text('NAME="Debian GNU/Linux"\nID=debian\n')
-    grub.fill_esp(tmp_path, "/boot/efi", tmp_path / "unused", "early\n")
+    given = replace(target(tmp_path, DISK + ESP + ROOT), arch=arch)
+    grub.fill_esp(given, "/boot/efi", tmp_path / "unused", "early\n")
     esp = tmp_path / "boot/efi/EFI"
-    assert (esp / "BOOT/BOOTX64.EFI").read_text() == "usr/lib/shim/shimx64.efi.signed"
-    assert (esp / "BOOT/grubx64.efi").read_text().endswith("grubx64.efi.signed")
+    first = {AMD64: "BOOTX64.EFI", ARM64: "BOOTAA64.EFI"}[arch]
+    assert (esp / "BOOT" / first).read_text() == f"usr/lib/shim/shim{efi}.efi.signed"
+    assert (esp / f"BOOT/grub{efi}.efi").read_text().endswith(f"grub{efi}.efi.signed")
     assert (esp / "debian/grub.cfg").read_text() == "early\nconfigfile $prefix/grub.cfg\n"
 
 
@@ -432,8 +437,9 @@ def files(root: Path) -> dict[str, str]:
 
 
 def with_systemd_boot(root: Path) -> Path:
-    (root / systemd_boot.LOADER).parent.mkdir(parents=True)
-    (root / systemd_boot.LOADER).write_text("loader")
+    loader = root / AMD64.named(systemd_boot.LOADER)
+    loader.parent.mkdir(parents=True)
+    loader.write_text("loader")
     (root / "usr/lib/os-release").write_text('# x\nPRETTY_NAME="Debian 12"\nID=debian\n')
     return root
 
@@ -450,8 +456,9 @@ def test_own_menu_of_systemd_boot(tmp_path: Path) -> None:
 def test_signed_systemd_boot(tmp_path: Path) -> None:
     """As Debian 13 has it: the signed one alone, or both."""
     given = target(with_systemd_boot(bootable(tmp_path, "6.1.0-18-amd64")), DISK + ESP + ROOT)
-    (tmp_path / f"{systemd_boot.LOADER}.signed").write_text("signed")
-    (tmp_path / systemd_boot.LOADER).unlink()
+    unsigned = tmp_path / AMD64.named(systemd_boot.LOADER)
+    unsigned.with_name(f"{unsigned.name}.signed").write_text("signed")
+    unsigned.unlink()
     systemd_boot.install(given)
     found = [file for file in tmp_path.rglob("*") if file.suffix.lower() == ".efi"]
     assert {file.read_text() for file in found} == {"signed"}

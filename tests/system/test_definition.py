@@ -15,7 +15,6 @@ from anemos import run as owner
 from anemos.log import BAD_INPUT, FAILED, Failure
 from anemos.run import CommandFailed, run
 from anemos.system import booting, chroot, definition, imgbuild, tree
-from anemos.system.bootloader import systemd_boot
 from anemos.system.definition import Definition
 from anemos.system.imgbuild import Imgbuild
 from anemos.workstation.deploy import payload
@@ -472,6 +471,7 @@ part root fs=ext4 mount=/
 '
 """
 ESP = "esp type=esp size=512M fs=vfat mount=/boot/efi"
+SYSTEMD_BOOT = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 
 
 @pytest.mark.parametrize(
@@ -480,14 +480,9 @@ ESP = "esp type=esp size=512M fs=vfat mount=/boot/efi"
         ("grub", "bios type=bios size=1M", "usr/lib/grub/i386-pc/kernel.img", ""),
         ("grub", "bios type=bios size=1M", "etc/conf", "/usr/lib/grub/i386-pc/kernel.img"),
         ("grub", ESP, "usr/lib/grub/i386-pc/kernel.img", "/usr/lib/grub/x86_64-efi/kernel.img"),
-        ("systemd-boot", ESP, systemd_boot.LOADER, ""),
-        ("systemd-boot", ESP, f"{systemd_boot.LOADER}.signed", ""),
-        (
-            "systemd-boot",
-            ESP,
-            "etc/conf",
-            f"/{systemd_boot.LOADER}.signed or /{systemd_boot.LOADER}",
-        ),
+        ("systemd-boot", ESP, SYSTEMD_BOOT, ""),
+        ("systemd-boot", ESP, f"{SYSTEMD_BOOT}.signed", ""),
+        ("systemd-boot", ESP, "etc/conf", f"/{SYSTEMD_BOOT}.signed or /{SYSTEMD_BOOT}"),
     ],
 )
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from anemos.architecture import AMD64
 from anemos.system import imgbuild
 from anemos.workstation import images, places
 from anemos.workstation.deploy import byhand
@@ -117,7 +118,7 @@ def small(project: Tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the base image, and a package layer that is as small as can be."""
     cache = tmp_path_factory.mktemp("cache") / "anemos"
     cache.mkdir(0o700)
-    with images.sources() as (_, link):
+    with images.sources(AMD64) as (_, link):
         (cache / link.name).symlink_to(images.base())
     (cache / "accelerator").write_text(vm.accelerator())
     root = tiny.make(cache / "root")

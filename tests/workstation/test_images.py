@@ -9,6 +9,7 @@ from threading import Barrier
 
 import pytest
 
+from anemos.architecture import Architecture
 from anemos.run import CommandFailed
 from anemos.workstation import images
 
@@ -38,11 +39,13 @@ def test_one_builds_and_the_other_waits(tmp_path: Path, monkeypatch: pytest.Monk
             both.wait(10)  # neither has begun
         return there
 
-    def build(_: Path, link: Path) -> None:
+    def build(_: Path, link: Path, __: Architecture) -> None:
         built.append(link)
         link.write_text("image")
 
-    monkeypatch.setattr(images, "sources", lambda: nullcontext((tmp_path, tmp_path / "base-of-a")))
+    monkeypatch.setattr(
+        images, "sources", lambda _: nullcontext((tmp_path, tmp_path / "base-of-a"))
+    )
     monkeypatch.setattr(images, "sound", sound)
     monkeypatch.setattr(images, "build_base", build)
     with ThreadPoolExecutor(2) as pool:

@@ -2,7 +2,8 @@
 
 PACKAGES: by target and by way of starting; one of them is enough. TRUSTED: by target, all that is
 needed where firmware starts what Microsoft has signed alone. ways(layout): how machines can start
-it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough.
+it, "bios", "uefi" or both. files(layout): what has to be in an image, one of each is enough. Names
+of packages and files are patterns for Architecture.named.
 check(layout, cmdline): raises ValueError for what it cannot start.
 install(target): makes the disks bootable.
 configure(target): the part of that which lies in the root file system.

@@ -27,28 +27,28 @@ HOME = f"{BOOT}/grub"
 EFI = "/boot/efi"
 EFI_UPGRADED = f"upgrades of Debian's GRUB write to {EFI}"
 SETTINGS = "etc/default/grub.d/anemos.cfg"
-PLATFORMS = {"bios": "i386-pc", "uefi": "x86_64-efi"}
+BIOS = "i386-pc"  # GRUB's platform
 PACKAGES: Packages = {
     "debian": {
         "bios": ("grub-pc", "grub-pc-bin"),
-        "uefi": ("grub-efi-amd64-bin", "grub-efi-amd64", "grub-efi", "shim-signed"),
+        "uefi": ("grub-efi-{name}-bin", "grub-efi-{name}", "grub-efi", "shim-signed"),
     },
     "arch": {"bios": ("grub",), "uefi": ("grub",)},
     "alpine": {"bios": ("grub-bios",), "uefi": ("grub-efi",)},
 }
-TRUSTED: Trusted = {"debian": ("shim-signed", "grub-efi-amd64-signed")}
+TRUSTED: Trusted = {"debian": ("shim-signed", "grub-efi-{name}-signed")}
 MODULES = ("part_gpt", "part_msdos", "search_fs_uuid")
 FILE_SYSTEMS = {**dict.fromkeys(("ext2", "ext3", "ext4"), "ext2"), "vfat": "fat"}
 FILE_SYSTEMS |= {"xfs": "xfs", "btrfs": "btrfs"}
 VOLUMES = {"lv": "lvm", "vg": "lvm", "raid": "mdraid1x"}
 # Shim, which Microsoft has signed, starts the distribution's signed GRUB beside it (shim's README;
-# Debian: shim-signed, shim-helpers-amd64-signed, grub-efi-amd64-signed).
+# Debian: shim-signed, shim-helpers-*-signed, grub-efi-*-signed).
 SIGNED = {
-    "usr/lib/shim/shimx64.efi.signed": "BOOTX64.EFI",
-    "usr/lib/shim/mmx64.efi.signed": "mmx64.efi",
-    "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed": "grubx64.efi",
+    "usr/lib/shim/shim{efi}.efi.signed": "{removable}",
+    "usr/lib/shim/mm{efi}.efi.signed": "mm{efi}.efi",
+    "usr/lib/grub/{grub}-signed/grub{efi}.efi.signed": "grub{efi}.efi",
 }
-REMOVABLE = "grub-efi-amd64 grub2/force_efi_extra_removable boolean true\n"
+REMOVABLE = "grub-efi-{name} grub2/force_efi_extra_removable boolean true\n"
 # As in grub-mkconfig's: for a boot entry that is taken once (server/once.py).
 CUSTOM = """\
 if [ -f ${config_directory}/custom.cfg ]; then
@@ -139,7 +139,8 @@ def check_slots(layout: Layout) -> None:
 
 
 def files(layout: Layout) -> list[tuple[str, ...]]:
-    return [(f"usr/lib/grub/{PLATFORMS[way]}/kernel.img",) for way in sorted(ways(layout))]
+    places = {"bios": BIOS, "uefi": "{grub}"}
+    return [(f"usr/lib/grub/{places[way]}/kernel.img",) for way in sorted(ways(layout))]
 
 
 def install(target: Target) -> None:
@@ -158,7 +159,7 @@ def install(target: Target) -> None:
             bios.embed(core.with_name("boot.img"), core, disk, target.disks[disk.name])
     if esps := places.esps(target.layout):
         core = make_core(target, "uefi", early, "core.efi")
-        fill_esp(target.root, esps[0].mount, core, early)
+        fill_esp(target, esps[0].mount, core, early)
 
 
 def configure(target: Target) -> None:
@@ -219,12 +220,12 @@ def once(root: str, kernel: str, initrd: str, words: str) -> str:
 
 def make_core(target: Target, way: str, early: str, name: str) -> Path:
     """Put GRUB's modules and its core image, called NAME, into a directory of `home`."""
-    root, platform = target.root, PLATFORMS[way]
+    root, platform = target.root, BIOS if way == "bios" else target.arch.grub
     source, directory = root / "usr/lib/grub" / platform, f"{home(target.layout)}/{platform}"
     if not source.is_dir():
         die(
             f"bootloader=grub: the image has no GRUB for {way.upper()}",
-            hint=f"Debian: add {PACKAGES['debian'][way][0]} to `packages`",
+            hint=f"Debian: add {target.arch.named(PACKAGES['debian'][way][0])} to `packages`",
         )
     whole = shutil.ignore_patterns("monolithic")  # Debian's images for UEFI, of 15 MiB
     shutil.copytree(source, tree.inside(root, directory), ignore=whole, dirs_exist_ok=True)
@@ -245,26 +246,28 @@ def modules(target: Target, way: str) -> list[str]:
     return [*disks, *MODULES, *sorted(systems), *sorted(volumes)]
 
 
-def fill_esp(root: Path, esp: str, core: Path, early: str) -> None:
+def fill_esp(target: Target, esp: str, core: Path, early: str) -> None:
     """Put GRUB where firmware looks for it unasked (UEFI specification 2.10, 3.5.1.1)."""
-    if not all((root / file).is_file() for file in SIGNED):
-        tree.copy(core, root, f"{esp}/EFI/BOOT/BOOTX64.EFI", 0o644)
+    root, named = target.root, target.arch.named
+    signed = {named(file): named(name) for file, name in SIGNED.items()}
+    if not all((root / file).is_file() for file in signed):
+        tree.copy(core, root, f"{esp}/EFI/BOOT/{target.arch.removable}", 0o644)
         return
-    for file, name in SIGNED.items():
+    for file, name in signed.items():
         tree.copy(root / file, root, f"{esp}/EFI/BOOT/{name}", 0o644)
     # The signed GRUB has no configuration of ours in it; it looks for one in the directory of its
     # distribution, as grub-install makes it.
     vendor = places.os_release(root).get("ID", "debian")
     tree.write(root, f"{esp}/EFI/{vendor}/grub.cfg", early + "configfile $prefix/grub.cfg\n")
     if (root / "usr/bin/debconf-set-selections").is_file():
-        follow_upgrades(root)
+        follow_upgrades(root, named(REMOVABLE))
 
 
-def follow_upgrades(root: Path) -> None:
+def follow_upgrades(root: Path, answer: str) -> None:
     """Have Debian's packages run grub-install(8) for the file that firmware looks for unasked, too.
 
     They do so whenever the directory of the distribution is on the ESP.
     """
     with TemporaryDirectory() as shared:
-        (Path(shared) / "answer").write_text(REMOVABLE)
+        (Path(shared) / "answer").write_text(answer)
         chroot.call(root, ["debconf-set-selections", "/run/anemos/answer"], shared=Path(shared))

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from anemos.architecture import Architecture
 from anemos.system.layout import MIB, Carrier, Disk, Layout, Part, Volume, fs_uuid
 
+# Names of packages and files are patterns, see Architecture.named.
 # Packages by target, all of them.
 Trusted = Mapping[str, tuple[str, ...]]
 # Packages of a target with a boot loader for "bios" or "uefi"; one of them is enough.
@@ -30,6 +32,7 @@ class Target:
     root: Path
     disks: Mapping[str, Path]
     seed: str
+    arch: Architecture
 
     @property
     def words(self) -> str:

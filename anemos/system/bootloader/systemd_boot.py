@@ -18,16 +18,16 @@ from anemos.system.layout import MIB, Layout
 
 WAYS = frozenset(["uefi"])
 PACKAGES: Packages = {
-    "debian": {"uefi": ("systemd-boot", "systemd-boot-efi", "systemd-boot-efi-amd64-signed")},
+    "debian": {"uefi": ("systemd-boot", "systemd-boot-efi", "systemd-boot-efi-{name}-signed")},
     "arch": {"uefi": ("base", "systemd")},
     "alpine": {"uefi": ("systemd-boot",)},
 }
 TRUSTED: Trusted = {}  # Debian has signed it, Microsoft has not
-LOADER = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+LOADER = "usr/lib/systemd/boot/efi/systemd-boot{efi}.efi"
 LOADERS = (f"{LOADER}.signed", LOADER)  # the first one that is there; Debian 13 has it signed
 HINT = "Debian: add systemd-boot to `packages`, or systemd-boot-efi"
 MOUNTS = ("/efi", "/boot", "/boot/efi")  # where bootctl and kernel-install look for the ESP
-PLACES = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi")
+PLACES = ("EFI/BOOT/{removable}", "EFI/systemd/systemd-boot{efi}.efi")
 # Two kernels with a large initramfs each, and a third one while they are being replaced.
 ROOM = 256 * MIB
 
@@ -56,12 +56,12 @@ def files(layout: Layout) -> list[tuple[str, ...]]:
 
 def install(target: Target) -> None:
     """Fill the ESP."""
-    root, esp = target.root, places.esps(target.layout)[0].mount
-    loader = next((root / each for each in LOADERS if (root / each).is_file()), None)
+    root, esp, named = target.root, places.esps(target.layout)[0].mount, target.arch.named
+    loader = next((each for each in map(named, LOADERS) if (root / each).is_file()), None)
     if loader is None:
-        die(f"bootloader=systemd-boot: the image has no /{LOADER}", hint=HINT)
+        die(f"bootloader=systemd-boot: the image has no /{named(LOADER)}", hint=HINT)
     for path in PLACES:
-        tree.copy(loader, root, f"{esp}/{path}", 0o644)
+        tree.copy(root / loader, root, f"{esp}/{named(path)}", 0o644)
     if not tree.inside(root, f"{esp}/loader/loader.conf").exists():  # the definition's counts
         tree.write(root, f"{esp}/loader/loader.conf", "timeout 1\n")
     tree.write(root, f"{esp}/loader/entries.srel", "type1\n")

@@ -80,6 +80,12 @@ EXPLANATIONS: list[Explanation] = [
         FAILED,
     ),
     (r"E: Failed to fetch (\S+)", r"the mirror does not have \1", MIRROR, FAILED),
+    (
+        r"Exec format error",
+        "programs of this `arch` do not run on this machine",
+        "install qemu-user-static; in a container, its host has to have it",
+        FAILED,
+    ),
     (r"NO_PUBKEY (\S+)", r"the mirror is signed with a key that is not trusted: \1", "", FAILED),
 ]
 
@@ -113,6 +119,7 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         # The root that runs this may be one of a user namespace only, where mknod(2) is refused.
         "--mode=root",
         "--skip=check/qemu",
+        f"--architectures={imgbuild.arch.name}",
         *([f"--include={','.join(sorted(imgbuild.packages))}"] if imgbuild.packages else []),
         *(f"--dpkgopt=path-exclude={glob}" for glob in imgbuild.excludes),
         # A system that is not there yet has nothing to lose: no fsync(2) for every file (dpkg(1)).
@@ -152,6 +159,7 @@ def quoted(script: str) -> str:
 
 def inputs(imgbuild: Imgbuild) -> dict[str, object]:
     return {
+        "arch": imgbuild.arch.name,
         "debian_suite": imgbuild.suite,
         "mirror": imgbuild.mirror,
         "excludes": list(imgbuild.excludes),

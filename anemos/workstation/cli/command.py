@@ -24,6 +24,7 @@ HELP = {
     "plan": "the id of a plan that was looked at: go on only if nothing has changed since",
     "deployment": "use this deployment id instead of a new one",
     "stop": "end the VM",
+    "arch": "architecture of the demo: amd64, or arm64",
     "fresh": "make the VM anew: the stock server again",
     "start": "only start the VM",
     "keep": "leave the VM running",

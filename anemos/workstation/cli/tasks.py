@@ -274,7 +274,8 @@ def build(
 @command
 def demo(
     c: Context,
-    host: str = "demo",
+    host: str = "",
+    arch: str = "",
     fresh: bool = False,
     start: bool = False,
     stop: bool = False,
@@ -283,6 +284,7 @@ def demo(
     """Deploy HOST to a stock server in a local VM, and prove it."""
     from anemos.workstation.vm import demo
 
+    host = host or demo.name(arch)
     if stop:
         return demo.stop(load(host))
     return demo.start(alone(host), fresh) if start else demo.demo(alone(host), fresh)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anemos import files
+from anemos.architecture import AMD64, Architecture
 from anemos.border import archive
 from anemos.border.archive import Keys
 from anemos.border.boot import Boot, base_hash
@@ -14,7 +15,8 @@ from anemos.files import sha256
 from anemos.run import run
 from anemos.server import kexec
 from anemos.workstation import images
-from anemos.workstation.deploy.state import State
+from anemos.workstation.deploy.state import State, payload_file
+from anemos.workstation.hosts import Host
 
 Kept = list[Fingerprint] | None  # None: there are none to compare
 
@@ -31,12 +33,14 @@ class Parts:
     kept: Kept = None
     port: int = 22
     stay: bool = True  # after a failure: there is no old system to go back to
+    arch: Architecture = AMD64
 
 
-def of(state: State, payload: Path, keys: Keys, network: Network, kept: Kept, port: int) -> Parts:
-    """Those of STATE's deployment."""
+def of(host: Host, state: State, keys: Keys, network: Network, kept: Kept) -> Parts:
+    """Those of STATE's deployment of HOST."""
     layer = Path(state.layer) if state.layer else None
-    return Parts(Path(state.base), layer, payload, keys, network, kept, port)
+    parts = (Path(state.base), layer, payload_file(host), keys, network, kept, host.port)
+    return Parts(*parts, arch=host.imgbuild().arch)
 
 
 def write(directory: Path, parts: Parts) -> None:
@@ -46,7 +50,7 @@ def write(directory: Path, parts: Parts) -> None:
         with files.private(directory / "initrd") as file:
             archive.found(file, initrd, parts.base, parts.layer)
             archive.finish(file, boot(parts), parts.payload, parts.keys, stay=parts.stay)
-    (directory / "cmdline").write_text(kexec.cmdline("") + "\n")
+    (directory / "cmdline").write_text(kexec.cmdline("", serial=parts.arch.serial) + "\n")
 
 
 def host_keys(revealed: Path) -> dict[str, Path]:

@@ -52,7 +52,7 @@ USB stick or disk with GRUB (grub-install --removable ...), the files in its top
     }}
 
 QEMU:
-    qemu-system-x86_64 -m 2048 -kernel kernel -initrd initrd -append "$(cat cmdline)" ...
+    qemu-system-{machine} -m 2048 -kernel kernel -initrd initrd -append "$(cat cmdline)" ...
 """
 
 
@@ -83,7 +83,7 @@ def export(host: Host, options: Options) -> Result:
         state = load_state(host)
         directory.mkdir(mode=0o700, exist_ok=True)
         require_private(directory)
-        made = byhand.of(state, payload_file(host), keys, network, kept, host.port)
+        made = byhand.of(host, state, keys, network, kept)
         byhand.write(directory, made)
     state.stays, state.kept = True, kept or []
     state.save()
@@ -169,4 +169,5 @@ def write_readme(directory: Path, host: Host, state: State) -> None:
     fields = {"deployment": state.deployment, "host": host.name, "port": host.port}
     line = (directory / "cmdline").read_text().strip()
     address = host.address or host.vm.network.ip
-    (directory / "README").write_text(README.format(**fields, address=address, cmdline=line))
+    fields |= {"address": address, "cmdline": line, "machine": host.imgbuild().arch.machine}
+    (directory / "README").write_text(README.format(**fields))

@@ -63,7 +63,7 @@ def make_plan(host: Host, whole: bool = False) -> Result:
     Raises Failure (status 2): all that stands against it.
     """
     spec = host.imgbuild()
-    state = State(host.name, base=images.cached_base(), layer=cached_layer(host, spec))
+    state = State(host.name, base=images.cached_base(spec.arch), layer=cached_layer(host, spec))
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
         ahead = foreseen(host, spec, seen, remote)
@@ -159,7 +159,7 @@ def pack(host: Host, deployment: str = "") -> Result:
     agreed = consent.to_pack(host, host.imgbuild())
     state = State(host.name, deployment=deployment or new_deployment(), agreed=agreed)
     state.payload = make_payload(host, state)
-    state.base = str(images.base())
+    state.base = str(images.base(host.imgbuild().arch))
     state.save()
     return {"host": host.name, "deployment": state.deployment, "payload_sha256": state.payload}
 

@@ -40,7 +40,7 @@ UNLOCKS = "cryptsetup-initramfs"
 def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
     """All preconditions that do not hold, one line each."""
     return [
-        *_system(facts),
+        *_system(spec, facts),
         *_staged(host, facts),
         *ways.WAYS[sizes.way].problems(host, facts, sizes),
         *_memory(facts, sizes),
@@ -54,7 +54,7 @@ def problems(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str
 def beside(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
     """The same for a slot: no disk is erased, and its own kernel is started by kexec."""
     return [
-        *_system(facts),
+        *_system(spec, facts),
         *_staged(host, facts),
         *ways.SLOT.problems(host, spec, facts, sizes),
         *bootable(spec),
@@ -62,13 +62,13 @@ def beside(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> list[str]:
     ]
 
 
-def _system(facts: Facts) -> Iterator[str]:
+def _system(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     if facts.user != "0":
         yield "commands do not run as root there"
     if facts.sudo_logs:
         yield "sudo writes down what commands read, secrets too: log_input in the server's sudoers"
-    if facts.machine != "x86_64":
-        yield f"the machine is {facts.machine}; the base image is for x86_64"
+    if facts.machine != spec.arch.machine:
+        yield f"the machine is {facts.machine}; arch={spec.arch.name} is for {spec.arch.machine}"
     if facts.container:
         yield f"this is a container ({facts.container}): its kernel is not its own"
     for module in sorted({"loop", "squashfs"} - set(facts.modules)):

@@ -14,8 +14,7 @@ from anemos.workstation.skeleton.seen import Alternatives, File, Package, Seen
 LEFT_OUT = re.compile(
     r"linux-(image|headers)-[0-9].*|grub-.*|shim-.*|systemd-boot.*|cloud-init|cloud-initramfs-.*"
 )
-KERNEL = re.compile(r"linux-image-((cloud|rt)-)?amd64")
-NO_KERNEL = "linux-image-amd64"
+KERNEL = re.compile(r"linux-image-((cloud|rt)-)?(amd64|arm64)")
 # Named where they are installed, whoever brings them: without them nobody would come in.
 NEEDED = ("ifupdown", "init", "iproute2", "kmod", "openssh-server", "sudo", "udev")
 SOURCE = re.compile(r"deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)(.*)")
@@ -36,7 +35,8 @@ def choose(seen: Seen, loader: Iterable[str]) -> Choice:
     known = seen.packages
     base = {name for name, package in known.items() if package.base}
     brought = closure(base, known)
-    kernels = [name for name in known if KERNEL.fullmatch(name)] or [NO_KERNEL]
+    usual = f"linux-image-{seen.arch.name}"
+    kernels = [name for name in known if KERNEL.fullmatch(name)] or [usual]
     sure = {*kernels, *loader, "openssh-server", *(known.keys() & set(NEEDED))}
     wanted = {each for each in seen.manual & known.keys() - brought if not LEFT_OUT.fullmatch(each)}
     packages = leaves(wanted | sure, base, sure, known)

@@ -45,6 +45,7 @@ IMGBUILD = """\
 {notes}
 imgname={name}
 target=debian
+arch={arch}
 debian_suite={suite}
 {components}format=disk
 bootloader={loader}
@@ -134,8 +135,9 @@ def loader_of(found: Seen) -> str:
 def loader_packages(found: Seen, loader: str) -> set[str]:
     if loader == "systemd-boot":
         return {"systemd-boot"}
-    signed = {"shim-signed", "grub-efi-amd64-signed"} & found.packages.keys()
-    return {"grub-efi-amd64", *signed} if found.facts.efi else {"grub-pc"}
+    grub = f"grub-efi-{found.arch.name}"
+    signed = {"shim-signed", f"{grub}-signed"} & found.packages.keys()
+    return {grub, *signed} if found.facts.efi else {"grub-pc"}
 
 
 def keys(found: Seen, drawn: Drawn) -> Iterator[tuple[str, list[str]]]:
@@ -160,6 +162,7 @@ def rendered(name: str, found: Seen, where: Endpoint, drawn: Drawn, notes: list[
         release=found.release,
         notes="\n".join(f"{LOOK}{log.printable(each)}" for each in notes),
         suite=found.suite,
+        arch=found.arch.name,
         components=f"components='{' '.join(names)}'\n" if names != ["main"] else "",
         loader=loader,
         cmdline=cmdline(found),

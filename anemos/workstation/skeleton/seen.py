@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import NamedTuple
 
+from anemos import architecture
+from anemos.architecture import AMD64, ARCHITECTURES, Architecture
 from anemos.log import FAILED, die
 from anemos.system.bootstrap import identity
 from anemos.system.volatile import VOLATILE
@@ -99,6 +101,10 @@ class Seen:
     beside: dict[str, str]  # directory -> number of files in it
 
     @property
+    def arch(self) -> Architecture:
+        return architecture.of(self.facts.machine) or AMD64
+
+    @property
     def people(self) -> list[Account]:
         return [each for each in self.accounts if each.person]
 
@@ -132,11 +138,12 @@ def refuse(found: Facts, system: str) -> None:
         die("commands do not run as root there")
     if found.place != "system":
         die(f"this is the initramfs of deployment {found.deployment}, not a running system")
-    if name != "debian" or release not in RELEASES or found.machine != "x86_64":
+    if name != "debian" or release not in RELEASES or not architecture.of(found.machine):
         known = " and ".join(RELEASES)
         hint = "./inv new --host NAME begins a definition without a server"
         what = f"{name or 'unknown'} {release} on {found.machine}"
-        die(f"the server runs {what}: only Debian {known} on x86_64 is looked at", hint=hint)
+        machines = " or ".join(each.machine for each in ARCHITECTURES.values())
+        die(f"the server runs {what}: only Debian {known} on {machines}", hint=hint)
 
 
 def interpret(found: Facts, lines: list[tuple[str, str]]) -> Seen:

@@ -3,11 +3,20 @@
 import shlex
 
 from anemos import log
+from anemos.architecture import AMD64, ARCHITECTURES
+from anemos.log import die
 from anemos.workstation import Result
 from anemos.workstation.deploy import reach
 from anemos.workstation.deploy.chain import deploy
 from anemos.workstation.hosts import Host
 from anemos.workstation.vm import stock, vm
+
+
+def name(arch: str) -> str:
+    """The host that shows a deployment on ARCH. Raises Failure."""
+    if arch not in ("", *ARCHITECTURES):
+        die(f"--arch {arch}: not one of {', '.join(ARCHITECTURES)}")
+    return "demo" if arch in ("", AMD64.name) else f"demo-{arch}"
 
 
 def demo(host: Host, fresh: bool = False) -> Result:
@@ -28,7 +37,7 @@ def start(host: Host, fresh: bool = False) -> Result:
     if fresh:
         vm.remove(machine)
     stock.create(host)
-    vm.start(machine, machine.drives)
+    vm.start(machine, machine.drives, arch=host.imgbuild().arch)
     where = reach.endpoint(vm.at_home(host))
     reach.await_boot(host, where, lambda seen: True, host.timeouts.up, "server")
     return {"host": host.name}

@@ -23,7 +23,7 @@ from anemos.system.layout import Disk, Layout
 from anemos.workstation import Result, access, lock, places, report, scratch
 from anemos.workstation.deploy import byhand, chain, consent, default, phases, plan, reach, watch
 from anemos.workstation.deploy import verify as proof
-from anemos.workstation.deploy.state import DONE, load_state, payload_file
+from anemos.workstation.deploy.state import DONE, load_state
 from anemos.workstation.hosts import ROOT, After, Host, known, load
 from anemos.workstation.machine import Machine
 from anemos.workstation.qemu import Drive
@@ -91,7 +91,7 @@ class Trial:
 
     def start(self, *words: str | Path) -> None:
         """Start the VM; its double answers at another port each time."""
-        vm.start(self.machine, self.drives, words)
+        vm.start(self.machine, self.drives, words, self.host.imgbuild().arch)
         self.double = replace(self.double, forwarded=self.machine.ports)
 
 
@@ -334,8 +334,8 @@ def boot_first(plan: Layout) -> list[Disk]:
 def boot(trial: Trial, prints: list[Fingerprint]) -> None:
     """Start the initramfs, and give it the word to go on."""
     state = load_state(trial.double)
-    payload, network = payload_file(trial.double), trial.machine.settings.network.capture()
-    parts = byhand.of(state, payload, trial.keys, network, prints, trial.double.port)
+    network = trial.machine.settings.network.capture()
+    parts = byhand.of(trial.double, state, trial.keys, network, prints)
     directory = trial.memory / "boot"
     directory.mkdir(mode=0o700)
     byhand.write(directory, parts)

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import which
 
-from anemos import log
+from anemos import architecture, log
+from anemos.architecture import AMD64, Architecture
 from anemos.image import disk
 from anemos.log import FAILED, Failure, die
 from anemos.run import run
@@ -21,21 +23,26 @@ from anemos.workstation.secrets import throwaway
 
 PROBE_S = 20.0  # a guest that boots says so within 2 s under KVM
 END_S = 10.0
-# UEFI firmware and its variables, fresh ones (Debian: ovmf). With Secure Boot, the firmware alone
-# may write to them: in system management mode (edk2, OvmfPkg/README).
-OVMF = Path("/usr/share/OVMF")
+# UEFI firmware and its variables, fresh ones (Debian: ovmf, qemu-efi-aarch64). With Secure Boot,
+# the firmware alone may write to them: in system management mode (edk2, OvmfPkg/README).
+FIRMWARE = Path("/usr/share")
 FLASH = {
-    "uefi": ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
-    "secure-boot": ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd"),
+    ("amd64", "uefi"): ("OVMF/OVMF_CODE_4M.fd", "OVMF/OVMF_VARS_4M.fd"),
+    ("amd64", "secure-boot"): ("OVMF/OVMF_CODE_4M.secboot.fd", "OVMF/OVMF_VARS_4M.ms.fd"),
+    ("arm64", "uefi"): ("AAVMF/AAVMF_CODE.fd", "AAVMF/AAVMF_VARS.fd"),
 }
 PROTECTED = ["-machine", "smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]
 # tb-size, in MiB, bounds how much translated code QEMU keeps (qemu(1)). Its default is up to 1024:
 # QEMU 7.2 then walked through so much of it, for each byte that a kernel started by kexec unpacked
 # over such pages, that the jump took more than ten minutes.
 EMULATION = "tcg,thread=multi,tb-size=128"
-# An emulated one is without SSSE3: with it, Rspamd would compile patterns for Hyperscan at its
-# first start, seconds on a real processor, ten minutes here.
-CPU = {"kvm": "max", "tcg": "qemu64,rdrand=on"}
+# An emulated PC is without SSSE3: with it, Rspamd would compile patterns for Hyperscan at its
+# first start, seconds on a real processor, ten minutes here. neoverse-n1 is what many rent; newer
+# ones sign pointers, which is slow to emulate.
+CPU = {"amd64": "qemu64,rdrand=on", "arm64": "neoverse-n1"}
+MACHINE = {"amd64": "q35", "arm64": "virt"}
+# What each needs besides what all need (Debian's packages).
+PACKAGES = {"amd64": "qemu-system-x86 ovmf", "arm64": "qemu-system-arm qemu-efi-aarch64"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Vm:
     @property
     def variables(self) -> Path | None:
         """What its UEFI firmware remembers."""
-        return self.directory / "variables.fd" if self.settings.firmware in FLASH else None
+        return self.directory / "variables.fd" if self.settings.firmware != "bios" else None
 
     @property
     def host_key(self) -> str:
@@ -106,7 +113,9 @@ def at_home(host: Host) -> Host:
     return replace(there, host_key=machine.host_key, identity=key)
 
 
-def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> None:
+def start(
+    vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = (), arch: Architecture = AMD64
+) -> None:
     """Start VM with its disks DRIVES; WORDS: more of qemu(1)'s arguments."""
     if vm.pid:
         log.info(f"VM {vm.name} is running")
@@ -117,12 +126,24 @@ def start(vm: Vm, drives: Sequence[Drive], words: Sequence[str | Path] = ()) -> 
     for guest, port in forward.items():
         (vm.directory / f"port-{guest}").write_text(str(port))
     vm.console.unlink(missing_ok=True)
+    require(vm, arch)
     if vm.variables and not vm.variables.exists():
-        shutil.copy(OVMF / FLASH[vm.settings.firmware][1], vm.variables)
-    accel = accelerator()
+        shutil.copy(FIRMWARE / FLASH[arch.name, vm.settings.firmware][1], vm.variables)
+    accel = accelerator(arch)
     daemon = ["-daemonize", "-pidfile", str(vm.directory / "pid")]
-    run([*command(vm, drives, forward, accel), *daemon, *words])
+    run([*command(vm, drives, forward, accel, arch), *daemon, *words])
     log.info(f"VM {vm.name} runs ({accel}); its console: {vm.console}")
+
+
+def require(vm: Vm, arch: Architecture) -> None:
+    """Raises Failure where this machine cannot be VM."""
+    firmware = FLASH.get((arch.name, vm.settings.firmware))
+    if vm.settings.firmware != "bios" and not firmware:
+        die(f"VM {vm.name}: no {vm.settings.firmware} for arch={arch.name}")
+    files = [FIRMWARE / each for each in firmware or ()]
+    if not which(f"qemu-system-{arch.machine}") or not all(each.exists() for each in files):
+        hint = f"apt-get install {PACKAGES[arch.name]}"
+        die(f"VM {vm.name}: no QEMU for arch={arch.name}", hint=hint)
 
 
 def stop(vm: Vm) -> None:
@@ -160,10 +181,17 @@ def install(vm: Vm, files: list[Path], host_key: str) -> None:
     fresh.rename(vm.directory)
 
 
-def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str) -> list[str]:
+def command(
+    vm: Vm,
+    drives: Sequence[Drive],
+    forward: dict[int, int],
+    accel: str,
+    arch: Architecture = AMD64,
+) -> list[str]:
     """qemu(1)'s argv. FORWARD: the guest's port -> this machine's. Pure. Raises Failure."""
-    words = [*machine(accel, vm.variables, vm.settings.firmware), "-m", str(vm.settings.memory)]
-    words += ["-smp", "2"]
+    words = [*machine(accel, arch), "-m", str(vm.settings.memory), "-smp", "2"]
+    if vm.variables:
+        words += flash(vm.variables, vm.settings.firmware, arch)
     try:
         words += qemu.drives(drives)
     except ValueError as error:
@@ -172,27 +200,29 @@ def command(vm: Vm, drives: Sequence[Drive], forward: dict[int, int], accel: str
     return [*words, "-serial", f"file:{vm.console}"]
 
 
-def machine(accel: str, variables: Path | None = None, firmware: str = "uefi") -> list[str]:
-    """A PC with a BIOS, or with FIRMWARE of FLASH that keeps its VARIABLES in this file."""
-    acceleration = {"kvm": "kvm", "tcg": EMULATION}[accel]
-    code = OVMF / FLASH[firmware][0] if variables else ""
-    flash = [f"readonly=on,file={code}", f"file={variables}"] if variables else []
+def machine(accel: str, arch: Architecture = AMD64) -> list[str]:
+    """A PC with a BIOS, or an ARM server that starts a given kernel; unless `flash` adds more."""
+    how, cpu = ("kvm", "max") if accel == "kvm" else (EMULATION, CPU[arch.name])
     # No `-nographic`: it would share the terminal. Reset is a real one, for kexec and reboot.
-    return ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35"] + [
-        "-accel",
-        acceleration,
-        "-cpu",
-        CPU[accel],
-        *(word for each in flash for word in ("-drive", f"if=pflash,format=raw,{each}")),
-        *(PROTECTED if variables and firmware == "secure-boot" else []),
-    ]
+    words = [f"qemu-system-{arch.machine}", "-nodefaults", "-display", "none"]
+    return [*words, "-machine", MACHINE[arch.name], "-accel", how, "-cpu", cpu]
 
 
-def accelerator() -> str:
+def flash(variables: Path, firmware: str, arch: Architecture = AMD64) -> list[str]:
+    """FIRMWARE of FLASH, which keeps its VARIABLES in this file."""
+    code = FIRMWARE / FLASH[arch.name, firmware][0]
+    both = (f"readonly=on,file={code}", f"file={variables}")
+    words = [word for each in both for word in ("-drive", f"if=pflash,format=raw,{each}")]
+    return [*words, *(PROTECTED if firmware == "secure-boot" else [])]
+
+
+def accelerator(arch: Architecture = AMD64) -> str:
     """ "kvm" where a guest really boots under it, else "tcg". The answer is remembered.
 
     /dev/kvm may exist, open, and still hang every guest: only a boot tells.
     """
+    if arch != architecture.own():
+        return "tcg"
     memory = places.cache() / "accelerator"
     if not memory.exists():
         memory.write_text("kvm" if kvm_works() else "tcg")
@@ -203,10 +233,12 @@ def accelerator() -> str:
 def kvm_works() -> bool:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
-    with suppress(Failure), images.boot_files(images.base()) as (kernel, initrd):
+    own = architecture.own()
+    with suppress(Failure), images.boot_files(images.base(own)) as (kernel, initrd):
+        words = f"console={own.serial} anemos.probe"
         said = run(
-            [*machine("kvm"), "-m", "512", "-no-reboot", "-serial", "stdio"]
-            + ["-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 anemos.probe"],
+            [*machine("kvm", own), "-m", "512", "-no-reboot", "-serial", "stdio"]
+            + ["-kernel", kernel, "-initrd", initrd, "-append", words],
             timeout=PROBE_S,
         )
         return "anemos: the machine works" in said

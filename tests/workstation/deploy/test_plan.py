@@ -49,7 +49,7 @@ ALONE: list[tuple[dict[str, Any], str]] = [
         {"sudo_logs": True},
         "sudo writes down what commands read, secrets too: log_input in the server's sudoers",
     ),
-    ({"machine": "aarch64"}, "the machine is aarch64; the base image is for x86_64"),
+    ({"machine": "aarch64"}, "the machine is aarch64; arch=amd64 is for x86_64"),
     (
         {"container": "/.dockerenv"},
         "this is a container (/.dockerenv): its kernel is not its own",
@@ -143,7 +143,7 @@ def test_all_problems_at_once() -> None:
 
     assert [line.split(":")[0] for line in problems(bad)] == [
         "commands do not run as root there",
-        "the machine is aarch64; the base image is for x86_64",
+        "the machine is aarch64; arch=amd64 is for x86_64",
         "this is a container (/.dockerenv)",
         "the kernel has no loop",
         "the kernel has no squashfs",

@@ -339,7 +339,7 @@ def test_only_the_tests_have_changed(
 ) -> None:
     """Then the VM, which runs, is tested as it is. Its package layer is no matter of this test."""
     monkeypatch.setattr(phases, "make_layer", lambda *_: None)
-    monkeypatch.setattr(images, "base", lambda: Path("base"))
+    monkeypatch.setattr(images, "base", lambda _: Path("base"))
     trial = rehearsal.prepare(host)
     try:
         rehearsal.reveal(trial)

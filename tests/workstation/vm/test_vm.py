@@ -78,7 +78,8 @@ def test_uefi() -> None:
     machine = replace(MACHINE, settings=VmSettings("stock", firmware="uefi"))
     code, variables, *_ = options(vm.command(machine, (), {}, "tcg"), "-drive")
 
-    assert code == f"if=pflash,format=raw,readonly=on,file={vm.OVMF}/OVMF_CODE_4M.fd"
+    ovmf = vm.FIRMWARE / "OVMF"
+    assert code == f"if=pflash,format=raw,readonly=on,file={ovmf}/OVMF_CODE_4M.fd"
     assert variables == f"if=pflash,format=raw,file={machine.directory}/variables.fd"
     assert not any("pflash" in each for each in options(command(), "-drive"))
 
