@@ -35,6 +35,7 @@ from anemos.system import (
     tree,
 )
 from anemos.system.bootloader import kernels
+from anemos.system.bootstrap.common import FETCHED
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.installation import Installation
 from anemos.system.slots import EMPTY, FILLED, FILLING, Record, Slot
@@ -114,6 +115,7 @@ def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Fille
             KEYS,
             here.shared(kept),
             layout.kept_arrays(spec.kept_volumes, kept),
+            staging.HOST / FETCHED,
         ),
         here.other,
         here.node,
@@ -218,11 +220,13 @@ def top(given: Installation) -> Path:
 
 
 def handed(given: Installation) -> list[Path]:
-    """What packages and definition see beside the slot; all but the name service is theirs."""
+    """What packages and definition see beside the slot: their own, the name service, and packages
+    of the running system."""
+    fetched = [given.fetched] if given.fetched and given.fetched.is_dir() else []
     own = [top(given), given.keys, *([given.layer] if given.layer else [])]
     for each in own:
         confined.give(each)
-    return [*own, layer.ETC]
+    return [*own, layer.ETC, *fetched]
 
 
 def write(given: Installation) -> None:

@@ -37,7 +37,8 @@ class Installation:
     DEPLOYMENT: the id. STAMP: text of /etc/anemos/deployment.json. LAYER: the package layer, or
     None, to bootstrap it in place. BASE: the base image, and its SHA-256. KEYS: a directory with
     the old system's SSH host keys. MOUNTS: file systems that are not the layout's, for fstab.
-    ARRAYS: lines for mdadm.conf, of arrays that are not the layout's.
+    ARRAYS: lines for mdadm.conf, of arrays that are not the layout's. FETCHED: packages that the
+    running system was made of, see bootstrap.bootstrap.
     """
 
     spec: Imgbuild
@@ -49,6 +50,7 @@ class Installation:
     keys: Path
     mounts: Sequence[Mounted] = ()
     arrays: str = ""
+    fetched: Path | None = None
 
 
 def package_layer(given: Installation) -> None:
@@ -56,7 +58,7 @@ def package_layer(given: Installation) -> None:
     if given.layer:  # its file stays: it is needed again after a failure
         bootstrap.unpack(given.layer, given.root)
     else:
-        bootstrap.bootstrap(given.spec, given.root)
+        bootstrap.bootstrap(given.spec, given.root, given.fetched)
 
 
 def definition_layer(given: Installation) -> None:

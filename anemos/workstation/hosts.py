@@ -26,7 +26,7 @@ from anemos.workstation.qemu import Network
 Positive = Annotated[int, Field(strict=True, gt=0)]
 Port = Annotated[int, Field(strict=True, gt=0, le=65535)]
 ROOT = "root"
-BuildOn = Literal["workstation", "server", "initramfs"]
+BuildOn = Literal["auto", "workstation", "server", "initramfs"]
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 # What people write as an address: more than that.
@@ -208,9 +208,10 @@ class Settings:
     ssh_config: Annotated[str, AfterValidator(check_alias)] = ""
     """An entry of your `~/.ssh/config`: it says what is left out here of `address`, `port`, `user`,
     `identity` and `proxy_jump`."""
-    build_on: BuildOn = "workstation"
-    """Where the package layer is made. `server`: by the old system while it serves, in its memory.
-    `initramfs`: after the jump, with the least memory and the longest downtime."""
+    build_on: BuildOn = "auto"
+    """Where the package layer is made. `server`: by the old system while it serves; in its memory,
+    or in the slot that does not run. `initramfs`: after the jump, with the least memory and the
+    longest downtime. `auto`: by the server for a slot, by the workstation for whole disks."""
     start: Literal["auto", "kexec", "once"] = "auto"
     """How the initramfs, or a slot on trial, starts: by kexec, or by a boot entry that is taken
     once. `auto`: by kexec if the server's kernel allows it."""

@@ -9,6 +9,7 @@ from anemos.log import Failure
 from anemos.run import CommandFailed, run
 from anemos.system import bootstrap, imgbuild
 from anemos.system.bootstrap import debian
+from anemos.system.bootstrap.common import FETCHED
 
 pytestmark = pytest.mark.real("run")
 
@@ -125,6 +126,38 @@ def test_indexes_of_all_sources(tmp_path: Path) -> None:
         "http://x/debian/dists/bookworm/InRelease",
         "https://example.org/apt/dists/bookworm/InRelease",
     ]
+
+
+INSTALLED = """\
+Package: a
+Status: install ok installed
+Version: 1:2
+Architecture: all
+"""
+
+
+def test_packages_are_kept_for_the_next_time(tmp_path: Path) -> None:
+    """What the new system has, and no other; a damaged one is fetched again."""
+    for root in ("one", "two"):
+        (tmp_path / root / debian.ARCHIVES).mkdir(parents=True)
+    one, two = tmp_path / "one", tmp_path / "two"
+    (one / "var/lib/dpkg").mkdir(parents=True)
+    (one / "var/lib/dpkg/status").write_text(INSTALLED)
+    for name in ("a_1%3a2_all.deb", "a_1%3a1_all.deb", "b_1_all.deb"):
+        (one / debian.ARCHIVES / name).write_text(name)
+    kept = one / FETCHED
+    _, take, keep = (each.partition("=")[2] for each in debian.cache(kept))
+
+    run(["sh", "-ec", take, "sh", one])  # there is none yet
+    run(["sh", "-ec", keep, "sh", one])
+    assert sorted(each.name for each in kept.iterdir()) == ["SHA256SUMS", "a_1%3a2_all.deb"]
+    run(["sh", "-ec", take, "sh", two])
+    (taken,) = (two / debian.ARCHIVES).iterdir()
+    assert taken.read_text() == "a_1%3a2_all.deb"
+    taken.unlink()
+    (kept / taken.name).write_text("damaged")
+    run(["sh", "-ec", take, "sh", two])
+    assert not list((two / debian.ARCHIVES).iterdir())
 
 
 def test_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_defaults(directory: Path) -> None:
         host_key=HOST_KEY,
         port=22,
         identity="",
-        build_on="workstation",
+        build_on="auto",
         ports=[22],
         timeouts=Timeouts(down=180, initramfs=300, install=3600, up=600),
         vm=VmSettings(),
@@ -189,7 +189,7 @@ def test_vm(directory: Path) -> None:
         # Words that mean nothing.
         (
             MINIMAL + 'build_on = "cloud"\n',
-            f"{WHERE}: build_on is 'cloud': should be 'workstation', 'server' or",
+            f"{WHERE}: build_on is 'cloud': should be 'auto', 'workstation', 'server'",
         ),
     ],
 )

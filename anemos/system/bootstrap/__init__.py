@@ -28,8 +28,9 @@ class Target(Protocol):
 
     PROGRAMS: tuple[str, ...]  # what does it
 
-    def make(self, imgbuild: Imgbuild, output: Path) -> None:
-        """Write the root file system to a directory, or a tar file, compressed by its suffix."""
+    def make(self, imgbuild: Imgbuild, output: Path, fetched: Path | None) -> None:
+        """Write the root file system to a directory, or a tar file, compressed by its suffix.
+        FETCHED: see `bootstrap`."""
 
     def check(self, imgbuild: Imgbuild) -> None:
         """Raise Failure for what the IMGBUILD or the files beside it lack. Asks no network."""
@@ -68,15 +69,18 @@ def check(imgbuild: Imgbuild) -> None:
     TARGETS[imgbuild.target].check(imgbuild)
 
 
-def bootstrap(imgbuild: Imgbuild, output: Path) -> None:
+def bootstrap(imgbuild: Imgbuild, output: Path, fetched: Path | None = None) -> None:
     """Write the package layer to OUTPUT: a directory, or a tar file, compressed by its suffix.
+
+    FETCHED, which need not be there: a directory with packages that are taken from it where the
+    mirror has the same. The new root has its own at common.FETCHED then. Without it none are kept.
 
     Raises Failure that names the package, key or mirror at fault, where the program tells it.
     """
     check(imgbuild)
     suite = f" {imgbuild.suite}" if imgbuild.target == "debian" else ""
     with log.step(f"Bootstrapping {imgbuild.target}{suite}"):
-        TARGETS[imgbuild.target].make(imgbuild, output)
+        TARGETS[imgbuild.target].make(imgbuild, output, fetched)
 
 
 def unpack(layer: Path, root: Path) -> None:

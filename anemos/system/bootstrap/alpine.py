@@ -56,7 +56,7 @@ def check(imgbuild: Imgbuild) -> None:
         die(f"{imgbuild.file}: target=alpine without keys", hint=NO_KEYS)
 
 
-def make(imgbuild: Imgbuild, output: Path) -> None:
+def make(imgbuild: Imgbuild, output: Path, fetched: Path | None) -> None:
     with tree(output) as root, TemporaryDirectory(prefix="anemos-") as name:
         # apk(8) looks for them there, and there they stay.
         keys = root / "etc/apk/keys"

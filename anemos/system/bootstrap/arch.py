@@ -70,7 +70,7 @@ def check(imgbuild: Imgbuild) -> None:
     configuration(imgbuild)
 
 
-def make(imgbuild: Imgbuild, output: Path) -> None:
+def make(imgbuild: Imgbuild, output: Path, fetched: Path | None) -> None:
     if not mounts.privileged():
         die("target=arch: needs root", hint="pacstrap(8) mounts a devtmpfs, which only root may")
     # A path that is short enough for the socket of gpg-agent.

@@ -16,6 +16,7 @@ from anemos.run import Argv, CommandFailed, run
 # What a program says -> what we say (a replacement as of re.sub), hint, exit status.
 Explanation = tuple[str, str, str, int]
 
+FETCHED = "var/lib/anemos/packages"  # in a root file system
 NO_PACKAGE = "packages: {} has no package {}"
 MIRROR = "is the mirror right, and the network up?"
 

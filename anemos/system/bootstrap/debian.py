@@ -10,7 +10,7 @@ from anemos import log
 from anemos.log import BAD_INPUT, FAILED, die
 from anemos.run import Argv
 from anemos.system.bootstrap import identity
-from anemos.system.bootstrap.common import MIRROR, NO_PACKAGE, Explanation, call, digests
+from anemos.system.bootstrap.common import FETCHED, MIRROR, NO_PACKAGE, Explanation, call, digests
 from anemos.system.imgbuild import Imgbuild
 
 PROGRAMS: tuple[str, ...] = ("mmdebstrap",)
@@ -38,6 +38,26 @@ SOURCE = re.compile(
 )
 LIST = "etc/apt/sources.list.d/anemos.list"
 KEYS = "etc/apt/keyrings"
+ARCHIVES = "var/cache/apt/archives"
+# Those that are as they were written.
+TAKE = rf"""
+mkdir -p "$1/{ARCHIVES}"
+[ ! -e {{fetched}}/SHA256SUMS ] || (
+    cd {{fetched}}
+    sha256sum --check SHA256SUMS 2>/dev/null | sed -n "s/: OK$//p" |
+        xargs -r -d "\n" cp --target-directory="$1/{ARCHIVES}"
+)
+"""
+# Those that are installed: what nobody needs any more is not kept.
+KEEP = rf"""
+mkdir -p "$1/{FETCHED}"
+cd "$1/{ARCHIVES}"
+format="\${{Package}}_\${{Version}}_\${{Architecture}}.deb\n"
+dpkg-query --admindir="$1/var/lib/dpkg" --show --showformat="$format" | sed "s/:/%3a/g" |
+    while read -r each; do [ ! -e "$each" ] || mv "$each" "$1/{FETCHED}"; done
+cd "$1/{FETCHED}"
+sha256sum -- *.deb >SHA256SUMS
+"""
 UNSAFE = "etc/dpkg/dpkg.cfg.d/anemos"
 
 ELSEWHERE = "is it in another component or repository? `components`, `apt_sources` name them"
@@ -103,15 +123,15 @@ def check(imgbuild: Imgbuild) -> None:
                 die(f"{imgbuild.file}: apt_sources: there is no {key} beside the IMGBUILD")
 
 
-def make(imgbuild: Imgbuild, output: Path) -> None:
+def make(imgbuild: Imgbuild, output: Path, fetched: Path | None) -> None:
     if imgbuild.suite in MOVING:
         why = f"{imgbuild.suite} becomes another release by itself: write trixie, bookworm..."
         log.info(f"{imgbuild.file}: debian_suite: {why}")
-    argv = mmdebstrap(imgbuild, output.resolve())
+    argv = mmdebstrap(imgbuild, output.resolve(), fetched)
     call(argv, imgbuild.file, EXPLANATIONS, output, {"INITRD": "No"})
 
 
-def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
+def mmdebstrap(imgbuild: Imgbuild, output: Path, fetched: Path | None = None) -> Argv:
     """mmdebstrap(1): OUTPUT is a directory, or a tar file, compressed as its suffix says."""
     return [
         "mmdebstrap",
@@ -126,6 +146,7 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         f'--setup-hook=mkdir -p "$1/{UNSAFE.rpartition("/")[0]}"',
         f'--setup-hook=echo force-unsafe-io >"$1/{UNSAFE}"',
         *sources(imgbuild),
+        *(cache(fetched) if fetched else []),
         # An initramfs has what it is about in it, too.
         f'--customize-hook=PYTHONPATH={shlex.quote(PYTHON)} {PROGRAM} -c "{STRIP}" "$1"',
         f"--customize-hook=env -u INITRD chroot \"$1\" sh -ec '{quoted(INITRAMFS)}'",
@@ -135,6 +156,16 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path) -> Argv:
         imgbuild.suite,
         output,
         *([imgbuild.mirror] if imgbuild.mirror else []),
+    ]
+
+
+def cache(fetched: Path) -> list[str]:
+    """Options for packages that are FETCHED already, see bootstrap.bootstrap. apt(8) itself looks
+    at their names and sizes only."""
+    return [
+        "--skip=essential/unlink",
+        f"--setup-hook={TAKE.format(fetched=shlex.quote(os.fspath(fetched)))}",
+        f"--customize-hook={KEEP}",
     ]
 
 

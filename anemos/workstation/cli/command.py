@@ -41,7 +41,7 @@ HELP = {
     "identity": "file of your private SSH key for it",
     "gateway": "default gateway of the machine",
     "dns": "name server of the machine",
-    "build_on": "where the package layer is made: workstation, server or initramfs",
+    "build_on": "where the package layer is made: auto, workstation, server or initramfs",
     "adopt": "go on even if the machine was deployed as another host",
     "whole": "erase the system disks even where a slot could be filled",
     "hold": "jump into the initramfs and touch nothing, until ./inv resume or ./inv abort",

@@ -63,12 +63,13 @@ def make_plan(host: Host, whole: bool = False) -> Result:
     Raises Failure (status 2): all that stands against it.
     """
     spec = host.imgbuild()
-    state = State(host.name, base=images.cached_base(spec.arch), layer=cached_layer(host, spec))
+    state = State(host.name, base=images.cached_base(spec.arch))
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
         ahead = foreseen(host, spec, seen, remote)
-    sizes = measure(host, state, seen)
     slot = "" if whole else ways.slot(host, spec, seen).other
+    state.layer = cached_layer(host, spec, slot)
+    sizes = measure(host, state, seen)
     wrong = (plan.beside if slot else plan.problems)(host, spec, seen, sizes)
     refuse(host, *wrong, *foresee(host, spec))
     consent.remember(host, spec, seen, slot)
@@ -130,8 +131,9 @@ def refuse(host: Host, *problems: str) -> None:
         die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
 
 
-def cached_layer(host: Host, spec: Imgbuild) -> str:
-    return images.cached_layer(spec) if host.build_on == "workstation" else ""
+def cached_layer(host: Host, spec: Imgbuild, slot: str) -> str:
+    ours = ways.builder(host, spec, slot) == "workstation"
+    return images.cached_layer(spec) if ours else ""
 
 
 def measure(host: Host, state: State, seen: Facts) -> Sizes:
@@ -214,7 +216,7 @@ def check_secrets(host: Host, revealed: list[str]) -> None:
 def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
     bootstrap.check(spec)
     state.layer = ""
-    if host.build_on == "workstation":
+    if ways.builder(host, spec, state.agreed.slot) == "workstation":
         layer = images.layer(spec)
         definition.rehearse(layer, [spec.directory / "files"])
         definition.rehearse_loader(spec, layer, [spec.directory / "files"])

@@ -20,7 +20,7 @@ from anemos.workstation.deploy import reach, sending, stack
 from anemos.workstation.deploy.facts import Entry, Facts
 from anemos.workstation.deploy.sizes import MIB, Sizes
 from anemos.workstation.deploy.state import State, load_state, payload_file
-from anemos.workstation.hosts import Host
+from anemos.workstation.hosts import BuildOn, Host
 from anemos.workstation.ssh import Endpoint, Remote, connect
 
 # GRUB writes its environment block in place: no copy on write, no checksums over it.
@@ -231,8 +231,14 @@ def chosen(host: Host, facts: Facts, sizes: Sizes) -> Way:
     auto = "once" if any(no_kexec(facts)) else "kexec"
     way = WAYS[auto if host.start == "auto" else host.start]
     short = measured(way, sizes).before_jump > facts.memory_available
-    sent = sizes.layer and host.build_on == "workstation"
-    return WAYS["late"] if way.NAME == "kexec" and short and sent else way
+    return WAYS["late"] if way.NAME == "kexec" and short and sizes.layer else way
+
+
+def builder(host: Host, spec: Imgbuild, slot: str) -> BuildOn:
+    """Who makes the package layer for SLOT, "" for whole disks."""
+    if host.build_on != "auto":
+        return host.build_on
+    return "server" if slot and spec.target != "arch" else "workstation"
 
 
 def slot(host: Host, spec: Imgbuild, facts: Facts) -> Beside:
@@ -273,7 +279,7 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
         return
     if known.slots[known.default].root not in roots(facts):
         yield f"/ is not slot {known.default}, which starts by default"
-    if spec.target == "arch" and host.build_on != "workstation":
+    if spec.target == "arch" and builder(host, spec, known.default) != "workstation":
         yield 'target=arch needs build_on = "workstation"'
 
 

@@ -109,9 +109,23 @@ def test_slot_by_grub() -> None:
     assert "the firmware starts entry 0002 first" in ways.slot(HOST, spec(), first).why
 
 
+@pytest.mark.parametrize(
+    ("build_on", "target", "slot", "who"),
+    [
+        ("auto", "debian", "", "workstation"),
+        ("auto", "debian", "b", "server"),
+        ("auto", "arch", "b", "workstation"),
+        ("workstation", "debian", "b", "workstation"),
+        ("initramfs", "debian", "", "initramfs"),
+    ],
+)
+def test_who_makes_the_package_layer(build_on: Any, target: str, slot: str, who: str) -> None:
+    assert ways.builder(replace(HOST, build_on=build_on), spec(target=target), slot) == who
+
+
 def test_slot_of_arch() -> None:
     arch = spec(target="arch")
-    assert ways.slot(replace(HOST, build_on="workstation"), arch, FACTS).why == ""
+    assert ways.slot(HOST, arch, FACTS).why == ""
     assert (
         'build_on = "workstation"' in ways.slot(replace(HOST, build_on="server"), arch, FACTS).why
     )
