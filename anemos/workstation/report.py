@@ -13,6 +13,7 @@ from anemos.log import die
 from anemos.workstation import Result
 
 MIB = 2**20
+UNFOLDED = 1000  # columns, where no terminal ends them
 
 
 def typed(name: str, what: str, hint: str) -> None:
@@ -35,17 +36,20 @@ def show(report: Result, title: str) -> None:
 
 
 def table(columns: Mapping[str, bool], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """COLUMNS: whether they stay on one line while there is room; the others are folded.
+    """COLUMNS: whether they stay on one line while there is room; the others are folded, on a
+    terminal.
 
     Cells are neither markup nor a terminal's orders. Raises nothing, as everything that is said on
     the way to a result.
     """
     grid = Table(title=Text(title) if title else None, title_justify="left")
     for name, whole in columns.items():
-        grid.add_column(name, overflow="fold", no_wrap=whole)
+        least = max(map(len, name.split()))
+        grid.add_column(name, overflow="fold", no_wrap=whole, min_width=least)
     for row in rows:
         grid.add_row(*(Text(log.printable(cell)) for cell in row))
-    console = Console(stderr=True, highlight=False, color_system=None)
+    wide = None if sys.stderr.isatty() else UNFOLDED
+    console = Console(stderr=True, highlight=False, color_system=None, width=wide)
     with console.capture() as drawn:
         console.print(grid)
     log.to_stderr(drawn.get().rstrip("\n"))

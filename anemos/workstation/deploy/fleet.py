@@ -229,7 +229,7 @@ def deployed(deployment: str) -> float | None:
 
 def cells(row: Row) -> list[str]:
     """ROW as it is shown, by COLUMNS and DRIFT."""
-    runs = " ".join(filter(None, [row.state, row.deployment]))
+    runs = "\n".join(filter(None, [row.state, row.deployment]))
     age = f"{(time.time() - row.deployed) / DAY_S:.0f} d" if row.deployed else ""
     commit = str(row.commit) if row.deployment else ""
     ended = f"{row.last.short}, {day(row.last.time)}" if row.last else ""

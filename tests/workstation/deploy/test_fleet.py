@@ -287,7 +287,7 @@ def test_cells() -> None:
     assert drifted == "unknown"
     changed = replace(row, drift=[Change("file", "/x", "content")])
     assert fleet.cells(changed)[-1] == "1 file"
-    assert (runs, commit) == (f"deployed {DEPLOYMENT}", "0123456789ab and changes")
+    assert (runs, commit) == (f"deployed\n{DEPLOYMENT}", "0123456789ab and changes")
     assert (kernel, updates, last) == ("6.1", "3, lists of 1970-01-02", "verified, 1970-01-01")
 
 
