@@ -42,7 +42,7 @@ class Network:
 
 def repository(directory: str) -> Result:
     """Make a git repository in DIRECTORY that uses the Anemos that runs here. Raises Failure."""
-    top, pinned = places.given(directory), pin()
+    top, pinned = places.given(directory).resolve(), pin()
     if top.exists():
         die(f"{top} is there already")
     shutil.copytree(HERE / "repository", top, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,5 +1,6 @@
 """What server/definition.sh says about a Debian server, as values."""
 
+import hashlib
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,23 @@ NOT_TAKEN = (
 GENERATED = re.compile(
     "|".join(translate(f"{each}{end}") for each in NOT_TAKEN for end in ("", "/*"))
 )
+# Files as scripts of packages make them in Debian 12 or 13: SHA-256. Nobody has changed them.
+UNCHANGED = {
+    "etc/environment": ("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",),
+    "etc/hosts.allow": ("9eadbcd7ec16f4e5961ad2035c0228de7c22b2ba0f6761df63b1b3d9bad9d0a7",),
+    "etc/hosts.deny": ("1d0a326106184ef6c389d685e061ba7737de6f7f60c600ec66b19682c53c08d1",),
+    "etc/initramfs-tools/modules": (
+        "66fd46e4c248ec53d9ae0efaf68c591ae810a4c23f77a07a90cb134323652680",
+    ),
+    "etc/modules": (
+        "3cf96140377b898e48b0253522c261de8b473e9aa0ce53317555bda19b4a50bc",
+        "c0d37c5c430cb5c978a4ea00e42ddc4551b04f76352d149d6be5d5b65346df65",
+    ),
+    "etc/shells": (
+        "7c3c5b8e005446bad0b8f5ba8a121a9a0501c8dc417510871a0097d2ca329755",
+        "e37b8c458013dfe795000820b56304dca70f653b125ea61496a6881b61e45ca3",
+    ),
+}
 # What may name a file here, and stand in an IMGBUILD: nothing that a shell would run.
 PATH = re.compile(r"(/(?!\.\.?(/|$))[A-Za-z0-9._+@:,~-]+)+")
 NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*")
@@ -176,8 +194,8 @@ def interpret(found: Facts, lines: list[tuple[str, str]]) -> Seen:
             for name, gid, members in every("team", 3)
         },
         keys=keys,
-        files=tuple(each for each in files if not GENERATED.match(each.path)),
-        left=frozenset(each.path for each in files if GENERATED.match(each.path)),
+        files=tuple(each for each in files if not made(each)),
+        left=frozenset(each.path for each in files if made(each)),
         large=tuple(path for path, *_ in every("large", 6)),
         links={inside(path): to for path, to in every("link", 2) if not GENERATED.match(path[1:])},
         units=frozenset(name for [name] in every("unit")),
@@ -187,6 +205,14 @@ def interpret(found: Facts, lines: list[tuple[str, str]]) -> Seen:
         tables={name: kind for name, kind in every("table", 2)},
         fstab=tuple(point for [point] in every("fstab")),
         beside={top: count for top, count in every("beside", 2)},
+    )
+
+
+def made(found: File) -> bool:
+    """Whether each system makes it for itself."""
+    known = UNCHANGED.get(found.path, ())
+    return bool(GENERATED.match(found.path)) or (
+        found.data is not None and hashlib.sha256(found.data).hexdigest() in known
     )
 
 

@@ -252,6 +252,17 @@ def test_units() -> None:
     assert provision.units(found(text)) == ({"mine@x.service"}, {"off.timer"})
 
 
+def test_files_that_packages_have_made() -> None:
+    """What nobody has changed would only be in the way: an initramfs is made anew for it."""
+    data = {"environment": b"", "shells": b"/bin/sh\n", "motd": b""}
+    text = "".join(
+        f"file=/etc/{name}|644|root|root|1|{b64encode(each).decode()}\n"
+        for name, each in data.items()
+    )
+
+    assert [each.path for each in found(text).files] == ["etc/shells", "etc/motd"]
+
+
 LISTS = {
     "sources.list": "# deb http://x.example.org/ a\n"
     "deb [arch=amd64] http://deb.debian.org/debian trixie main contrib # of ours\n"
