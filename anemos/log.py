@@ -1,6 +1,6 @@
 """Progress and failures, the same in every place that Anemos runs in.
 
-Progress goes to standard error: standard output belongs to results (`--json`).
+Progress goes to standard error: standard output belongs to results, and to what a person asks for.
 """
 
 import sys
@@ -50,12 +50,29 @@ def to_stderr(text: str) -> None:
             print(printable(text), file=sys.stderr, flush=True)
 
 
+def to_stdout(text: str) -> None:
+    """Raises nothing: who looks at the first lines alone (head(1)) is content."""
+    with suppress(OSError, ValueError):
+        print(printable(text), flush=True)
+
+
 # Where lines go. The initramfs puts its own sink here: console and log file.
 sink: Sink = to_stderr
 
 
+answers: Sink = to_stderr  # where the lines of an answer go
+
+
 def info(line: str) -> None:
     sink("  " * _depth + printable(line.rstrip("\r")))
+
+
+def tell(line: str) -> None:
+    """A line of the answer to what a person has asked for; of a step's, it is progress."""
+    if _depth:
+        info(line)
+    else:
+        answers(printable(line.rstrip("\r")))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def typed(name: str, what: str, hint: str) -> None:
 
 
 def show(report: Result, title: str) -> None:
-    """Print REPORT (see verify.conclude, with `phases`) on standard error.
+    """Tell REPORT (see verify.conclude, with `phases`).
 
     A local VM has neither downtime nor bytes that were sent.
     """
@@ -48,11 +48,11 @@ def table(columns: Mapping[str, bool], rows: Iterable[Sequence[str]], title: str
         grid.add_column(name, overflow="fold", no_wrap=whole, min_width=least)
     for row in rows:
         grid.add_row(*(Text(log.printable(cell)) for cell in row))
-    wide = None if sys.stderr.isatty() else UNFOLDED
-    console = Console(stderr=True, highlight=False, color_system=None, width=wide)
+    wide = None if sys.stdout.isatty() else UNFOLDED
+    console = Console(highlight=False, color_system=None, width=wide)
     with console.capture() as drawn:
         console.print(grid)
-    log.to_stderr(drawn.get().rstrip("\n"))
+    log.tell(drawn.get().rstrip("\n"))
 
 
 def summary(report: Result) -> Iterator[tuple[str, str]]:

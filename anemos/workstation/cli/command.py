@@ -5,8 +5,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from invoke.context import Context
@@ -94,7 +94,7 @@ def command(body: Body) -> Any:
     def run(c: Context, **options: Any) -> None:
         no_core_dumps()
         try:
-            with scratch.ending(), watched(options["json"]):
+            with scratch.ending(), watched(options["json"]), answering(options["json"]):
                 result = body(c, **options)
         except BaseException as end:
             from anemos.workstation.deploy import outcome  # noqa: PLC0415 (it takes its time)
@@ -120,6 +120,17 @@ def watched(as_json: bool) -> AbstractContextManager[None]:
     from anemos.workstation import display  # noqa: PLC0415 (rich takes its time)
 
     return display.shown()
+
+
+@contextmanager
+def answering(as_json: bool) -> Iterator[None]:
+    """Answers in words go to standard output, unless a JSON document does."""
+    before = log.answers
+    log.answers = before if as_json else log.to_stdout
+    try:
+        yield
+    finally:
+        log.answers = before
 
 
 def show(result: Result, as_json: bool) -> None:

@@ -23,12 +23,12 @@ def diff(host: Host) -> Result:
         found = find(host, spec.changing, seen, remote)
         ahead = preview.make(host, spec, seen.deployment, remote)
     preview.tell(ahead, seen.deployment)
-    log.info("")
-    log.info(f"Changed on the server since {seen.deployment}: {changes.summary(found.changes)}")
+    log.tell("")
+    log.tell(f"Changed on the server since {seen.deployment}: {changes.summary(found.changes)}")
     for each in found.changes:
-        log.info(f"{each.kind:10} {each.name}: {each.what}")
+        log.tell(f"{each.kind:10} {each.name}: {each.what}")
     if found.apart:
-        log.info(f"Not looked at, as other file systems: {', '.join(found.apart)}")
+        log.tell(f"Not looked at, as other file systems: {', '.join(found.apart)}")
     told = {"ahead": asdict(ahead) if ahead else None, "drift": asdict(found)}
     return {"host": host.name, "deployment": seen.deployment, **told}
 

@@ -102,7 +102,7 @@ def show(load: Load, host: str, exit_status: bool, drifts: bool = False) -> Resu
     report.table(columns, (cells(row)[: len(columns)] for row in rows))
     for row in rows:
         if row.message:
-            log.info(f"{row.host}: {row.message}")
+            log.tell(f"{row.host}: {row.message}")
     worst = max((each.status for each in rows), key=WORST.index, default=0)
     result: Result = {"hosts": [asdict(each) for each in rows], "worst": worst}
     return result | ({"exit_status": worst} if exit_status else {})

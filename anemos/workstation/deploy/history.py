@@ -88,7 +88,7 @@ def show(name: str) -> Result:
     if known:
         report.table(COLUMNS, map(row, known))
     else:
-        log.info(f"No deployment of {name} has ended on this workstation")
+        log.tell(f"No deployment of {name} has ended on this workstation")
     return {"host": name, "history": [asdict(each) for each in known]}
 
 

@@ -77,7 +77,7 @@ def make_plan(host: Host, whole: bool = False) -> Result:
     lines = [*described, *ahead, ("downtime", expected_downtime(host))]
     found = consent.identity(host, lines)
     for what, which in (*lines, ("id", found)):
-        log.info(f"{what:8} {which}")
+        log.tell(f"{what:8} {which}")
     told = [list(line) for line in lines]
     return {"host": host.name, "id": found, "plan": told, "bytes": sizes.sent}
 

@@ -135,14 +135,14 @@ def unknown(old: Defined, new: Defined, hidden: set[str], provision: bool) -> It
 
 
 def tell(found: Preview | None, deployment: str) -> None:
-    log.info(f"A deployment would change, against {deployment}: {summary(found)}")
+    log.tell(f"A deployment would change, against {deployment}: {summary(found)}")
     if found:
         for each in found.changes:
-            log.info(f"{each.kind:10} {each.name}: {each.what}")
+            log.tell(f"{each.kind:10} {each.name}: {each.what}")
             for line in found.texts.get(each.name, "").splitlines():
-                log.info(f"    {line}")
+                log.tell(f"    {line}")
         for line in found.unknown:
-            log.info(f"not known: {line}")
+            log.tell(f"not known: {line}")
 
 
 def summary(found: Preview | None) -> str:

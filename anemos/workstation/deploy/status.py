@@ -144,7 +144,7 @@ def status(host: Host) -> Result:
         seen = Status(UNREACHABLE, message=str(failure))
         before = last_known(host)
     for what, which in describe(seen, load_state(host).deployment, before):
-        log.info(f"{what:8} {which}")
+        log.tell(f"{what:8} {which}")
     told = {k: v for k, v in asdict(seen).items() if k != "stamp"}
     return {"host": host.name, **told, "last_known": asdict(before) if before.state else {}}
 

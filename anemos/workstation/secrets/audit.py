@@ -39,15 +39,15 @@ class Entry:
 
 
 def show(vault: Vault, only: str = "") -> Result:
-    """List the secrets of all hosts, or of one, on standard error."""
+    """List the secrets of all hosts, or of one."""
     found = [each for of in holders(vault, only) for each in entries(vault, of)]
     columns = ("host", "name", "kind", "encrypted to", "signature", "used", "declared")
     report.table({each: each == "name" for each in columns}, map(row, found))
     for line in [each.problem for each in found if each.problem]:
-        log.info(line)
+        log.tell(line)
     for of in holders(vault, only):
         for line in lacking(of, [each.name for each in found if each.host == of]):
-            log.info(line)
+            log.tell(line)
     return {"secrets": [asdict(each) for each in found]}
 
 

@@ -80,7 +80,7 @@ def test_a_day(project: Tree, tmp_path: Path) -> None:
         "etc/x": "ok",
         "etc/ssh/ssh_host_ed25519_key": "ok",
     }
-    assert "etc/ssh/ssh_host" in project.inv("secrets.list").err
+    assert "etc/ssh/ssh_host" in project.inv("secrets.list").out
     assert json.loads(project.inv("secrets.rekey", "--json").out) == {"rekeyed": []}
 
 
