@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -70,6 +70,8 @@ def make_plan(host: Host, whole: bool = False) -> Result:
     slot = "" if whole else ways.slot(host, spec, seen).other
     state.layer = cached_layer(host, spec, slot)
     sizes = measure(host, state, seen)
+    if slot:
+        sizes = replace(sizes, fetched=ways.builder(host, spec, slot) != "workstation")
     wrong = (plan.beside if slot else plan.problems)(host, spec, seen, sizes)
     refuse(host, *wrong, *foresee(host, spec))
     consent.remember(host, spec, seen, slot)
@@ -254,7 +256,7 @@ def fill(host: Host) -> Result:
     consent.check(host, state)
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
-        sizes = measure(host, state, seen)
+        sizes = replace(measure(host, state, seen), fetched=not state.layer)
         refuse(host, *plan.beside(host, spec, seen, sizes))
         there = ways.slot(host, spec, seen)
         consent.check_slot(host, state, there.other)

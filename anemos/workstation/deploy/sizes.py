@@ -9,6 +9,8 @@ WORKING_MEMORY = 200 * MIB
 # What Python and kexec take on the old system, the kernel image twice, and what the kernel wants to
 # keep free: with 26 MiB it ran out of memory, with 80 it did not (Debian 12, hosts/demo).
 STAGING_MEMORY = 64 * MIB
+# What apt and dpkg take besides: 187 MiB were gone meanwhile (Debian 13, hosts/demo).
+BOOTSTRAP_MEMORY = 192 * MIB
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Sizes:
     way: str = "kexec"  # that is taken, and what that means (ways.py):
     copies: int = 3  # of the initramfs, in the old system's memory
     late: bool = False  # the package layer comes after the jump
+    fetched: bool = False  # the server makes it, in the slot
 
     @property
     def sent(self) -> int:
@@ -44,9 +47,10 @@ class Sizes:
     @property
     def beside(self) -> int:
         """Memory on the old system while a slot is filled: what is staged, the payload unpacked.
-        The package layer goes straight into the slot."""
+        A package layer that is sent goes straight into the slot."""
         staged = 0 if self.base_is_there else self.base
-        return staged + 2 * self.payload + STAGING_MEMORY
+        made = BOOTSTRAP_MEMORY if self.fetched else 0
+        return staged + 2 * self.payload + STAGING_MEMORY + made
 
     @property
     def after_jump(self) -> int:

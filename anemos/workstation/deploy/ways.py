@@ -200,7 +200,8 @@ class Slot:
             yield f"no slot can be filled: {why}"
         if sizes.beside > facts.memory_available:
             there = facts.memory_available // MIB
-            yield f"memory: {sizes.beside // MIB} MiB needed, {there} MiB available"
+            less = '; build_on = "workstation" needs less' if sizes.fetched else ""
+            yield f"memory: {sizes.beside // MIB} MiB needed, {there} MiB available{less}"
 
     def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
         sending.payload(host, state, remote)  # the package layer goes straight into the slot

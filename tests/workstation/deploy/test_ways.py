@@ -164,6 +164,10 @@ def test_what_stands_in_the_way() -> None:
         "no slot can be filled: no record of slots: it has no slot",
         "memory: 66 MiB needed, 65 MiB available",
     ]
+    fetched = replace(SIZES, fetched=True)
+    assert plan.beside(HOST, spec(), small, fetched) == [
+        'memory: 258 MiB needed, 66 MiB available; build_on = "workstation" needs less'
+    ]
 
 
 @pytest.fixture
@@ -216,7 +220,8 @@ def test_fill(server: list[object]) -> None:
         "root": "UUID",
         "kernel": "6.1",
     }
-    assert server == [SIZES.beside, "sent", Fill("/base-0.squashfs", "SHA", ""), "unstaged"]
+    needed = replace(SIZES, fetched=True).beside
+    assert server == [needed, "sent", Fill("/base-0.squashfs", "SHA", ""), "unstaged"]
     assert (load_state(HOST).remote_base, load_state(HOST).way) == ("", "slot")
 
 
