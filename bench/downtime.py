@@ -3,7 +3,7 @@
 One hosts/demo in a local VM. RUNS times (5) it reboots, is deployed into its other slot, started by
 kexec or by GRUB, and to its whole disks, while a visitor asks for a page. Prints for each the
 median, the minimum and the maximum of the time without a page, in seconds, and the median as a part
-of the reboot's; then what a deployment into a slot has sent.
+of the reboot's.
 """
 
 import sys
@@ -44,9 +44,7 @@ def measured(server: Story, runs: int) -> dict[str, list[float]]:
 if __name__ == "__main__":
     with TemporaryDirectory() as name, served(Path(name)) as server:
         found = measured(server, int(sys.argv[1]) if len(sys.argv) > 1 else 5)
-        sent = server.reports[-1]["bytes_sent"]
     for way, seconds in found.items():
         part = median(seconds) / median(found["reboot"])
         spread = f"{min(seconds):.0f} to {max(seconds):.0f}"
         print(f"{way}: {median(seconds):.0f} s ({spread}), {part:.2f} x reboot")
-    print(f"slot: {', '.join(f'{what} {size} bytes' for what, size in sent.items())}")

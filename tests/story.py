@@ -236,6 +236,9 @@ class Story:
     def __post_init__(self) -> None:
         for host in (self.name, "stock"):
             shutil.copytree(ROOT / "hosts" / host, self.project.directory / "hosts" / host)
+        # An emulated server would take minutes for each; test_demo's own does it.
+        toml = self.file("host.toml")
+        toml.write_text(f'build_on = "workstation"\n{toml.read_text()}')
         if self.name in NETWORKS:
             self.describe_stock()
 
