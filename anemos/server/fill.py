@@ -40,8 +40,8 @@ from anemos.system.imgbuild import Imgbuild
 from anemos.system.installation import Installation
 from anemos.system.slots import EMPTY, FILLED, FILLING, Record, Slot
 
-# On the tmpfs of enter.sh: what a bootstrap reads, and where the slot is mounted.
-ROOM, ROOT = Path("/tmp/anemos"), Path("/tmp/slot")  # noqa: S108
+# On the tmpfs of enter.sh: what a bootstrap reads, where the slot is mounted, the running system's packages.
+ROOM, ROOT, PACKAGES = (Path(f"/tmp/{name}") for name in ("anemos", "slot", "packages"))  # noqa: S108
 KEYS = stage.UNPACKED / "keys"
 IDLE = 19  # nice(1)
 RELEASED_S = 30.0
@@ -115,12 +115,21 @@ def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Fille
             KEYS,
             here.shared(kept),
             layout.kept_arrays(spec.kept_volumes, kept),
-            staging.HOST / FETCHED,
+            packages(),
         ),
         here.other,
         here.node,
         here.record,
     )
+
+
+def packages() -> Path:
+    """Where packages of the running system are seen, if it has any."""
+    there = staging.HOST / FETCHED
+    if there.is_dir():
+        PACKAGES.mkdir(exist_ok=True)
+        run(["mount", "--bind", there, PACKAGES])
+    return PACKAGES
 
 
 def fill(given: Installation, slot: str, node: Path, record: Path) -> Filled:
