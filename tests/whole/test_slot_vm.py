@@ -89,6 +89,23 @@ def test_other_slot(server: Story, record_property: Callable[[str, object], None
     assert "anemos/trial" not in server.sh("ps -e -o args")
 
 
+def test_packages_are_fetched_once(server: Story) -> None:
+    """The server makes the package layer, twice: then it has the packages, and fetches lists."""
+    with server.changed("host.toml", '"workstation"', '"server"'):
+        server.deploy()
+        assert server.reports[-1]["bytes_sent"]["layer"] == 0
+        fetched = server.sh("du -b -s /var/lib/anemos/packages")
+        before = received(server)
+        done = server.inv("deploy", "--yes", "demo", "--hold")
+        assert done.status == 0, done.err
+    assert received(server) - before < int(fetched.split()[0]) / 2
+
+
+def received(server: Story) -> int:
+    """Bytes, since the boot."""
+    return int(server.sh("cat /sys/class/net/eth0/statistics/rx_bytes"))
+
+
 def test_definition_that_fails(server: Story) -> None:
     """Nobody notices; the slot is empty."""
     before = server.boot_id()
