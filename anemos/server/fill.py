@@ -40,7 +40,7 @@ from anemos.system.imgbuild import Imgbuild
 from anemos.system.installation import Installation
 from anemos.system.slots import EMPTY, FILLED, FILLING, Record, Slot
 
-# On the tmpfs of enter.sh: what a bootstrap reads, where the slot is mounted, the running system's packages.
+# On the tmpfs of enter.sh: what a bootstrap reads, the slot, packages of the running system.
 ROOM, ROOT, PACKAGES = (Path(f"/tmp/{name}") for name in ("anemos", "slot", "packages"))  # noqa: S108
 KEYS = stage.UNPACKED / "keys"
 IDLE = 19  # nice(1)
