@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anemos.image import layers
-from anemos.run import run
+from anemos.run import Argv, run
 from anemos.system import imgbuild
 from anemos.system.imgbuild import Imgbuild
+from anemos.workstation import places
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -70,3 +71,12 @@ def image(
         errors="replace",
         check=False,
     )
+
+
+def root(directory: Path, text: str) -> Path:
+    """What the IMGBUILD TEXT describes, with format=dir: a directory in the new DIRECTORY."""
+    directory.mkdir()
+    (directory / "IMGBUILD").write_text(text)
+    options: Argv = ["--directory", directory, "--output", directory, "--cache", places.cache()]
+    run([sys.executable, "-m", "anemos.image", *options, f"--mirror={places.mirror()}"], cwd=ROOT)
+    return directory / directory.name

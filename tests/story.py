@@ -15,7 +15,6 @@ import re
 import shutil
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,10 +30,9 @@ from typing import Any
 from anemos.log import Failure
 from anemos.run import Argv, run
 from anemos.system import chroot
-from anemos.workstation import places
 from anemos.workstation.ssh import Endpoint, connect
 from anemos.workstation.vm import vm
-from tests import tree
+from tests import imaging, tree
 from tests.tree import DEMO_S, ROOT, Done, Tree
 
 PATIENCE_S = 5.0
@@ -208,11 +206,7 @@ class Sender:
 @contextmanager
 def sending(directory: Path, server: int, port: int) -> Iterator[Sender]:
     """At home in DIRECTORY. SERVER: port of the server; PORT: its own."""
-    (directory := directory / "sender").mkdir()
-    (directory / "IMGBUILD").write_text(SENDER)
-    options: Argv = ["--directory", directory, "--output", directory, "--cache", places.cache()]
-    run([sys.executable, "-m", "anemos.image", *options, f"--mirror={places.mirror()}"], cwd=ROOT)
-    sender = Sender(directory / directory.name, port)
+    sender = Sender(imaging.root(directory / "sender", SENDER), port)
     (sender.root / "etc/postfix/main.cf").write_text(CONFIG.format(port=server))
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
     enter = [*namespaces, "sh", "-c", chroot.ENTER, "sh", str(sender.root), str(directory)]

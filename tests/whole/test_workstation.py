@@ -9,6 +9,7 @@ import pytest
 
 from anemos.run import Argv, run
 from anemos.workstation import places
+from tests import imaging
 from tests.tree import ROOT
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run"), pytest.mark.all]
@@ -51,12 +52,7 @@ exec "$@"
 def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a Debian with a clone in it."""
     suite: str = request.param
-    directory = tmp_path_factory.mktemp("bare") / suite
-    directory.mkdir()
-    (directory / "IMGBUILD").write_text(BARE.format(suite))
-    options: Argv = ["--directory", directory, "--output", directory, "--cache", places.cache()]
-    run([sys.executable, "-m", "anemos.image", *options, f"--mirror={places.mirror()}"], cwd=ROOT)
-    root = directory / suite
+    root = imaging.root(tmp_path_factory.mktemp("bare") / suite, BARE.format(suite))
     run(["git", "clone", "--quiet", ROOT, root / "root/anemos"])
     config = root / "root/.config/anemos/config.toml"
     config.parent.mkdir(parents=True)
