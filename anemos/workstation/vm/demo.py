@@ -33,11 +33,12 @@ def start(host: Host, fresh: bool = False) -> Result:
 
     FRESH: what is on the VM's disks is made anew.
     """
-    machine = vm.of(host)
+    machine, arch = vm.of(host), host.imgbuild().arch
+    vm.require(machine, arch)
     if fresh:
         vm.remove(machine)
     stock.create(host)
-    vm.start(machine, machine.drives, arch=host.imgbuild().arch)
+    vm.start(machine, machine.drives, arch=arch)
     where = reach.endpoint(vm.at_home(host))
     reach.await_boot(host, where, lambda seen: True, host.timeouts.up, "server")
     return {"host": host.name}

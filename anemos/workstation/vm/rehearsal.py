@@ -124,6 +124,7 @@ def test(host: Host, options: Options) -> Result:
     spec = host.imgbuild()
     phases.refuse(host, *plan.bootable(spec), *not_made(spec))
     trial = prepare(host)
+    vm.require(trial.machine, spec.arch)
     lock.take(trial.double.name)
     if not options.reuse:
         discard(trial)

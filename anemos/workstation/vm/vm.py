@@ -126,7 +126,6 @@ def start(
     for guest, port in forward.items():
         (vm.directory / f"port-{guest}").write_text(str(port))
     vm.console.unlink(missing_ok=True)
-    require(vm, arch)
     if vm.variables and not vm.variables.exists():
         shutil.copy(FIRMWARE / FLASH[arch.name, vm.settings.firmware][1], vm.variables)
     accel = accelerator(arch)

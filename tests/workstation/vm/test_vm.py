@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anemos.architecture import AMD64, ARM64, Architecture
 from anemos.log import BAD_INPUT, Failure
 from anemos.system import imgbuild
 from anemos.workstation import places
@@ -82,6 +84,38 @@ def test_uefi() -> None:
     assert code == f"if=pflash,format=raw,readonly=on,file={ovmf}/OVMF_CODE_4M.fd"
     assert variables == f"if=pflash,format=raw,file={machine.directory}/variables.fd"
     assert not any("pflash" in each for each in options(command(), "-drive"))
+
+
+def test_arm64() -> None:
+    machine = replace(MACHINE, settings=VmSettings("stock", firmware="uefi"))
+    argv = vm.command(machine, (), {}, vm.accelerator(ARM64), ARM64)
+
+    assert (argv[0], *options(argv, "-machine")) == ("qemu-system-aarch64", "virt")
+    assert options(argv, "-accel") == [vm.EMULATION]
+    assert f"file={vm.FIRMWARE}/AAVMF/AAVMF_CODE.fd" in options(argv, "-drive")[0]
+
+
+@pytest.mark.parametrize(
+    ("arch", "firmware", "message"),
+    [
+        (ARM64, "secure-boot", "no secure-boot for arch=arm64"),
+        (ARM64, "bios", "apt-get install qemu-system-arm qemu-efi-aarch64"),
+        (AMD64, "uefi", "apt-get install qemu-system-x86 ovmf"),
+    ],
+)
+def test_what_this_machine_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arch: Architecture,
+    firmware: Any,
+    message: str,
+) -> None:
+    """It is told before anything is made."""
+    monkeypatch.setattr(vm, "FIRMWARE", tmp_path)
+    monkeypatch.setattr(vm, "which", lambda name: name if "x86" in name else None)
+    with pytest.raises(Failure) as caught:
+        vm.require(replace(MACHINE, settings=VmSettings("stock", firmware=firmware)), arch)
+    assert message in str(caught.value)
 
 
 def test_no_vm() -> None:
