@@ -284,7 +284,7 @@ def demo(
     """Deploy HOST to a stock server in a local VM, and prove it."""
     from anemos.workstation.vm import demo
 
-    host = host or demo.name(arch)
+    host = demo.name(host, arch)
     if stop:
         return demo.stop(load(host))
     return demo.start(alone(host), fresh) if start else demo.demo(alone(host), fresh)

@@ -12,8 +12,12 @@ from anemos.workstation.hosts import Host
 from anemos.workstation.vm import stock, vm
 
 
-def name(arch: str) -> str:
-    """The host that shows a deployment on ARCH. Raises Failure."""
+def name(host: str, arch: str) -> str:
+    """HOST, or the one that shows a deployment on ARCH. Raises Failure."""
+    if host and arch:
+        die("--host or --arch, not both: the IMGBUILD of a host says its `arch`")
+    if host:
+        return host
     if arch not in ("", *ARCHITECTURES):
         die(f"--arch {arch}: not one of {', '.join(ARCHITECTURES)}")
     return "demo" if arch in ("", AMD64.name) else f"demo-{arch}"

@@ -276,6 +276,21 @@ def test_demo_of_a_real_machine(project: Tree, words: list[str]) -> None:
     assert "hosts/mx/host.toml has no stock in [vm]: mx is a real machine" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arch", "riscv64"], "--arch riscv64: not one of amd64, arm64"),
+        (["--host", "demo", "--arch", "arm64"], "--host or --arch, not both"),
+        (["--arch", "arm64"], "unknown host 'demo-arm64'"),
+    ],
+)
+def test_demo_of_an_architecture(project: Tree, words: list[str], message: str) -> None:
+    done = project.inv("demo", *words)
+
+    assert done.status == BAD_INPUT
+    assert message in done.err
+
+
 @pytest.mark.parametrize("name", ["plan", "deploy"])
 def test_vm_that_does_not_run(project: Tree, name: str) -> None:
     done = project.inv(name, "--host", "demo")
