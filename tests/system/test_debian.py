@@ -7,7 +7,7 @@ import pytest
 from anemos import log
 from anemos.log import Failure
 from anemos.run import CommandFailed, run
-from anemos.system import bootstrap, imgbuild
+from anemos.system import bootstrap, imgbuild, tree
 from anemos.system.bootstrap import debian
 from anemos.system.bootstrap.common import FETCHED
 
@@ -158,6 +158,9 @@ def test_packages_are_kept_for_the_next_time(tmp_path: Path) -> None:
     (kept / taken.name).write_text("damaged")
     run(["sh", "-ec", take, "sh", two])
     assert not list((two / debian.ARCHIVES).iterdir())
+    tree.write(two, "var/lib/dpkg/status", INSTALLED)
+    run(["sh", "-ec", keep, "sh", two])  # a mirror on a disk: apt takes them from there
+    assert not list((two / FETCHED).iterdir())
 
 
 def test_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

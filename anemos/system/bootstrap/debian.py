@@ -48,7 +48,7 @@ mkdir -p "$1/{ARCHIVES}"
         xargs -r -d "\n" cp --target-directory="$1/{ARCHIVES}"
 )
 """
-# Those that are installed: what nobody needs any more is not kept.
+# Those that are installed: what nobody needs any more is not kept. A mirror on a disk leaves none.
 KEEP = rf"""
 mkdir -p "$1/{FETCHED}"
 cd "$1/{ARCHIVES}"
@@ -56,7 +56,8 @@ format="\${{Package}}_\${{Version}}_\${{Architecture}}.deb\n"
 dpkg-query --admindir="$1/var/lib/dpkg" --show --showformat="$format" | sed "s/:/%3a/g" |
     while read -r each; do [ ! -e "$each" ] || mv "$each" "$1/{FETCHED}"; done
 cd "$1/{FETCHED}"
-sha256sum -- *.deb >SHA256SUMS
+set -- *.deb
+[ ! -e "$1" ] || sha256sum -- "$@" >SHA256SUMS
 """
 UNSAFE = "etc/dpkg/dpkg.cfg.d/anemos"
 
