@@ -68,13 +68,10 @@ def make_plan(host: Host, whole: bool = False) -> Result:
         seen = facts.gather(remote, state.base_hash)
         ahead = foreseen(host, spec, seen, remote)
     slot = "" if whole else ways.slot(host, spec, seen).other
-    state.layer = cached_layer(host, spec, slot)
-    sizes = measure(host, state, seen)
-    if slot:
-        sizes = replace(sizes, fetched=ways.builder(host, spec, slot) != "workstation")
+    sizes = foresee_sizes(host, spec, state, seen, slot)
     wrong = (plan.beside if slot else plan.problems)(host, spec, seen, sizes)
     refuse(host, *wrong, *foresee(host, spec))
-    consent.remember(host, spec, seen, slot)
+    consent.remember(host, spec, seen, slot, sizes.fetched)
     described = (plan.describe_slot if slot else plan.describe)(host, spec, seen, sizes)
     lines = [*described, *ahead, ("downtime", expected_downtime(host))]
     found = consent.identity(host, lines)
@@ -133,9 +130,12 @@ def refuse(host: Host, *problems: str) -> None:
         die(f"{host.name} cannot be deployed:\n" + "\n".join(f"  - {each}" for each in wrong))
 
 
-def cached_layer(host: Host, spec: Imgbuild, slot: str) -> str:
-    ours = ways.builder(host, spec, slot) == "workstation"
-    return images.cached_layer(spec) if ours else ""
+def foresee_sizes(host: Host, spec: Imgbuild, state: State, seen: Facts, slot: str) -> Sizes:
+    """As `measure`; also who makes the package layer."""
+    fetched = replace(measure(host, state, seen), fetched=bool(slot))
+    if not ways.sends_layer(host, spec, slot, fetched.beside <= seen.memory_available):
+        return fetched
+    return measure(host, replace(state, layer=images.cached_layer(spec)), seen)
 
 
 def measure(host: Host, state: State, seen: Facts) -> Sizes:
@@ -218,7 +218,7 @@ def check_secrets(host: Host, revealed: list[str]) -> None:
 def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
     bootstrap.check(spec)
     state.layer = ""
-    if ways.builder(host, spec, state.agreed.slot) == "workstation":
+    if ways.sends_layer(host, spec, state.agreed.slot, state.agreed.fetched):
         layer = images.layer(spec)
         definition.rehearse(layer, [spec.directory / "files"])
         definition.rehearse_loader(spec, layer, [spec.directory / "files"])

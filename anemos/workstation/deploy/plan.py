@@ -27,8 +27,8 @@ TOOLS = {
     "vg": ("lvm2", "the package lvm2 has to be among `packages`"),
 }
 CRYPT = "crypto_LUKS"
-# Of a slot, by whether they are sent.
-PACKAGES = {True: "sent from here", False: "the server fetches them, except those that it has"}
+# Of a slot, by whether the server makes its package layer.
+PACKAGES = {True: "the server fetches them, except those that it has", False: "sent from here"}
 # What the names of their kernel packages begin with.
 KERNELS = {
     "debian": ("linux-image-", "proxmox-default-kernel", "proxmox-kernel-", "pve-kernel-"),
@@ -376,13 +376,12 @@ def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> lis
     """The same for a deployment into the slot that does not run."""
     where = f"{facts.name}, kernel {facts.kernel}, deployment {facts.deployment}"
     there = ways.slot(host, spec, facts)
-    sent = ways.builder(host, spec, there.other) == "workstation"
     return [
         ("server", where),
         *(("login", each) for each in _logins(host)),
         *(("way", each) for each in _way(host)),
         ("OVERWRITE", _place(there, spec, facts)),
-        ("packages", PACKAGES[sent]),
+        ("packages", PACKAGES[sizes.fetched]),
         *(("keep", f"{_kept(k, facts)}; both slots use it") for k in spec.keep),
         *(("keep", f"{each}; both slots use it") for each in _kept_volumes(spec, facts)),
         *(("shared", f"{mount}: both slots use it") for mount in _shared(spec)),

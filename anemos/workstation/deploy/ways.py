@@ -20,7 +20,7 @@ from anemos.workstation.deploy import reach, sending, stack
 from anemos.workstation.deploy.facts import Entry, Facts
 from anemos.workstation.deploy.sizes import MIB, Sizes
 from anemos.workstation.deploy.state import State, load_state, payload_file
-from anemos.workstation.hosts import BuildOn, Host
+from anemos.workstation.hosts import Host
 from anemos.workstation.ssh import Endpoint, Remote, connect
 
 # GRUB writes its environment block in place: no copy on write, no checksums over it.
@@ -235,11 +235,12 @@ def chosen(host: Host, facts: Facts, sizes: Sizes) -> Way:
     return WAYS["late"] if way.NAME == "kexec" and short and sizes.layer else way
 
 
-def builder(host: Host, spec: Imgbuild, slot: str) -> BuildOn:
-    """Who makes the package layer for SLOT, "" for whole disks."""
-    if host.build_on != "auto":
-        return host.build_on
-    return "server" if slot and spec.target != "arch" else "workstation"
+def sends_layer(host: Host, spec: Imgbuild, slot: str, room: bool) -> bool:
+    """Whether the workstation makes the package layer for SLOT, "" for whole disks. ROOM: the
+    server has the memory to make it in the slot."""
+    if host.build_on == "auto":
+        return not slot or spec.target == "arch" or not room
+    return host.build_on == "workstation"
 
 
 def slot(host: Host, spec: Imgbuild, facts: Facts) -> Beside:
@@ -280,7 +281,7 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
         return
     if known.slots[known.default].root not in roots(facts):
         yield f"/ is not slot {known.default}, which starts by default"
-    if spec.target == "arch" and builder(host, spec, known.default) != "workstation":
+    if spec.target == "arch" and not sends_layer(host, spec, known.default, room=True):
         yield 'target=arch needs build_on = "workstation"'
 
 

@@ -15,7 +15,7 @@ from anemos.log import BAD_INPUT, Failure
 from anemos.system import imgbuild, layout, slots
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.slots import Record, Slot
-from anemos.workstation import places
+from anemos.workstation import images, places
 from anemos.workstation.deploy import (
     chain,
     consent,
@@ -110,17 +110,22 @@ def test_slot_by_grub() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build_on", "target", "slot", "who"),
+    ("build_on", "target", "slot", "room", "sent"),
     [
-        ("auto", "debian", "", "workstation"),
-        ("auto", "debian", "b", "server"),
-        ("auto", "arch", "b", "workstation"),
-        ("workstation", "debian", "b", "workstation"),
-        ("initramfs", "debian", "", "initramfs"),
+        ("auto", "debian", "", True, True),
+        ("auto", "debian", "b", True, False),
+        ("auto", "debian", "b", False, True),
+        ("auto", "arch", "b", True, True),
+        ("workstation", "debian", "b", True, True),
+        ("server", "debian", "b", False, False),
+        ("initramfs", "debian", "", True, False),
     ],
 )
-def test_who_makes_the_package_layer(build_on: Any, target: str, slot: str, who: str) -> None:
-    assert ways.builder(replace(HOST, build_on=build_on), spec(target=target), slot) == who
+def test_who_makes_the_package_layer(
+    build_on: Any, target: str, slot: str, room: bool, sent: bool
+) -> None:
+    host = replace(HOST, build_on=build_on)
+    assert ways.sends_layer(host, spec(target=target), slot, room) == sent
 
 
 def test_slot_of_arch() -> None:
@@ -196,6 +201,20 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
 
     monkeypatch.setattr(reach, "answer", answer)
     return asked
+
+
+@pytest.mark.parametrize(("mib", "fetched"), [(300, True), (200, False)])
+def test_little_memory_for_packages(
+    monkeypatch: pytest.MonkeyPatch, mib: int, fetched: bool
+) -> None:
+    """Then they are sent, and the plan is none the worse."""
+    monkeypatch.setattr(images, "cached_layer", lambda _: "")
+    seen = replace(FACTS, memory_available=mib * MIB, base="/base")
+    sizes = phases.foresee_sizes(HOST, spec(), State("demo"), seen, "b")
+    assert sizes.fetched == fetched
+    assert plan.beside(HOST, spec(), seen, sizes) == []
+    whole = phases.foresee_sizes(HOST, spec(), State("demo"), seen, "")
+    assert not whole.fetched
 
 
 class Quiet(str):
