@@ -523,6 +523,7 @@ def make_base(top: Path) -> None:
     for name in ("bin", "sbin", "lib", "lib64", "usr", "etc", "root"):
         (top / "base" / name).symlink_to(f"host/{name}")
     (top / "base/boot/initrd").write_bytes(b"initrd")
+    (top / "base/boot/vmlinuz").write_bytes(b"kernel")
     run(["mksquashfs", top / "base", top / "base.squashfs", "-quiet", "-no-progress"])
     (top / "base.squashfs").rename(top / f"base-{sha256(top / 'base.squashfs')}.squashfs")
 
