@@ -219,8 +219,8 @@ def test_good_input(server: Played) -> None:
     done = server.project.inv("plan", "--host", "mx")
 
     assert done.status == 0, done.err
-    assert "ERASE    vda (serial=demo-system, 6.4 GB): / (ext4)" in done.err
-    assert "keep     vdb (serial=demo-data, 1.1 GB): /home (ext4)" in done.err
+    assert "ERASE    vda (serial=demo-system, 6.4 GB): / (ext4)" in done.out
+    assert "keep     vdb (serial=demo-data, 1.1 GB): /home (ext4)" in done.out
     assert server.calls.read_text() == "facts\n"
 
 
