@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 # The exit statuses of every task (docs/recovery.md).
 FAILED = 1  # the server runs the old system, unchanged, or goes back to it
@@ -42,24 +42,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t\xa0" else ascii(c)[1:-1] for c in text)
 
 
-def to_stderr(text: str) -> None:
+def write(text: str, stream: TextIO | None) -> None:
     """Raises nothing: that nobody reads any more (a pipe, a terminal that is gone, a file that was
     closed) is no reason to end a deployment, and must not stand in a failure's place."""
-    if sys.stderr is not None:  # it was closed from the start: print() would take standard output
+    if stream is not None:  # it was closed from the start: print() would take standard output
         with suppress(OSError, ValueError):
-            print(printable(text), file=sys.stderr, flush=True)
+            print(printable(text), file=stream, flush=True)
+
+
+def to_stderr(text: str) -> None:
+    write(text, sys.stderr)
 
 
 def to_stdout(text: str) -> None:
-    """Raises nothing: who looks at the first lines alone (head(1)) is content."""
-    with suppress(OSError, ValueError):
-        print(printable(text), flush=True)
+    write(text, sys.stdout)
 
 
 # Where lines go. The initramfs puts its own sink here: console and log file.
 sink: Sink = to_stderr
-
-
 answers: Sink = to_stderr  # where the lines of an answer go
 
 

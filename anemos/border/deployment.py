@@ -13,7 +13,7 @@ class Agreed:
     layout: str = ""  # digest of layout and keep
     erase: dict[str, Device] = field(default_factory=dict)  # by the names in the layout
     slot: str = ""  # the one that may be filled
-    fetched: bool = False  # its package layer is made by the server
+    by_server: bool = False  # its package layer is made there
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,10 @@ def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Fille
 
 
 def packages() -> Path:
-    """Where packages of the running system are seen, if it has any."""
+    """Where packages of the running system are seen: nothing is there if it has none."""
     there = staging.HOST / FETCHED
+    PACKAGES.mkdir(exist_ok=True)
     if there.is_dir():
-        PACKAGES.mkdir(exist_ok=True)
         run(["mount", "--bind", there, PACKAGES])
     return PACKAGES
 
@@ -231,7 +231,7 @@ def top(given: Installation) -> Path:
 def handed(given: Installation) -> list[Path]:
     """What packages and definition see beside the slot: their own, the name service, and packages
     of the running system."""
-    fetched = [given.fetched] if given.fetched and given.fetched.is_dir() else []
+    fetched = [given.fetched] if given.fetched else []
     own = [top(given), given.keys, *([given.layer] if given.layer else [])]
     for each in own:
         confined.give(each)

@@ -211,8 +211,8 @@ class Settings:
     build_on: BuildOn = "auto"
     """Where the package layer is made. `server`: by the old system while it serves; in its memory,
     or in the slot that does not run. `initramfs`: after the jump, with the least memory and the
-    longest downtime. `auto`: by the server for a slot, if
-    it has the memory, or else by the workstation."""
+    longest downtime. `auto`: by the server for a slot, if it has the memory, or else by the
+    workstation."""
     start: Literal["auto", "kexec", "once"] = "auto"
     """How the initramfs, or a slot on trial, starts: by kexec, or by a boot entry that is taken
     once. `auto`: by kexec if the server's kernel allows it."""

@@ -29,12 +29,12 @@ ID = re.compile("[0-9a-f]{12}-[0-9a-f]{12}")
 Lines = Iterable[Sequence[str]]  # (what, which)
 
 
-def remember(host: Host, spec: Imgbuild, facts: Facts, slot: str, fetched: bool = False) -> None:
+def remember(host: Host, spec: Imgbuild, facts: Facts, slot: str, by_server: bool = False) -> None:
     """What the plan for SPEC shows. SLOT: the one that it fills, "" when it erases disks. FETCHED:
     the server makes its package layer. Only for facts without problems."""
     erased = () if slot else spec.layout.disks
     found = {disk.name: disks.resolve(disk.name, disk.match, facts.disks) for disk in erased}
-    agreed = Agreed(layout.digest(spec.layout, spec.kept), found, slot, fetched)
+    agreed = Agreed(layout.digest(spec.layout, spec.kept), found, slot, by_server)
     files.replace(places.state(host.name) / FILE, records.text(agreed), 0o600)
 
 

@@ -71,7 +71,7 @@ def make_plan(host: Host, whole: bool = False) -> Result:
     sizes = foresee_sizes(host, spec, state, seen, slot)
     wrong = (plan.beside if slot else plan.problems)(host, spec, seen, sizes)
     refuse(host, *wrong, *foresee(host, spec))
-    consent.remember(host, spec, seen, slot, sizes.fetched)
+    consent.remember(host, spec, seen, slot, sizes.by_server)
     described = (plan.describe_slot if slot else plan.describe)(host, spec, seen, sizes)
     lines = [*described, *ahead, ("downtime", expected_downtime(host))]
     found = consent.identity(host, lines)
@@ -132,9 +132,9 @@ def refuse(host: Host, *problems: str) -> None:
 
 def foresee_sizes(host: Host, spec: Imgbuild, state: State, seen: Facts, slot: str) -> Sizes:
     """As `measure`; also who makes the package layer."""
-    fetched = replace(measure(host, state, seen), fetched=bool(slot))
-    if not ways.sends_layer(host, spec, slot, fetched.beside <= seen.memory_available):
-        return fetched
+    there = replace(measure(host, state, seen), by_server=bool(slot))
+    if not ways.sends_layer(host, spec, bool(slot), there.beside <= seen.memory_available):
+        return there
     return measure(host, replace(state, layer=images.cached_layer(spec)), seen)
 
 
@@ -218,7 +218,7 @@ def check_secrets(host: Host, revealed: list[str]) -> None:
 def make_layer(host: Host, spec: Imgbuild, state: State) -> None:
     bootstrap.check(spec)
     state.layer = ""
-    if ways.sends_layer(host, spec, state.agreed.slot, state.agreed.fetched):
+    if ways.sends_layer(host, spec, bool(state.agreed.slot), state.agreed.by_server):
         layer = images.layer(spec)
         definition.rehearse(layer, [spec.directory / "files"])
         definition.rehearse_loader(spec, layer, [spec.directory / "files"])
@@ -256,7 +256,7 @@ def fill(host: Host) -> Result:
     consent.check(host, state)
     with connect(reach.endpoint(host)) as remote:
         seen = facts.gather(remote, state.base_hash)
-        sizes = replace(measure(host, state, seen), fetched=not state.layer)
+        sizes = replace(measure(host, state, seen), by_server=not state.layer)
         refuse(host, *plan.beside(host, spec, seen, sizes))
         there = ways.slot(host, spec, seen)
         consent.check_slot(host, state, there.other)

@@ -381,7 +381,7 @@ def describe_slot(host: Host, spec: Imgbuild, facts: Facts, sizes: Sizes) -> lis
         *(("login", each) for each in _logins(host)),
         *(("way", each) for each in _way(host)),
         ("OVERWRITE", _place(there, spec, facts)),
-        ("packages", PACKAGES[sizes.fetched]),
+        ("packages", PACKAGES[sizes.by_server]),
         *(("keep", f"{_kept(k, facts)}; both slots use it") for k in spec.keep),
         *(("keep", f"{each}; both slots use it") for each in _kept_volumes(spec, facts)),
         *(("shared", f"{mount}: both slots use it") for mount in _shared(spec)),

@@ -24,7 +24,7 @@ class Sizes:
     way: str = "kexec"  # that is taken, and what that means (ways.py):
     copies: int = 3  # of the initramfs, in the old system's memory
     late: bool = False  # the package layer comes after the jump
-    fetched: bool = False  # the server makes it, in the slot
+    by_server: bool = False  # that makes it, in the slot
 
     @property
     def sent(self) -> int:
@@ -49,7 +49,7 @@ class Sizes:
         """Memory on the old system while a slot is filled: what is staged, the payload unpacked.
         A package layer that is sent goes straight into the slot."""
         staged = 0 if self.base_is_there else self.base
-        made = BOOTSTRAP_MEMORY if self.fetched else 0
+        made = BOOTSTRAP_MEMORY if self.by_server else 0
         return staged + 2 * self.payload + STAGING_MEMORY + made
 
     @property

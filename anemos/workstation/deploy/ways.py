@@ -200,7 +200,7 @@ class Slot:
             yield f"no slot can be filled: {why}"
         if sizes.beside > facts.memory_available:
             there = facts.memory_available // MIB
-            less = '; build_on = "workstation" needs less' if sizes.fetched else ""
+            less = '; build_on = "workstation" needs less' if sizes.by_server else ""
             yield f"memory: {sizes.beside // MIB} MiB needed, {there} MiB available{less}"
 
     def send(self, host: Host, state: State, remote: Remote, facts: Facts, sizes: Sizes) -> None:
@@ -235,11 +235,11 @@ def chosen(host: Host, facts: Facts, sizes: Sizes) -> Way:
     return WAYS["late"] if way.NAME == "kexec" and short and sizes.layer else way
 
 
-def sends_layer(host: Host, spec: Imgbuild, slot: str, room: bool) -> bool:
-    """Whether the workstation makes the package layer for SLOT, "" for whole disks. ROOM: the
-    server has the memory to make it in the slot."""
+def sends_layer(host: Host, spec: Imgbuild, beside: bool, room: bool) -> bool:
+    """Whether the workstation makes the package layer. BESIDE: it is for a slot, not for whole
+    disks. ROOM: the server has the memory to make it in the slot."""
     if host.build_on == "auto":
-        return not slot or spec.target == "arch" or not room
+        return not beside or spec.target == "arch" or not room
     return host.build_on == "workstation"
 
 
@@ -281,7 +281,7 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
         return
     if known.slots[known.default].root not in roots(facts):
         yield f"/ is not slot {known.default}, which starts by default"
-    if spec.target == "arch" and not sends_layer(host, spec, known.default, room=True):
+    if spec.target == "arch" and not sends_layer(host, spec, beside=True, room=True):
         yield 'target=arch needs build_on = "workstation"'
 
 

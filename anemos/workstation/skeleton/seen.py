@@ -194,13 +194,13 @@ def interpret(found: Facts, lines: list[tuple[str, str]]) -> Seen:
             for name, gid, members in every("team", 3)
         },
         keys=keys,
-        files=tuple(each for each in files if not made(each)),
-        left=frozenset(each.path for each in files if made(each)),
+        files=tuple(each for each in files if not left(each)),
+        left=frozenset(each.path for each in files if left(each)),
         large=tuple(path for path, *_ in every("large", 6)),
-        links={inside(path): to for path, to in every("link", 2) if not GENERATED.match(path[1:])},
+        links={inside(path): to for path, to in every("link", 2) if not generated(inside(path))},
         units=frozenset(name for [name] in every("unit")),
         made=frozenset(path for [path] in every("made")),
-        gone=tuple(path for [path] in every("gone") if not GENERATED.match(inside(path))),
+        gone=tuple(path for [path] in every("gone") if not generated(inside(path))),
         odd=tuple(path for [path] in every("odd")),
         tables={name: kind for name, kind in every("table", 2)},
         fstab=tuple(point for [point] in every("fstab")),
@@ -208,10 +208,15 @@ def interpret(found: Facts, lines: list[tuple[str, str]]) -> Seen:
     )
 
 
-def made(found: File) -> bool:
-    """Whether each system makes it for itself."""
+def generated(path: str) -> bool:
+    """Whether each system makes it for itself, or the definition says it in words of its own."""
+    return bool(GENERATED.match(path))
+
+
+def left(found: File) -> bool:
+    """Whether it is not taken over."""
     known = UNCHANGED.get(found.path, ())
-    return bool(GENERATED.match(found.path)) or (
+    return generated(found.path) or (
         found.data is not None and hashlib.sha256(found.data).hexdigest() in known
     )
 

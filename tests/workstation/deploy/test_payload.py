@@ -112,7 +112,7 @@ def test_manifest(host: Path, secrets: Path) -> None:
             {"name": "more", "match": {"wwn": "naa.1"}, "only": 0, "kind": "", "on": []},
         ],
         "finish": "reboot",
-        "agreed": {"layout": "", "erase": {}, "slot": "", "fetched": False},
+        "agreed": {"layout": "", "erase": {}, "slot": "", "by_server": False},
         "files": {
             "host/IMGBUILD": sha256(IMGBUILD.encode()).hexdigest(),
             "files/etc/motd": sha256(b"hello\n").hexdigest(),

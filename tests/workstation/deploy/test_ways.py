@@ -110,22 +110,22 @@ def test_slot_by_grub() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build_on", "target", "slot", "room", "sent"),
+    ("build_on", "target", "beside", "room", "sent"),
     [
-        ("auto", "debian", "", True, True),
-        ("auto", "debian", "b", True, False),
-        ("auto", "debian", "b", False, True),
-        ("auto", "arch", "b", True, True),
-        ("workstation", "debian", "b", True, True),
-        ("server", "debian", "b", False, False),
-        ("initramfs", "debian", "", True, False),
+        ("auto", "debian", False, True, True),
+        ("auto", "debian", True, True, False),
+        ("auto", "debian", True, False, True),
+        ("auto", "arch", True, True, True),
+        ("workstation", "debian", True, True, True),
+        ("server", "debian", True, False, False),
+        ("initramfs", "debian", False, True, False),
     ],
 )
 def test_who_makes_the_package_layer(
-    build_on: Any, target: str, slot: str, room: bool, sent: bool
+    build_on: Any, target: str, beside: bool, room: bool, sent: bool
 ) -> None:
     host = replace(HOST, build_on=build_on)
-    assert ways.sends_layer(host, spec(target=target), slot, room) == sent
+    assert ways.sends_layer(host, spec(target=target), beside, room) == sent
 
 
 def test_slot_of_arch() -> None:
@@ -169,8 +169,8 @@ def test_what_stands_in_the_way() -> None:
         "no slot can be filled: no record of slots: it has no slot",
         "memory: 66 MiB needed, 65 MiB available",
     ]
-    fetched = replace(SIZES, fetched=True)
-    assert plan.beside(HOST, spec(), small, fetched) == [
+    there = replace(SIZES, by_server=True)
+    assert plan.beside(HOST, spec(), small, there) == [
         'memory: 258 MiB needed, 66 MiB available; build_on = "workstation" needs less'
     ]
 
@@ -203,18 +203,18 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
     return asked
 
 
-@pytest.mark.parametrize(("mib", "fetched"), [(300, True), (200, False)])
+@pytest.mark.parametrize(("mib", "by_server"), [(300, True), (200, False)])
 def test_little_memory_for_packages(
-    monkeypatch: pytest.MonkeyPatch, mib: int, fetched: bool
+    monkeypatch: pytest.MonkeyPatch, mib: int, by_server: bool
 ) -> None:
     """Then they are sent, and the plan is none the worse."""
     monkeypatch.setattr(images, "cached_layer", lambda _: "")
     seen = replace(FACTS, memory_available=mib * MIB, base="/base")
     sizes = phases.foresee_sizes(HOST, spec(), State("demo"), seen, "b")
-    assert sizes.fetched == fetched
+    assert sizes.by_server == by_server
     assert plan.beside(HOST, spec(), seen, sizes) == []
     whole = phases.foresee_sizes(HOST, spec(), State("demo"), seen, "")
-    assert not whole.fetched
+    assert not whole.by_server
 
 
 class Quiet(str):
@@ -239,7 +239,7 @@ def test_fill(server: list[object]) -> None:
         "root": "UUID",
         "kernel": "6.1",
     }
-    needed = replace(SIZES, fetched=True).beside
+    needed = replace(SIZES, by_server=True).beside
     assert server == [needed, "sent", Fill("/base-0.squashfs", "SHA", ""), "unstaged"]
     assert (load_state(HOST).remote_base, load_state(HOST).way) == ("", "slot")
 
