@@ -283,6 +283,11 @@ class Story:
             self.sh("systemctl reboot")
         wait(lambda: self.boot_id() not in ("", old))
 
+    def slots(self) -> dict[str, dict[str, Any]]:
+        """By name, as `status` tells of them."""
+        told = json.loads(self.inv("status", "--json").out)
+        return {each["name"]: each for each in told["slots"]}
+
     def boot_id(self) -> str:
         """ "" while nobody answers."""
         try:

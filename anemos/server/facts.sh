@@ -28,6 +28,10 @@ fact memory_available_kib "$(memory MemAvailable)"
 fact kexec_disabled "$(first /proc/sys/kernel/kexec_load_disabled)"
 fact lockdown "$(first /sys/kernel/security/lockdown)"
 fact efi "$([ -d /sys/firmware/efi ] && echo yes || echo no)"
+# It says what systemd-boot starts, before loader.conf does (systemd-boot(7), "EFI Variables").
+for file in /sys/firmware/efi/efivars/LoaderEntryDefault-*; do
+    [ ! -e "$file" ] || fact loader_default yes
+done
 # UEFI's boot entries, 16 bit numbers, and what each in the order is for, 32 bits (UEFI specification, 3.1.3, 3.3).
 for name in BootNext BootCurrent; do
     numbers=$(variable $name -tx2)

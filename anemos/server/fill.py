@@ -34,7 +34,7 @@ from anemos.system import (
     slots,
     tree,
 )
-from anemos.system.bootloader import kernels
+from anemos.system.bootloader import LOADERS, kernels
 from anemos.system.bootstrap.common import FETCHED
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.installation import Installation
@@ -119,7 +119,7 @@ def beside(asked: Fill, spec: Imgbuild, given: Manifest, here: Running) -> Fille
         ),
         here.other,
         here.node,
-        here.record,
+        here.top,
     )
 
 
@@ -132,12 +132,14 @@ def packages() -> Path:
     return PACKAGES
 
 
-def fill(given: Installation, slot: str, node: Path, record: Path) -> Filled:
-    """Install what is GIVEN in SLOT, the block device NODE. The record in the file RECORD says of
-    each step before it is taken what the slot holds then.
+def fill(given: Installation, slot: str, node: Path, top: Path) -> Filled:
+    """Install what is GIVEN in SLOT, the block device NODE. What both slots share is mounted at
+    TOP; the record there says of each step before it is taken what the slot holds then.
 
     Below GIVEN.root there is nothing yet. Raises Failure, OSError.
     """
+    loader = LOADERS[given.spec.bootloader]
+    record = top / loader.RECORD
     known = slots.read(record)
     check(given, slot, known, node)
     fetch_secrets(given)
@@ -145,9 +147,11 @@ def fill(given: Installation, slot: str, node: Path, record: Path) -> Filled:
     uuid = layout.fs_uuid(spec.layout.root(), given.deployment)
     slots.write(record, known.holding(slot, Slot(FILLING)))
     try:
-        kernel = install(replace(given, spec=spec), node, uuid)
+        loader.clear(slot, top)
+        kernel = install(replace(given, spec=spec), node, uuid, top)
     except BaseException:
         with suppress(Exception):  # the reason of it all is the other one; FILLING is as good
+            loader.clear(slot, top)
             slots.write(record, known.holding(slot, Slot(EMPTY)))
         raise
     filled = Slot(FILLED, uuid, given.deployment, int(time.time()))
@@ -181,7 +185,7 @@ def fetch_secrets(given: Installation) -> None:
         confined.call(partial(fetch.fetch, given.spec, top(given) / "secrets"), handed(given))
 
 
-def install(given: Installation, node: Path, uuid: str) -> str:
+def install(given: Installation, node: Path, uuid: str, top: Path) -> str:
     """The name of its kernel."""
     fs = given.spec.layout.root().fs
     run(["wipefs", "--all", "--quiet", node])
@@ -194,11 +198,20 @@ def install(given: Installation, node: Path, uuid: str) -> str:
             installation.leave_tools(given)
             leave_log(lines, given.root)
             installation.leave_manifest(given)
+            share(given, top)
             with log.step("Reading it back"):
                 read_back(given.root)
+                read_back(top)
             return kernels.newest(given.root).name
     finally:  # a mount namespace ends a little later than its last process
         require_free(node, RELEASED_S)
+
+
+def share(given: Installation, top: Path) -> None:
+    try:
+        booting.share(given.spec, given.root, given.deployment, top)
+    except OSError as error:
+        die(f"what both slots share: {error.strerror}", status=FAILED)
 
 
 @contextmanager

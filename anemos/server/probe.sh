@@ -24,7 +24,7 @@ fact staged "$(first /run/anemos.owner)"
     esac
     # shellcheck disable=SC2016 # $ is for the inner shell
     said=$(unshare -m sh -c '
-        [ -e "$1/anemos-slots" ] || mount -r "$1" >/dev/null || mount "$1" >/dev/null
-        head -c 512 "$1/anemos-slots"' sh "$point" 2>/dev/null | tr '\n' ' ')
-    [ -z "$said" ] || { fact record "$said" && break; }
+        [ -e "$1/anemos-slots" ] || [ -e "$1/loader" ] || mount -r "$1" >/dev/null || mount "$1" >/dev/null
+        cat "$1/anemos-slots" "$1/loader/loader.conf" | head -c 512' sh "$point" 2>/dev/null | tr '\n' ' ')
+    case $said in "# GRUB Environment Block "*) fact record "$said" && break ;; esac
 done

@@ -17,6 +17,7 @@ from anemos.disks import Device, Fingerprint
 from anemos.log import FAILED, die
 from anemos.server.shared import mounted, mounted_at, uuid_of
 from anemos.system import layout, partitions, slots, tree
+from anemos.system.bootloader import LOADERS
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import Disk, Layout, Mounted
 from anemos.system.slots import Record
@@ -27,11 +28,11 @@ MADE = ("raid", "luks")
 @dataclass(frozen=True)
 class Running:
     """SPEC, for the slot OTHER, which does not run. DEVICES: by the names of the layout's disks.
-    RECORD: a file."""
+    TOP: where what both slots share is mounted."""
 
     spec: Imgbuild
     devices: Mapping[str, Device]
-    record: Path
+    top: Path
     other: str
 
     @property
@@ -69,10 +70,12 @@ def found(spec: Imgbuild, host: Path) -> Iterator[Running]:
         TemporaryDirectory() as name,
         mounted(f"{shared.node(devices)}", Path(name)),
     ):
-        file = Path(name) / slots.FILE
+        file = Path(name) / LOADERS[spec.bootloader].RECORD
+        if not file.is_file():
+            die(f"bootloader={spec.bootloader} does not start what runs", status=FAILED)
         default = evident(whole, devices, slots.read(file), mounted_at(host))
         (other,) = {*whole.slots()} - {default}
-        yield Running(replace(spec, layout=whole.into(other)), devices, file, other)
+        yield Running(replace(spec, layout=whole.into(other)), devices, Path(name), other)
 
 
 def check_stamp(spec: Imgbuild, host: Path) -> None:

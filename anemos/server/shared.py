@@ -39,11 +39,10 @@ def found() -> Iterator[Found]:
     with TemporaryDirectory() as name:
         for source in sources():
             with mounted(source, Path(name)):
-                file = Path(name, slots.FILE)
-                if file.is_file():
+                if file := slots.file(Path(name)):
                     yield look(file)
                     return
-    die(f"no slots here: nothing in /etc/fstab holds {slots.FILE}", status=FAILED)
+    die("no slots here: nothing in /etc/fstab holds a record of them", status=FAILED)
 
 
 def mounted(source: str, at: Path) -> AbstractContextManager[None]:

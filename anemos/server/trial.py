@@ -13,7 +13,7 @@ from anemos.server import shared, staging
 from anemos.server.kexec import SAFETY, load_if_it_fits
 from anemos.server.shared import Found
 from anemos.system import slots, tree
-from anemos.system.bootloader import grub
+from anemos.system.bootloader import LOADERS, grub
 from anemos.system.installation import CONFIRM, TRIAL
 from anemos.system.slots import FILLED, GOOD, Record, Slot
 from anemos.system.slots import TRIAL as ON_TRIAL
@@ -36,7 +36,7 @@ def start(asked: Try) -> Keys:
         slot = to_try(found, asked)
         tried = found.known.holding(found.other, slot._replace(state=ON_TRIAL))
         try:
-            prepare(slot, asked, found.file.with_name(slots.ONCE))
+            prepare(slot, asked, found.file)
             found.write(replace(tried, once=asked.once))
         except BaseException:
             with suppress(Exception):  # the reason of it all is the other one
@@ -77,22 +77,21 @@ def require(name: str, slot: Slot, state: str, deployment: str) -> None:
         die(f"slot {name} is {there}; wanted: {state}, by {deployment}", status=FAILED)
 
 
-def prepare(slot: Slot, asked: Try, once: Path) -> None:
-    """What the boot loader would start, and how; and what ends each failure in a reset. ONCE: the
-    file of GRUB's for one boot."""
+def prepare(slot: Slot, asked: Try, record: Path) -> None:
+    """What the boot loader would start, and how; and what ends each failure in a reset."""
     words = ["--rw" if asked.confirm else "--read-only", "-o", "nosuid,nodev,noexec"]
     words.append(f"UUID={slot.root}")
     with (
         TemporaryDirectory() as name,
         mounts.mounted(*words, at=Path(name), patience_s=shared.PATIENCE_S),
     ):
-        entry = grub.first_entry(Path(name))
+        entry = LOADERS[slots.loader(record.read_bytes())].first_entry(Path(name))
         if asked.confirm:
             tree.write(Path(name), CONFIRM, asked.confirm, 0o700)
         line = cmdline(entry.words, asked)
         if asked.once:
             kernel, initrd = (f"/{file.relative_to(name)}" for file in entry[:2])
-            once.write_text(grub.once(slot.root, kernel, initrd, line))
+            record.with_name(slots.ONCE).write_text(grub.once(slot.root, kernel, initrd, line))
         else:
             load_if_it_fits(entry.kernel, entry.initrd, line)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from anemos import log
+from anemos import files, log
 from anemos.log import die
 from anemos.system import filesystems, layout, slots, tree
 from anemos.system.bootloader import LOADERS
@@ -82,13 +82,28 @@ def install(
     With slots, it is the one that ROOT is for that starts; the record tells of DEPLOYMENT and NOW.
     """
     target = Target(imgbuild.layout, imgbuild.cmdline, root, disks, seed, imgbuild.arch)
-    LOADERS[imgbuild.bootloader].install(target)
+    loader = LOADERS[imgbuild.bootloader]
+    loader.install(target)
     if shared := imgbuild.layout.shared():
-        record = slots.encoded(slots.first(imgbuild.layout, seed, deployment, now))
-        tree.write(root, f"{shared.mount}/{slots.FILE}", record)
+        file = f"{shared.mount}/{loader.RECORD}"
+        record = slots.encoded(slots.first(imgbuild.layout, seed, deployment, now), loader.RECORD)
+        tree.write(root, file, record + rest(tree.inside(root, file)))
+
+
+def rest(file: Path) -> bytes:
+    """What the definition's FILE has to say beside the record: all but which system starts."""
+    lines = files.text(file).splitlines()
+    kept = [f"{line}\n" for line in lines if line.split()[:1] != ["default"]]
+    return files.encoded("".join(kept))
 
 
 def configure(imgbuild: Imgbuild, root: Path, seed: str) -> None:
     """Write below ROOT all that a slot has of a boot loader. What both share stays as it is."""
     target = Target(imgbuild.layout, imgbuild.cmdline, root, {}, seed, imgbuild.arch)
     LOADERS[imgbuild.bootloader].configure(target)
+
+
+def share(imgbuild: Imgbuild, root: Path, seed: str, top: Path) -> None:
+    """Write to what slots share, mounted at TOP, by what the one at ROOT starts. Raises OSError."""
+    target = Target(imgbuild.layout, imgbuild.cmdline, root, {}, seed, imgbuild.arch)
+    LOADERS[imgbuild.bootloader].share(target, top)

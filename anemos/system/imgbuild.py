@@ -14,6 +14,7 @@ from anemos.disks import Wanted, plain
 from anemos.log import die
 from anemos.run import SYSTEM_PATH, CommandFailed, NoEnd, meaning, run
 from anemos.system import bootloader, carry, declared, grammar, layout, tree, typos
+from anemos.system.bootloader import places
 from anemos.system.declared import Declared
 from anemos.system.layout import Disk, Kept, Layout, Part, Volume
 from anemos.system.typos import Typo
@@ -308,6 +309,7 @@ def check(where: str, spec: Imgbuild) -> None:
     if spec.bootloader and disks.disks:
         check_loader(where, spec.bootloader, disks, spec.cmdline)
         check_arch(where, spec, disks)
+        check_kernel(where, spec, disks)
 
 
 def check_format(kind: str, options: list[str], disks: Layout) -> None:
@@ -396,6 +398,16 @@ def check_loader(where: str, loader: str, disks: Layout, cmdline: str) -> None:
         bootloader.LOADERS[loader].check(disks, cmdline)
     except ValueError as error:
         die(f"{where}: {error}")
+
+
+def check_kernel(where: str, spec: Imgbuild, disks: Layout) -> None:
+    """systemd-boot starts a kernel from the ESP; its upgrade must come there."""
+    if spec.bootloader != "systemd-boot" or spec.target == "debian":
+        return
+    if (mount := places.esps(disks)[0].mount) != "/boot":
+        hint = "with slots: bootloader=grub" if disks.slots() else "mount=/boot"
+        why = f"target={spec.target} upgrades kernels in place, in /boot: no ESP at {mount}"
+        die(f"{where}: bootloader=systemd-boot: {why}", hint=hint)
 
 
 def check_arch(where: str, spec: Imgbuild, disks: Layout) -> None:

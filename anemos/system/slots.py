@@ -1,8 +1,9 @@
-"""The record of slots: which one starts, and what is in each. GRUB and Anemos read it.
+"""The record of slots: which one starts, and what is in each. The boot loader and Anemos read it.
 
 It is an environment block of GRUB (its manual, "The GRUB environment block"): lines, filled up to
-1024 bytes. Its first sector holds all that changes, and is written in its place: after a power cut
-there is the old record or the new one. A rename would need a journal, which GRUB does not replay.
+1024 bytes. systemd-boot has it as the beginning of its loader.conf(5), where one line more counts:
+`default`. The first sector holds all that changes, and is written in its place: after a power cut
+there is the old record or the new one. A rename would need a journal, which neither replays.
 """
 
 import os
@@ -17,7 +18,10 @@ from anemos.log import die
 from anemos.system.layout import SLOTS, Layout, fs_uuid
 
 ONCE = "anemos-once.cfg"  # beside it: what GRUB does at the next boot, if the record says so
-FILE = "anemos-slots"  # on the file system that both slots start from (Layout.shared)
+# On the file system that both slots start from (Layout.shared).
+FILE = "anemos-slots"  # GRUB's
+LOADER_CONF = "loader/loader.conf"  # systemd-boot's
+PREFIX = "anemos-{}"  # what systemd-boot's entries and files of a slot are called by
 HEAD = "# GRUB Environment Block\n"
 SIZE = 1024
 SECTOR = 512
@@ -82,18 +86,20 @@ def first(layout: Layout, seed: str, deployment: str = "", filled: int = 0) -> R
     return Record(root.what.slot, {**dict.fromkeys(SLOTS, Slot()), root.what.slot: whole})
 
 
-def encoded(record: Record) -> bytes:
+def encoded(record: Record, file: str = FILE) -> bytes:
+    """FILE, or how it begins."""
     lines = [f"slot={record.default}\n", f"once={record.once:d}\n"]
     for name, slot in record.slots.items():
         lines += [f"{field}_{name}={value}\n" for field, value in slot._asdict().items()]
-    text = HEAD + "".join(lines)
-    assert len(text) <= SECTOR
-    return text.encode().ljust(SIZE, b"#")
+    lines += [f"default {PREFIX.format(record.default)}-*\n"] if file == LOADER_CONF else []
+    data = (HEAD + "".join(lines)).encode()
+    assert len(data) < SECTOR
+    return data.ljust(SECTOR - 1, b"#") + b"\n" if file == LOADER_CONF else data.ljust(SIZE, b"#")
 
 
 def decoded(data: bytes) -> Record:
     """Raises ValueError for what is no record. An older one does not tell who filled a slot."""
-    values = dict(re.findall(r"(?m)^(\w+)=(.*)$", data.decode(errors="replace")))
+    values = dict(re.findall(r"(?m)^(\w+)=(.*)$", data[:SECTOR].decode(errors="replace")))
     names = [key for name in SLOTS for key in (f"state_{name}", f"root_{name}")]
     if missing := [key for key in ("slot", *names) if key not in values]:
         raise ValueError(f"no record of slots: it has no {missing[0]}")
@@ -109,6 +115,17 @@ def slot_of(values: Mapping[str, str], name: str) -> Slot:
     return Slot(values[f"state_{name}"], values[f"root_{name}"], who, int(when))
 
 
+def loader(data: bytes) -> str:
+    """Whose record DATA is, as IMGBUILD names boot loaders."""
+    return "systemd-boot" if re.search(rb"(?m)^default$|^default ", data[:SECTOR]) else "grub"
+
+
+def file(top: Path) -> Path | None:
+    """The record on the file system that is mounted at TOP, if it has one."""
+    found = [each for name in (FILE, LOADER_CONF) if (each := top / name).is_file()]
+    return next((each for each in found if each.read_text(errors="replace").startswith(HEAD)), None)
+
+
 def read(file: Path) -> Record:
     """Raises OSError, or Failure for what is no record."""
     try:
@@ -119,9 +136,10 @@ def read(file: Path) -> Record:
 
 def write(file: Path, record: Record) -> None:
     """Put RECORD in the place of the one in FILE, on the disk. Raises OSError, Failure."""
+    data = encoded(record, LOADER_CONF if file.match(LOADER_CONF) else FILE)
     fd = os.open(file, os.O_RDWR)
     try:
-        os.pwrite(fd, encoded(record), 0)
+        os.pwrite(fd, data, 0)
         os.fsync(fd)
     finally:
         os.close(fd)

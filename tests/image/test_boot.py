@@ -22,7 +22,7 @@ from anemos.image.manifest import Sources
 from anemos.initramfs import firmware
 from anemos.run import run
 from anemos.server import once
-from anemos.system import imgbuild, slots
+from anemos.system import booting, imgbuild, slots
 from anemos.system.bootloader import grub
 from anemos.system.imgbuild import Imgbuild
 from anemos.system.layout import SLOTS, Carrier, Extent, extents
@@ -109,6 +109,12 @@ disk system serial=S image=768M
 part esp  type=esp size=32M fs=vfat mount=/efi
 part bios type=bios size=1M
 part boot size=64M fs=ext4
+part root size=300M fs=ext4 mount=/ slots=2
+"""
+
+ESP_SLOTTED = """
+disk system serial=S image=1200M
+part esp  type=esp size=512M fs=vfat mount=/efi
 part root size=300M fs=ext4 mount=/ slots=2
 """
 
@@ -210,19 +216,40 @@ class Slotted:
 @pytest.fixture(scope="module")
 def slotted(system: Path, tmp_path_factory: pytest.TempPathFactory) -> Slotted:
     """Built for each slot; the second one's root file system goes to its place beside the first."""
-    made = []
-    for slot in SLOTS:
-        spec = describe(tmp_path_factory.mktemp(slot), "grub", SLOTTED)
-        spec = replace(spec, layout=spec.layout.into(slot))
-        known = {slot: slots.first(spec.layout, "seed").slots[slot]}
-        made.append(Slotted(build(spec, system, "grub"), spec, known))
-    first, second = made
+    first, second = (
+        built(tmp_path_factory.mktemp(slot), system, "grub", SLOTTED, slot) for slot in SLOTS
+    )
+    return joined(first, second)
+
+
+def built(directory: Path, system: Path, loader: str, layout: str, slot: str) -> Slotted:
+    spec = describe(directory, loader, layout)
+    spec = replace(spec, layout=spec.layout.into(slot))
+    known = {slot: slots.first(spec.layout, "seed").slots[slot]}
+    return Slotted(build(spec, system, loader), spec, known)
+
+
+def joined(first: Slotted, second: Slotted) -> Slotted:
     start, size = second.extent(second.spec.layout.root())
     with second.image.open("rb") as reader, first.image.open("r+b") as writer:
         reader.seek(start)
         writer.seek(start)
         writer.write(reader.read(size))
     return replace(first, known={**first.known, **second.known})
+
+
+@pytest.fixture(scope="module")
+def esp_slotted(system: Path, tmp_path_factory: pytest.TempPathFactory) -> Slotted:
+    """The same with systemd-boot: the second one's kernel goes onto the ESP as a fill puts it."""
+    first, second = (
+        built(tmp_path_factory.mktemp(f"esp-{slot}"), system, "systemd-boot", ESP_SLOTTED, slot)
+        for slot in SLOTS
+    )
+    top = second.spec.directory / "shared"
+    booting.share(second.spec, second.spec.directory / "root", "seed", top)
+    place = f"{first.image}@@{first.extent(first.spec.layout.shared()).start}"
+    run(["mcopy", "-i", place, "-s", "-o", *top.iterdir(), "::"])
+    return joined(first, second)
 
 
 def arm(root: Path, loader: str) -> None:
@@ -294,6 +321,26 @@ def test_slots(
     assert len(re.findall(trial, said, re.MULTILINE)) == 1, said
     assert said.index("on-trial") < said.index("the entry is taken")
     words = rf"^started by {way}: .* root=UUID={slotted.known[started].root} ro {CMDLINE}\s*$"
+    assert re.search(words, said, re.MULTILINE), said
+
+
+@pytest.mark.parametrize(
+    ("default", "started"), [pytest.param("a", "a", marks=pytest.mark.all), ("b", "b")]
+)
+def test_slots_of_systemd_boot(
+    esp_slotted: Slotted, tmp_path: Path, default: str, started: str
+) -> None:
+    """loader.conf, written as a commit writes it, says which one starts."""
+    place = f"{esp_slotted.image}@@{esp_slotted.extent(esp_slotted.spec.layout.shared()).start}"
+    file = tmp_path / slots.LOADER_CONF
+    file.parent.mkdir()
+    run(["mcopy", "-i", place, f"::{slots.LOADER_CONF}", file])
+    slots.write(file, Record(default, esp_slotted.known))
+    run(["mcopy", "-i", place, "-o", file, f"::{slots.LOADER_CONF}"])
+
+    said = start(esp_slotted.image, tmp_path, "uefi")
+
+    words = rf"^started by uefi: .* root=UUID={esp_slotted.known[started].root} ro {CMDLINE}\s*$"
     assert re.search(words, said, re.MULTILINE), said
 
 

@@ -154,8 +154,9 @@ def live(top: Path, node: Path, spec: Imgbuild, states: list[State]) -> Mapping[
         with shared.mounted(f"{common.node(devices)}", top / "point"):
             record = top / "point" / slots.FILE
             states.append(State(slots.read(record), 0, 0))
-            here = Running(replace(spec, layout=spec.layout.into("b")), devices, record, "b")
-            fill.fill(given(top, here), here.other, here.node, here.record)
+            there = replace(spec, layout=spec.layout.into("b"))
+            here = Running(there, devices, record.parent, "b")
+            fill.fill(given(top, here), here.other, here.node, here.top)
         trial.start(Try(deployment(top), 600))
     with mounts.mounted(second, at=top / "host"):
         whole = tree.checksums(top / "host")

@@ -1,7 +1,9 @@
 """The slot that does not run is filled: what is in it then, and what the record says meanwhile."""
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,16 @@ from anemos.border.requests import Filled
 from anemos.log import Failure
 from anemos.run import run
 from anemos.server import fill
-from anemos.system import filesystems, imgbuild, installation, layout, manifest, slots, tree
+from anemos.system import (
+    booting,
+    filesystems,
+    imgbuild,
+    installation,
+    layout,
+    manifest,
+    slots,
+    tree,
+)
 from anemos.system.installation import Installation
 from anemos.system.layout import MIB, Mounted
 from anemos.system.slots import Record, Slot
@@ -51,7 +62,8 @@ def node(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Path:
-    file = tmp_path / "record"
+    file = tmp_path / "shared" / slots.FILE
+    file.parent.mkdir()
     file.write_bytes(slots.encoded(BEFORE))
     return file
 
@@ -97,7 +109,7 @@ def test_filled(
         return real(*words)
 
     monkeypatch.setattr(filesystems, "make", make)
-    done = fill.fill(given, "b", node, record)
+    done = fill.fill(given, "b", node, record.parent)
 
     uuid, filled = layout.identity("DEPLOYMENT", "system/root_b", "fs"), state(record)
     assert (seen, filled[:3]) == ([Slot("filling")], ("filled", uuid, "DEPLOYMENT"))
@@ -129,6 +141,53 @@ def test_filled(
         assert (root / "etc/mdadm/mdadm.conf").read_text() == ARRAY
 
 
+def test_filled_for_systemd_boot(
+    given: Installation, node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel lies on what both share, in the place of the one that was there; without room for
+    it the slot is empty. The other slot's stays."""
+    host = tmp_path / "payload/host"
+    text = IMGBUILD.replace("grub", "systemd-boot").replace("part bios type=bios size=1M\n", "")
+    boot = "part boot fs=ext4 size=64M"
+    text = text.replace(boot, "part esp type=esp fs=vfat size=600M mount=/efi")
+    (host / "IMGBUILD").write_text(text)
+    given = replace(given, spec=imgbuild.load(host))
+    top, record = tmp_path / "esp", slots.encoded(BEFORE, slots.LOADER_CONF)
+    before = {
+        "loader/entries/anemos-a-5.conf": b"a",
+        "loader/entries/anemos-b-5.conf": b"b",
+        "anemos-a/5/linux": b"a",
+        "anemos-b/5/linux": b"b",
+        slots.LOADER_CONF: record + b"timeout 3\n",
+    }
+    for path, data in before.items():
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_bytes(data)
+
+    fill.fill(given, "b", node, top)
+
+    found = {f"{each.relative_to(top)}" for each in top.rglob("*") if each.is_file()}
+    theirs = {each for each in before if "-b" not in each}
+    own = {"loader/entries/anemos-b-6.1.conf", "anemos-b/6.1/linux", "anemos-b/6.1/initrd.img-6.1"}
+    assert found == theirs | own
+    assert state(top / slots.LOADER_CONF).state == "filled"
+    assert (top / slots.LOADER_CONF).read_bytes()[slots.SECTOR :] == b"timeout 3\n"
+    root = f"root=UUID={layout.identity('DEPLOYMENT', 'system/root_b', 'fs')} ro"
+    assert root in (top / "loader/entries/anemos-b-6.1.conf").read_text()
+
+    def full(*words: Any) -> None:
+        share(*words)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    share = booting.share
+    monkeypatch.setattr(booting, "share", full)
+    with pytest.raises(Failure, match="what both slots share: No space left on device"):
+        fill.fill(given, "b", node, top)
+    assert state(top / slots.LOADER_CONF) == Slot("empty")
+    assert (top / "anemos-a/5/linux").read_bytes() == b"a"
+    assert not (top / "anemos-b").exists()
+
+
 @pytest.mark.parametrize("error", [Failure("no"), KeyboardInterrupt()])
 @pytest.mark.parametrize("step", ["leave_tools", "definition_layer"])
 def test_failure(
@@ -146,11 +205,11 @@ def test_failure(
 
     monkeypatch.setattr(installation, step, fail)
     with pytest.raises(type(error) if step == "leave_tools" else Failure):
-        fill.fill(given, "b", node, record)
+        fill.fill(given, "b", node, record.parent)
     assert state(record) == Slot("empty")
     assert not os.path.ismount(given.root)
     monkeypatch.undo()
-    fill.fill(given, "b", node, record)
+    fill.fill(given, "b", node, record.parent)
     assert state(record).state == "filled"
 
 
@@ -174,18 +233,18 @@ def test_a_disk_that_changes_what_is_written(
 
     monkeypatch.setattr(fill, "run", damage)
     with pytest.raises(Failure, match="/etc/motd is not what was written to the disk"):
-        fill.fill(given, "b", node, record)
+        fill.fill(given, "b", node, record.parent)
     assert state(record) == Slot("empty")
 
 
 def test_what_must_not_be_filled(given: Installation, node: Path, record: Path) -> None:
     with pytest.raises(Failure, match="slot a is the one that starts"):
-        fill.fill(given, "a", node, record)
+        fill.fill(given, "a", node, record.parent)
     with (
         mounts.mounted(node, at=given.root),
         pytest.raises(Failure, match=f"{node}: Device or resource busy"),
     ):
-        fill.fill(given, "b", node, record)
+        fill.fill(given, "b", node, record.parent)
     assert slots.read(record) == BEFORE
 
 

@@ -132,6 +132,31 @@ def test_trial(server: Server) -> None:
     ]
 
 
+def test_trial_and_word_with_systemd_boot(server: Server) -> None:
+    """Its loader.conf is the record, and says what starts."""
+    point = server.host.parent / "look"
+    point.mkdir()
+    with mounts.mounted(server.nodes["boot"], at=point):
+        record = slots.decoded((point / slots.FILE).read_bytes())
+        (point / slots.FILE).unlink()
+        (point / "loader").mkdir()
+        data = slots.encoded(record, slots.LOADER_CONF)
+        (point / slots.LOADER_CONF).write_bytes(data + b"timeout 1\n")
+    with mounts.mounted(server.nodes["b"], at=point):
+        (point / "boot/grub/grub.cfg").unlink()
+        (point / "etc/kernel").mkdir()
+        (point / "etc/kernel/cmdline").write_text(f"{WORDS.format('b')}\n")
+
+    trial.start(ASKED)
+    own = f"{WORDS.format('b')} panic=10 oops=panic init=/{TRIAL}"
+    line = f"{own} anemos.trial=600 anemos.deployment=d-1"
+    assert server.loaded == [("kernel b", "initrd b", line)]
+    server.run("b")
+    trial.commit(Commit("d-1"))
+    assert b"\ndefault anemos-b-*\n" in (text := server.shared(slots.LOADER_CONF))
+    assert text.endswith(b"#\ntimeout 1\n")
+
+
 def test_trial_by_grub(server: Server) -> None:
     """It starts the same, once, and the record says so."""
     trial.start(replace(ASKED, once=True))

@@ -57,7 +57,7 @@ def test_nothing_secret_on_the_disk(
     said = json.loads(capsys.readouterr().out)
     told = said["boot"]
     assert (told["payload"], told["layer"], told["late"]) == (digest, "l", True)
-    assert told["agreed"] == {"layout": "x", "erase": {}, "slot": "", "fetched": False}
+    assert told["agreed"] == {"layout": "x", "erase": {}, "slot": "", "by_server": False}
     entries = unpack(grub / "anemos/initrd")
     assert list(entries) == [
         "anemos/base.squashfs",

@@ -9,7 +9,7 @@ import pytest
 from anemos.architecture import AMD64, ARM64, Architecture
 from anemos.log import Failure
 from anemos.run import run
-from anemos.system import booting, bootloader, grammar, imgbuild, layout
+from anemos.system import booting, bootloader, grammar, imgbuild, layout, slots
 from anemos.system.bootloader import bios, grub, kernels, places, systemd_boot
 from anemos.system.bootloader.kernels import Kernel
 from anemos.system.bootloader.places import Place, Target
@@ -204,6 +204,9 @@ lv root on=vg size=1G fs=ext4 mount=/ slots=2
 LOCKED_SLOTS = LOCKED.replace("size=1G fs=btrfs mount=/boot", "size=64M fs=ext4")
 LOCKED_SLOTS = LOCKED_SLOTS.replace("on=vg fs", "on=vg size=1G slots=2 fs")
 EFI = ESP.replace("/boot/efi", "/efi")
+LARGE = EFI.replace("300M", "600M")
+SLOTTED = DISK + LARGE + "part root size=1G fs=xfs mount=/ slots=2\n"
+SPARE = "disk second serial=T\npart esp type=esp size=600M fs=vfat\n"
 
 
 def target(tmp_path: Path, text: str, cmdline: str = "quiet") -> Target:
@@ -315,7 +318,9 @@ def test_ways(loader: str, text: str, ways: set[str]) -> None:
             "needs its ESP at /efi: upgrades of Debian's GRUB",
         ),
         ("grub", SLOTS.replace("64M", "8M"), "", "system/boot: bootloader=grub needs 16M there"),
-        ("systemd-boot", SLOTS + EFI, "", "starts no slots, bootloader=grub does"),
+        ("systemd-boot", SLOTS + EFI, "", "system/esp: bootloader=systemd-boot needs 512M there"),
+        ("systemd-boot", SLOTS + LARGE, "", "system/boot: bootloader=systemd-boot starts slots"),
+        ("systemd-boot", SLOTTED + SPARE, "", "second/esp: a copy of an ESP goes on starting one"),
         ("grub", LOCKED_SLOTS, "", "needs /boot outside of LUKS: with slots, it is in /"),
         ("systemd-boot", DISK + BIOS_BOOT + ROOT, "", "esp with a mount"),
         ("systemd-boot", DISK + ESP.replace("300M", "100M") + ROOT, "", "needs 256M there"),
@@ -488,6 +493,70 @@ def test_systemd_boot(tmp_path: Path) -> None:
         "kernel/cmdline": f"{given.words}\n",
         "kernel/entry-token": "debian\n",
     }
+
+
+def test_slots_of_systemd_boot(tmp_path: Path) -> None:
+    """Each has files and entries of its own on the ESP, and is taken away without the other's."""
+    root, name = with_systemd_boot(bootable(tmp_path, "6.1.0-18-amd64")), "6.1.0-18-amd64"
+    whole, esp = target(root, SLOTTED), tmp_path / "efi"
+    systemd_boot.install(replace(whole, layout=whole.layout.into("a")))
+    first = files(esp)
+    given = replace(whole, layout=whole.layout.only("b"), seed="other")
+    systemd_boot.configure(given)
+    systemd_boot.share(given, esp)
+    assert files(root / "etc")["kernel/entry-token"] == "anemos-b\n"
+    entry = systemd_boot.first_entry(root)
+    assert entry == (root / f"boot/vmlinuz-{name}", root / f"boot/initrd.img-{name}", given.words)
+    own = {path: text for path, text in files(esp).items() if path not in first}
+    assert own.keys() == {
+        f"anemos-b/{name}/initrd.img-{name}",
+        f"anemos-b/{name}/linux",
+        f"loader/entries/anemos-b-{name}.conf",
+    }
+    assert f"options    {given.words}\n" in own[f"loader/entries/anemos-b-{name}.conf"]
+    assert uuid(whole.layout.into("b"), "system/root_b") not in given.words
+    systemd_boot.clear("b", esp)
+    assert files(esp) == first
+    systemd_boot.clear("b", esp)
+
+
+def test_slot_without_its_command_line(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="etc/kernel/cmdline of the slot is not there"):
+        systemd_boot.first_entry(bootable(tmp_path, "6.1.0-18-amd64"))
+
+
+@pytest.mark.real("run")
+@pytest.mark.parametrize("own", ["", "timeout 10\ndefault x-*\n\tdefault  y\nconsole-mode max\n"])
+def test_record_in_the_menu_of_systemd_boot(tmp_path: Path, own: str) -> None:
+    """The definition's own settings follow it, but it says itself which slot starts."""
+    root = with_systemd_boot(bootable(tmp_path, "6.1.0-18-amd64"))
+    given = spec(tmp_path, "systemd-boot", SLOTTED, "packages=systemd-boot\n")
+    file = root / "efi" / slots.LOADER_CONF
+    file.parent.mkdir(parents=True)
+    if own:
+        file.write_text(own)
+    booting.install(given, root, {}, "seed", "d-1", 7)
+    data = file.read_bytes()
+    record = slots.first(given.layout, "seed", "d-1", 7)
+    assert slots.read(file) == record
+    assert data.startswith(slots.encoded(record, slots.LOADER_CONF))
+    rest = "timeout 10\nconsole-mode max\n" if own else "timeout 1\n"
+    assert data[slots.SECTOR :].decode() == rest
+    words = [line.split() for line in data.decode().splitlines()]
+    assert [line for line in words if line[0] == "default"] == [["default", "anemos-a-*"]]
+    slots.write(file, record.committed("b"))
+    assert slots.read(file) == record.committed("b")
+    assert b"\ndefault anemos-b-*\n" in file.read_bytes()
+    assert file.read_bytes()[slots.SECTOR :].decode() == rest
+
+
+@pytest.mark.parametrize("target", ["arch", "alpine"])
+@pytest.mark.real("run")
+def test_kernels_that_are_upgraded_elsewhere(tmp_path: Path, target: str) -> None:
+    text = f"target={target}\nbootloader=systemd-boot\nlayout='{DISK + ESP + ROOT}'\n"
+    (tmp_path / "IMGBUILD").write_text(text)
+    with pytest.raises(Failure, match=f"target={target} upgrades kernels in place.*/boot/efi"):
+        imgbuild.load(tmp_path)
 
 
 def test_systemd_boot_with_kernels_that_are_upgraded_in_place(tmp_path: Path) -> None:

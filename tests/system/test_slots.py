@@ -37,13 +37,40 @@ def test_text() -> None:
     assert data[SECTOR:] == slots.encoded(OTHER)[SECTOR:]  # all that changes is in one sector
 
 
-@given(st.sampled_from("ab"), *[st.sampled_from(slots.STATES)] * 2, st.booleans())
-def test_every_record_is_read_again(default: str, first: str, second: str, once: bool) -> None:
+def test_beginning_of_loader_conf() -> None:
+    """One sector of whole lines. GRUB's record is known from it; a menu of its own is none."""
+    data = slots.encoded(RECORD, slots.LOADER_CONF)
+    assert (len(data), data[-1:]) == (SECTOR, b"\n")
+    assert data.rstrip(b"#\n").endswith(b"\nfilled_b=0\ndefault anemos-a-*")
+    assert slots.decoded(data + b"timeout 1\nslot=b\n") == RECORD
+    assert (slots.loader(data), slots.loader(slots.encoded(RECORD))) == ("systemd-boot", "grub")
+
+
+@pytest.mark.parametrize("file", [slots.FILE, slots.LOADER_CONF])
+def test_where_it_is(tmp_path: Path, file: str) -> None:
+    assert slots.file(tmp_path) is None
+    (tmp_path / "loader").mkdir()
+    (tmp_path / slots.LOADER_CONF).write_text("timeout 1\n")
+    assert slots.file(tmp_path) is None
+    (tmp_path / file).write_bytes(slots.encoded(RECORD, file))
+    assert slots.file(tmp_path) == tmp_path / file
+
+
+@pytest.mark.parametrize("file", [slots.FILE, slots.LOADER_CONF])
+@given(
+    default=st.sampled_from("ab"),
+    first=st.sampled_from(slots.STATES),
+    second=st.sampled_from(slots.STATES),
+    once=st.booleans(),
+)
+def test_every_record_is_read_again(
+    file: str, default: str, first: str, second: str, once: bool
+) -> None:
     """The longest one fits into its sector, too."""
     longest = ("i" * phases.ID_LENGTH, 10**10)
     known = {"a": Slot(first, UUID, *longest), "b": Slot(second, UUID, *longest)}
     record = Record(default, known, once)
-    assert slots.decoded(slots.encoded(record)) == record
+    assert slots.decoded(slots.encoded(record, file)) == record
 
 
 def test_an_older_record() -> None:

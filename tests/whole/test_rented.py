@@ -8,7 +8,6 @@ import pytest
 
 from tests import story
 from tests.story import Story
-from tests.whole.test_slot_vm import slots
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.real("run", "ssh"), pytest.mark.all]
 
@@ -91,7 +90,7 @@ def check(server: Story, slot: str) -> None:
     """SLOT runs, on whole arrays that have the names and UUIDs of mdadm.conf; all is kept."""
     checks = {each["name"]: each["passed"] for each in server.reports[-1]["checks"]}
     assert checks["kept volume old/mail"] and all(checks.values())
-    now = slots(server)[slot]
+    now = server.slots()[slot]
     assert (now["runs"], now["default"], now["state"]) == (True, True, "good")
     assert server.sh("findmnt -n -o SOURCE /") == f"/dev/mapper/vg0-root_{slot}\n"
     assert server.sh("cat /srv/mail/file") == "precious\n"

@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -60,22 +59,17 @@ def by_grub(server: Story) -> None:
         server.deploy()
 
 
-def slots(server: Story) -> dict[str, dict[str, Any]]:
-    told = json.loads(server.inv("status", "--json").out)
-    return {each["name"]: each for each in told["slots"]}
-
-
 @pytest.mark.proves("VM", source="Debian 13", target="Debian 13")
 def test_other_slot(server: Story, record_property: Callable[[str, object], None]) -> None:
     """The first deployment erases the disk, the next one fills the other slot; a visitor waits for
     its boot alone, and what the old system has is still there."""
-    whole = slots(server)
+    whole = server.slots()
     assert (whole["a"]["runs"], whole["a"]["default"], whole["b"]["state"]) == (True, True, "empty")
     server.sh("echo 7 >/var/lib/count")
     key, machine = server.sh("cat /etc/ssh/ssh_host_ed25519_key.pub"), server.boot_id()
     with server.visited("demo", authority=certificate(server)) as visitor:
         server.deploy()
-    report, now = server.reports[-1], slots(server)
+    report, now = server.reports[-1], server.slots()
     record_property("seen", f"slot: {visitor.outage:.0f} s without a page")
     assert [each["name"] for each in report["phases"]][-4:] == ["fill", "kexec", "verify", "commit"]
     assert (report["verified"], report["bytes_sent"]["base"]) == (True, 0)
@@ -126,14 +120,14 @@ def test_definition_that_fails(server: Story) -> None:
 )
 def test_trial_that_fails(server: Story, old: str, new: str, told: str) -> None:
     """The old system is back by itself, and that is said."""
-    runs = next(name for name, each in slots(server).items() if each["runs"])
+    runs = next(name for name, each in server.slots().items() if each["runs"])
     with server.changed("IMGBUILD", old, new):
         done = server.inv("deploy", "--json")
     assert done.status == FAILED, done.err
     error = json.loads(done.out)["error"]
     assert told in error
     assert "The old system runs again" in error
-    now = slots(server)
+    now = server.slots()
     assert (now[runs]["runs"], now[runs]["default"]) == (True, True)
     assert {each["state"] for each in now.values()} == {"good", "bad"}
     assert server.sh("systemctl is-system-running --wait").strip() == "running"
@@ -143,7 +137,7 @@ def test_word_of_its_own(server: Story) -> None:
     """The workstation only looks on: the new system commits itself, and opens its ports."""
     with server.changed("host.toml", "[22, 443]\n", '[22, 443]\nconfirm = "self"\n'):
         server.deploy()
-    (runs,) = [each for each in slots(server).values() if each["runs"]]
+    (runs,) = [each for each in server.slots().values() if each["runs"]]
     assert (runs["default"], runs["state"]) == (True, "good")
     assert "anemos.confirm" in server.sh("cat /proc/cmdline").split()
 
@@ -152,9 +146,9 @@ def test_rollback(server: Story) -> None:
     """A good deployment into the other slot, which GRUB starts once; and the way back."""
     by_grub(server)
     assert json.loads(server.inv("history", "--json").out)["history"][-1]["way"] == "slot, once"
-    before = next(name for name, each in slots(server).items() if each["runs"])
+    before = next(name for name, each in server.slots().items() if each["runs"])
     done = server.inv("rollback", "--yes", "demo")
     assert done.status == 0, done.err
-    now = slots(server)
+    now = server.slots()
     assert not now[before]["runs"]
     assert {each["state"] for each in now.values()} == {"good"}

@@ -9,14 +9,13 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from anemos.files import text
 from anemos.log import FAILED, die
 from anemos.system import chroot, slots, tree
 from anemos.system.bootloader import bios, kernels, places
 from anemos.system.bootloader.kernels import Kernel
-from anemos.system.bootloader.places import Packages, Place, Target, Trusted
+from anemos.system.bootloader.places import Entry, Packages, Place, Target, Trusted
 from anemos.system.layout import MIB, Disk, Layout
 
 BOOT = "/boot"
@@ -79,6 +78,7 @@ fi
 start "$root_a"
 start "$root_b"
 """
+RECORD = slots.FILE
 ROOM = 16 * MIB  # shim, GRUB and, while they are replaced, both again
 
 
@@ -188,12 +188,12 @@ def menu(words: str, boot: Place, kernel: Kernel) -> str:
     )
 
 
-class Entry(NamedTuple):
-    """Files of a root file system, and the kernel's command line."""
+def share(target: Target, top: Path) -> None:
+    """Nothing: what slots share reads the grub.cfg of each."""
 
-    kernel: Path
-    initrd: Path
-    words: str
+
+def clear(slot: str, top: Path) -> None:
+    """Nothing: nobody starts a slot that is not the default."""
 
 
 def first_entry(root: Path) -> Entry:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from anemos.architecture import Architecture
 from anemos.system.layout import MIB, Carrier, Disk, Layout, Part, Volume, fs_uuid
@@ -42,6 +43,14 @@ class Target:
     def place(self, path: str) -> Place:
         carrier = holder(self.layout, path)
         return Place(fs_uuid(carrier, self.seed), path.removeprefix(carrier.mount.rstrip("/")))
+
+
+class Entry(NamedTuple):
+    """Files of a root file system, and the kernel's command line."""
+
+    kernel: Path
+    initrd: Path
+    words: str
 
 
 def root(layout: Layout, seed: str) -> str:

@@ -2,18 +2,21 @@
 
 Files and entries are what `bootctl install` and `kernel-install add` would make (bootctl(1),
 kernel-install(8), Boot Loader Specification, type #1), so that these go on with them in the new
-system. Neither runs here: both want to see the partition mounted, with its firmware.
+system. Neither runs here: both want to see the partition mounted, with its firmware. Each slot has
+a token of its own there: loader.conf says whose newest entry starts.
 """
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from anemos.log import die
-from anemos.system import tree
+from anemos.files import text
+from anemos.log import FAILED, die
+from anemos.system import slots, tree
 from anemos.system.bootloader import kernels, places
 from anemos.system.bootloader.kernels import Kernel
-from anemos.system.bootloader.places import Packages, Target, Trusted
+from anemos.system.bootloader.places import Entry, Packages, Target, Trusted
 from anemos.system.layout import MIB, Layout
 
 WAYS = frozenset(["uefi"])
@@ -28,7 +31,9 @@ LOADERS = (f"{LOADER}.signed", LOADER)  # the first one that is there; Debian 13
 HINT = "Debian: add systemd-boot to `packages`, or systemd-boot-efi"
 MOUNTS = ("/efi", "/boot", "/boot/efi")  # where bootctl and kernel-install look for the ESP
 PLACES = ("EFI/BOOT/{removable}", "EFI/systemd/systemd-boot{efi}.efi")
-# Two kernels with a large initramfs each, and a third one while they are being replaced.
+ENTRIES = "loader/entries"
+RECORD = slots.LOADER_CONF
+# Two kernels with a large initramfs each, and a third one while they are being replaced; of a slot.
 ROOM = 256 * MIB
 
 
@@ -38,9 +43,8 @@ def ways(layout: Layout) -> frozenset[str]:
 
 def check(layout: Layout, cmdline: str) -> None:
     """Raises ValueError for a layout or command line that systemd-boot cannot start from."""
-    if layout.slots():
-        raise ValueError("bootloader=systemd-boot starts no slots, bootloader=grub does")
-    places.check_esps("systemd-boot", layout, ROOM)
+    places.check_esps("systemd-boot", layout, ROOM * (len(layout.slots()) or 1))
+    check_slots(layout)
     if (mount := places.esps(layout)[0].mount) not in MOUNTS:
         raise ValueError(
             f"bootloader=systemd-boot needs its ESP at {', '.join(MOUNTS)}, not {mount}"
@@ -48,6 +52,16 @@ def check(layout: Layout, cmdline: str) -> None:
     # kernel-install passes it through the shell's echo, which has a meaning for backslashes.
     if match := re.search(r"[^ -~]|\\", cmdline):
         raise ValueError(f"cmdline has a {match[0]}, which systemd-boot does not pass on")
+
+
+def check_slots(layout: Layout) -> None:
+    if not (shared := layout.shared()):
+        return
+    esps = places.esps(layout)
+    if shared not in esps:
+        raise ValueError(f"layout: {shared.path}: bootloader=systemd-boot starts slots by the ESP")
+    if len(esps) > 1:
+        raise ValueError(f"layout: {esps[1].path}: a copy of an ESP goes on starting one slot")
 
 
 def files(layout: Layout) -> list[tuple[str, ...]]:
@@ -66,36 +80,59 @@ def install(target: Target) -> None:
         tree.write(root, f"{esp}/loader/loader.conf", "timeout 1\n")
     tree.write(root, f"{esp}/loader/entries.srel", "type1\n")
     configure(target)
-    add(target, esp, token(root), kernels.newest(root))
+    kernel = kernels.newest(root)
+    if kernel.stays and esp != "/boot":
+        die(f"/boot/{kernel.file} is upgraded in place", hint="mount the ESP at /boot")
+    add(target, tree.resolved(root, esp), kernel)
 
 
 def configure(target: Target) -> None:
     """Tell kernel-install(8) how to go on with the ESP."""
-    tree.write(target.root, "etc/kernel/entry-token", f"{token(target.root)}\n")
+    tree.write(target.root, "etc/kernel/entry-token", f"{token(target)}\n")
     tree.write(target.root, "etc/kernel/cmdline", f"{target.words}\n")
 
 
-def token(root: Path) -> str:
-    """What kernels and entries of the system at ROOT are called by on the ESP."""
-    return places.os_release(root).get("ID", "linux")
+def token(target: Target) -> str:
+    """What kernels and entries of the system at target.root are called by on the ESP."""
+    slot = target.layout.root().what.slot
+    return slots.PREFIX.format(slot) if slot else places.os_release(target.root).get("ID", "linux")
 
 
-def add(target: Target, esp: str, token: str, kernel: Kernel) -> None:
-    """Give KERNEL an entry. One whose files are upgraded in place is started from there."""
+def clear(slot: str, top: Path) -> None:
+    """The ESP is mounted at TOP."""
+    token = slots.PREFIX.format(slot)
+    for each in (top / ENTRIES).glob(f"{token}-*.conf"):
+        each.unlink()
+    if (top / token).exists():
+        shutil.rmtree(top / token)
+
+
+def share(target: Target, top: Path) -> None:
+    """Raises OSError."""
+    add(target, top, kernels.newest(target.root))
+
+
+def first_entry(root: Path) -> Entry:
+    kernel, words = kernels.newest(root), text(root / "etc/kernel/cmdline").strip()
+    if not words:
+        die("etc/kernel/cmdline of the slot is not there, or empty", status=FAILED)
+    return Entry(root / "boot" / kernel.file, root / "boot" / kernel.initrd, words)
+
+
+def add(target: Target, esp: Path, kernel: Kernel) -> None:
+    """Give KERNEL an entry on ESP. One whose files are upgraded in place is started from there."""
     place, names = "", (kernel.file, kernel.initrd)
-    if kernel.stays and esp != "/boot":
-        die(f"/boot/{kernel.file} is upgraded in place", hint="mount the ESP at /boot")
     if not kernel.stays:
-        place, names = f"/{token}/{kernel.name}", ("linux", kernel.initrd)
+        place, names = f"/{token(target)}/{kernel.name}", ("linux", kernel.initrd)
         for source, name in zip((kernel.file, kernel.initrd), names, strict=True):
-            tree.copy(target.root / "boot" / source, target.root, f"{esp}{place}/{name}", 0o644)
-    text = entry(
+            tree.copy(target.root / "boot" / source, esp, f"{place[1:]}/{name}", 0o644)
+    lines = entry(
         places.os_release(target.root),
         kernel.name,
         target.words,
         *(f"{place}/{name}" for name in names),
     )
-    tree.write(target.root, f"{esp}/loader/entries/{token}-{kernel.name}.conf", text)
+    tree.write(esp, f"{ENTRIES}/{token(target)}-{kernel.name}.conf", lines)
 
 
 def entry(release: Mapping[str, str], version: str, words: str, linux: str, initrd: str) -> str:

@@ -95,6 +95,7 @@ class Facts:
     watchdogs: tuple[Watchdog, ...] = ()
     record: bytes = b""  # of slots
     connection: tuple[str, ...] = ()  # the operator's address and port, then the server's
+    loader_default: bool = False  # the firmware names an entry of systemd-boot's
     sudo_logs: bool = False  # sudo writes down what commands read
 
     @property
@@ -208,6 +209,7 @@ def interpret(pairs: list[list[str]]) -> Facts:
         watchdogs=tuple(watchdog(*value.split("|")) for value in every("watchdog")),
         record=record_of(one),
         connection=tuple(one.get("connection", "").split()),
+        loader_default="loader_default" in one,
         sudo_logs="sudo_logs" in one,
     )
 

@@ -259,6 +259,9 @@ def why_grub(host: Host, facts: Facts) -> str:
 
 def no_slot_by_grub(spec: Imgbuild, facts: Facts) -> Iterator[str]:
     """Why GRUB cannot start a slot for one boot."""
+    if spec.bootloader != "grub":
+        yield f"bootloader={spec.bootloader} starts none for one boot"
+        return
     shared = spec.layout.shared()
     if not shared or not isinstance(shared.what, Part):
         yield "GRUB writes to partitions alone, and what both slots share is none"
@@ -279,6 +282,10 @@ def no_slot(host: Host, spec: Imgbuild, facts: Facts) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
+    if (loader := slots.loader(facts.record)) != spec.bootloader:
+        yield f"{loader} starts what runs, not {spec.bootloader}"
+    if loader == "systemd-boot" and facts.loader_default:
+        yield "the firmware names the entry that starts: bootctl set-default '', as root there"
     if known.slots[known.default].root not in roots(facts):
         yield f"/ is not slot {known.default}, which starts by default"
     if spec.target == "arch" and not sends_layer(host, spec, beside=True, room=True):

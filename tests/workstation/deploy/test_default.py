@@ -205,9 +205,12 @@ mount
 
 @pytest.mark.root
 @pytest.mark.real("run")
-@pytest.mark.parametrize("kind", ["ext4", "vfat"])
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [("ext4", slots.FILE), ("vfat", slots.FILE), ("vfat", slots.LOADER_CONF)],
+)
 @pytest.mark.parametrize("name", ["facts.sh", "status.sh"])
-def test_the_record_is_found(tmp_path: Path, kind: str, name: str) -> None:
+def test_the_record_is_found(tmp_path: Path, kind: str, record: str, name: str) -> None:
     """Where fstab says, mounted already or not; nothing is left behind. The EFI system partition
     before it has none, and what mount(8) says on standard output is none."""
     file, fstab, point = tmp_path / "disk", tmp_path / "fstab", tmp_path / "point"
@@ -221,8 +224,9 @@ def test_the_record_is_found(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "mount").chmod(0o755)
     with attached(file) as node:
         with mounts.mounted(node, at=point):
-            (point / slots.FILE).write_bytes(slots.encoded(KNOWN))
-            files.sync(point / slots.FILE)
+            (point / "loader").mkdir()
+            (point / record).write_bytes(slots.encoded(KNOWN, record) + b"timeout 1\n")
+            files.sync(point / record)
             assert visit(fstab, name) == KNOWN
         assert kind == "vfat" or visit(fstab, name) == KNOWN
 

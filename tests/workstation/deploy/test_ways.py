@@ -96,6 +96,25 @@ def test_no_slot(given: dict[str, Any], text: str, why: str) -> None:
     assert ways.slot(HOST, spec(layout=text), replace(FACTS, **given)) == Beside(why)
 
 
+def test_slot_by_systemd_boot() -> None:
+    """By kexec alone; where it is what starts the running system, and nobody else says what."""
+    esp = "part esp type=esp size=600M fs=vfat mount=/efi"
+    text = LAYOUT.replace("part bios type=bios size=1M\n", "").replace(
+        "part boot fs=ext4 size=64M", esp
+    )
+    wanted = spec(bootloader="systemd-boot", layout=text, packages="linux-image-amd64 systemd-boot")
+    stamp = Seen("d", "demo", layout=layout.elements(wanted.layout, wanted.kept))
+    record = slots.encoded(RECORD, slots.LOADER_CONF).replace(b" ", b"\n")
+    seen = replace(FACTS, stamp=stamp, record=record)
+    assert ways.slot(HOST, wanted, seen) == Beside("", "a", "b")
+    named = ways.slot(HOST, wanted, replace(seen, loader_default=True))
+    assert named.why.startswith("the firmware names the entry that starts: bootctl set-default")
+    other = ways.slot(HOST, wanted, replace(seen, record=FACTS.record))
+    assert other.why == "grub starts what runs, not systemd-boot"
+    none = ways.slot(HOST, wanted, replace(seen, kexec=False))
+    assert none.why == f"no kexec: {NO_KEXEC}; and bootloader=systemd-boot starts none for one boot"
+
+
 def test_slot_by_grub() -> None:
     """Where there is no kexec, or as host.toml says; where GRUB can write and comes first."""
     seen = replace(FACTS, kexec=False)
