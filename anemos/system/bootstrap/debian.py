@@ -15,19 +15,6 @@ from anemos.system.imgbuild import Imgbuild
 
 PROGRAMS: tuple[str, ...] = ("mmdebstrap",)
 
-# The last step of mmdebstrap, in the chroot. Until then INITRD=No kept the kernel's hooks from
-# making an initramfs before everything that goes into it is there, and a trigger from making it
-# again (initramfs-tools(7), update-initramfs(8)). This is what a kernel package's postinst does.
-INITRAMFS = """
-for kernel in /boot/vmlinuz-*; do
-    if [ -e "$kernel" ] && [ -d /etc/kernel/postinst.d ]; then
-        version=${kernel#/boot/vmlinuz-}
-        export DEB_MAINT_PARAMS="'configure' ''"
-        run-parts --arg="$version" --arg="$kernel" /etc/kernel/postinst.d
-        linux-update-symlinks install "$version" "$kernel"
-    fi
-done
-"""
 STRIP = f"from {identity.__name__} import main; main()"
 PROGRAM = shlex.quote(sys.executable)
 PYTHON = os.fspath(Path(__file__).parents[3])  # where this package lies
@@ -39,26 +26,6 @@ SOURCE = re.compile(
 LIST = "etc/apt/sources.list.d/anemos.list"
 KEYS = "etc/apt/keyrings"
 ARCHIVES = "var/cache/apt/archives"
-# Those that are as they were written.
-TAKE = rf"""
-mkdir -p "$1/{ARCHIVES}"
-[ ! -e {{fetched}}/SHA256SUMS ] || (
-    cd {{fetched}}
-    sha256sum --check SHA256SUMS 2>/dev/null | sed -n "s/: OK$//p" |
-        xargs -r -d "\n" cp --target-directory="$1/{ARCHIVES}"
-)
-"""
-# Those that are installed: what nobody needs any more is not kept. A mirror on a disk leaves none.
-KEEP = rf"""
-mkdir -p "$1/{FETCHED}"
-cd "$1/{ARCHIVES}"
-format="\${{Package}}_\${{Version}}_\${{Architecture}}.deb\n"
-dpkg-query --admindir="$1/var/lib/dpkg" --show --showformat="$format" | sed "s/:/%3a/g" |
-    while read -r each; do [ ! -e "$each" ] || mv "$each" "$1/{FETCHED}"; done
-cd "$1/{FETCHED}"
-set -- *.deb
-[ ! -e "$1" ] || sha256sum -- "$@" >SHA256SUMS
-"""
 UNSAFE = "etc/dpkg/dpkg.cfg.d/anemos"
 
 ELSEWHERE = "is it in another component or repository? `components`, `apt_sources` name them"
@@ -150,7 +117,7 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path, fetched: Path | None = None) ->
         *(cache(fetched) if fetched else []),
         # An initramfs has what it is about in it, too.
         f'--customize-hook=PYTHONPATH={shlex.quote(PYTHON)} {PROGRAM} -c "{STRIP}" "$1"',
-        f"--customize-hook=env -u INITRD chroot \"$1\" sh -ec '{quoted(INITRAMFS)}'",
+        f'--customize-hook=env -u INITRD chroot "$1" sh <{script("initramfs.sh")}',
         # The machine that boots has its own; mmdebstrap copies this one's name and resolver.
         f'--customize-hook=cd "$1" && rm -f {UNSAFE} etc/hostname etc/resolv.conf',
         *([f"--components={','.join(imgbuild.components)}"] if imgbuild.components else []),
@@ -163,10 +130,11 @@ def mmdebstrap(imgbuild: Imgbuild, output: Path, fetched: Path | None = None) ->
 def cache(fetched: Path) -> list[str]:
     """Options for packages that are FETCHED already, see bootstrap.bootstrap. apt(8) itself looks
     at their names and sizes only."""
+    take, keep = f'{script("take.sh")} "$1" {ARCHIVES}', f'{script("keep.sh")} "$1" {ARCHIVES}'
     return [
         "--skip=essential/unlink",
-        f"--setup-hook={TAKE.format(fetched=shlex.quote(os.fspath(fetched)))}",
-        f"--customize-hook={KEEP}",
+        f"--setup-hook=sh {take} {shlex.quote(os.fspath(fetched))}",
+        f"--customize-hook=sh {keep} {FETCHED}",
     ]
 
 
@@ -184,9 +152,9 @@ def sources(imgbuild: Imgbuild) -> list[str]:
     ]
 
 
-def quoted(script: str) -> str:
-    """SCRIPT, to stand between single quotes."""
-    return script.replace("'", "'\\''")
+def script(name: str) -> str:
+    """The file NAME beside this one, for the shell of a hook: mmdebstrap shows all words of it."""
+    return shlex.quote(os.fspath(Path(__file__).with_name(name)))
 
 
 def inputs(imgbuild: Imgbuild) -> dict[str, object]:

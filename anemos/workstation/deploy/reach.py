@@ -257,7 +257,12 @@ def answer(
     sink: Sink | None = None,
     file: Path | None = None,
 ) -> Kind:
-    """The same, for the answer in the last line."""
-    said = enter(remote, base, request, timeout, sink, file)
+    """The same, for the answer in the last line, which SINK does not get."""
+
+    def told(line: str) -> None:
+        if sink and not line.startswith('{"'):
+            sink(line)
+
+    said = enter(remote, base, request, timeout, sink and told, file)
     line = said.rstrip("\n").rpartition("\n")[2]
     return records.load(kind, line, f"{type(request).__name__}: the server's answer")
