@@ -184,8 +184,11 @@ def cmdline(found: Seen) -> str:
 
 def told(found: Seen, drawn: Drawn) -> Iterator[str]:
     """What a person has to look at."""
-    names = ", ".join([ROOT, *(each.name for each in found.people if each.logs_in)])
-    yield f"nobody has a password in the new system: {names} log in by key"
+    names = [ROOT, *(each.name for each in found.people if each.logs_in)]
+    keyed = [each for each in names if each in {user for user, _ in found.keys}]
+    yield f"nobody has a password in the new system; by key log in: {', '.join(keyed) or 'none'}"
+    if without := [each for each in names if each not in keyed]:
+        yield f"no key, and so no login in the new system: {', '.join(without)}"
     if found.hidden:
         many = len(found.hidden)
         yield f"{many} files that are secret, or may be, stayed there: `secrets` lists them"

@@ -210,7 +210,8 @@ def test_what_provision_does(host: Path) -> None:
 @pytest.mark.parametrize(
     "note",
     [
-        "nobody has a password in the new system: root, alice, mallory log in by key",
+        "nobody has a password in the new system; by key log in: root, alice",
+        "no key, and so no login in the new system: mallory",
         "5 files that are secret, or may be, stayed there: `secrets` lists them",
         "files/etc/app/maybe: is there a password in it?",
         "/etc/app/a name: its name is not taken over",
