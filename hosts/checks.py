@@ -75,7 +75,8 @@ def check_tls(
         with connect(tls) as sock:
             assert sock.version() == version.name.replace("_", ".")
     tls.set_ciphers("ALL:@SECLEVEL=0")  # or this side would refuse
-    tls.minimum_version = tls.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.warns(DeprecationWarning):
+        tls.minimum_version = tls.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(ssl.SSLError, match=r"(?i)protocol[ _]version"):
         connect(tls)
 
