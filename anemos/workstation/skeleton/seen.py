@@ -46,6 +46,23 @@ UNCHANGED = {
         "3cf96140377b898e48b0253522c261de8b473e9aa0ce53317555bda19b4a50bc",
         "c0d37c5c430cb5c978a4ea00e42ddc4551b04f76352d149d6be5d5b65346df65",
     ),
+    "etc/pam.d/common-account": (
+        "aa8a63d72e79399b6c51ebe4e9f828c954145a799eb4b8f3224724f51cbb9fac",
+    ),
+    "etc/pam.d/common-auth": ("b787b01c7e71c658fa9acb84cbe153f71786cf380af4b01ae9135210cdc0154d",),
+    "etc/pam.d/common-password": (
+        "a76bcfdcb12436297ccf72a0d63daed8d9761d8e92996eb08295b81be32567d7",
+    ),
+    "etc/pam.d/common-session": (
+        "93b668185836f7b2df9bc9a1ad80f9a89c7b1580e0a59d21514b5145cbf0bcc7",
+        "c43a99cba44390edf1fe48e777e7ca6bfdee49fbbfa14260d32bd4b3b5b771e4",
+        "f1ee6802a30cba8a3e93d62bfb4207238d0491cc1a82e9ff328f1ed635227c32",
+        "66aae9a343e225975f775a3e93d2e0005164fd3be76c245de5c3683719923bd3",
+    ),
+    "etc/pam.d/common-session-noninteractive": (
+        "d137251095e22fca44fcc5c993699e46446673a085dab8238de6a670fb3cc7f2",
+        "5c624c6f8a8c9b1c75e487f339bbb67d02622736c133e26b39cf72600c39399b",
+    ),
     "etc/shells": (
         "7c3c5b8e005446bad0b8f5ba8a121a9a0501c8dc417510871a0097d2ca329755",
         "e37b8c458013dfe795000820b56304dca70f653b125ea61496a6881b61e45ca3",

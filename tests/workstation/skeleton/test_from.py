@@ -166,6 +166,8 @@ def test_files(site: Site, host: Path) -> None:
     for name in ("passwd", "shadow", "fstab", "machine-id", "ssh/sshd_config", "default/grub"):
         assert not (host / "files/etc" / name).exists()
     assert not list(host.glob("files/etc/**/*.wants"))
+    assert (site.root / "etc/pam.d/common-auth").is_file()
+    assert not list(host.glob("files/etc/pam.d/common-*"))  # as pam-auth-update(8) has made them
 
 
 def test_who_may_log_in(site: Site, host: Path) -> None:
