@@ -135,7 +135,10 @@ def test(host: Host, options: Options) -> Result:
         try:
             with trial.step("secrets"):
                 reveal(trial)
-            result = prove(trial) if options.reuse and unchanged(trial) else install(trial)
+            there = options.reuse and unchanged(trial)
+            if not there:
+                install(trial)
+            result = prove_installed(trial)
             if options.redeploy:
                 result = redeploy(trial)
         finally:
@@ -145,7 +148,8 @@ def test(host: Host, options: Options) -> Result:
                 stay(trial)
             else:
                 discard(trial)
-    report.show(result, f"{host.name} was installed in a local VM and verified")
+    done = "still runs" if there and not options.redeploy else "was installed"
+    report.show(result, f"{host.name} {done} in a local VM and is verified")
     return result
 
 
@@ -188,8 +192,8 @@ def unchanged(trial: Trial) -> bool:
     return now.layer == known.layer
 
 
-def install(trial: Trial) -> Result:
-    """Install on the VM's disks, blank or used; the report."""
+def install(trial: Trial) -> None:
+    """Install on the VM's disks, blank or used, and start the new system."""
     vm.stop(trial.machine)
     with trial.step("pack"):
         consent.withdraw(trial.double)  # of an earlier --redeploy
@@ -203,6 +207,9 @@ def install(trial: Trial) -> Result:
         if trial.host.finish == "reboot":  # kexec never leaves the machine
             vm.await_exit(trial.machine, EXIT_S)
             trial.start()
+
+
+def prove_installed(trial: Trial) -> Result:
     result = prove(trial)
     gone = ("downtime_s", "bytes_sent")  # there was no server
     return {key: value for key, value in result.items() if key not in gone}
