@@ -182,7 +182,9 @@ def require_free(node: Path, patience: float = 0) -> None:
 def fetch_secrets(given: Installation) -> None:
     """While the slot is as it was: a service that does not answer must not cost the way back."""
     if given.spec.server_secrets:
-        confined.call(partial(fetch.fetch, given.spec, top(given) / "secrets"), handed(given))
+        confined.call(
+            partial(fetch.fetch, given.spec, unpacked_at(given) / "secrets"), handed(given)
+        )
 
 
 def install(given: Installation, node: Path, uuid: str, top: Path) -> str:
@@ -236,7 +238,7 @@ def leave_log(lines: TextIO, root: Path) -> None:
     tree.write(root, installation.LOG, lines.read(), 0o400)
 
 
-def top(given: Installation) -> Path:
+def unpacked_at(given: Installation) -> Path:
     """Where the payload was unpacked."""
     return given.spec.directory.parent
 
@@ -245,7 +247,7 @@ def handed(given: Installation) -> list[Path]:
     """What packages and definition see beside the slot: their own, the name service, and packages
     of the running system."""
     fetched = [given.fetched] if given.fetched else []
-    own = [top(given), given.keys, *([given.layer] if given.layer else [])]
+    own = [unpacked_at(given), given.keys, *([given.layer] if given.layer else [])]
     for each in own:
         confined.give(each)
     return [*own, layer.ETC, *fetched]

@@ -520,6 +520,24 @@ def test_slots_of_systemd_boot(tmp_path: Path) -> None:
     systemd_boot.clear("b", esp)
 
 
+def test_slot_that_leads_out_of_it(tmp_path: Path) -> None:
+    """Absolute links are the slot's own: nothing of the running system is read."""
+    name, root = "6.1.0-18-amd64", tmp_path / "root"
+    root.mkdir()
+    given = target(with_systemd_boot(bootable(root, name)), SLOTTED)
+    systemd_boot.configure(given)
+    (root / "boot").rename(root / "kernels")
+    (root / "boot").symlink_to("/kernels")
+    (root / f"kernels/vmlinuz-{name}").rename(root / "kernel")
+    (root / f"kernels/vmlinuz-{name}").symlink_to("/kernel")
+    (root / "etc/kernel/cmdline").rename(root / "words")
+    (root / "etc/kernel/cmdline").symlink_to("/words")
+    entry = systemd_boot.first_entry(root)
+    assert entry == (root / "kernel", root / f"kernels/initrd.img-{name}", given.words)
+    systemd_boot.share(given, tmp_path / "esp")
+    assert (tmp_path / f"esp/anemos-a/{name}/linux").read_text() == f"kernel {name}"
+
+
 def test_slot_without_its_command_line(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="etc/kernel/cmdline of the slot is not there"):
         systemd_boot.first_entry(bootable(tmp_path, "6.1.0-18-amd64"))

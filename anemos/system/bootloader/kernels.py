@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anemos.log import die
+from anemos.system import tree
 
 PREFIX = "vmlinuz-"
 # The initramfs of vmlinuz-NAME. Debian: initrd.img-6.1.0-18-amd64; Arch: initramfs-linux.img;
@@ -30,7 +31,7 @@ class Kernel:
 
 def newest(root: Path) -> Kernel:
     """The newest kernel in ROOT/boot and its initramfs. Raises Failure without one."""
-    boot = root / "boot"
+    boot = tree.resolved(root, "boot")
     names = [file.name.removeprefix(PREFIX) for file in boot.glob(f"{PREFIX}?*")]
     if not names:
         die("the image has no kernel in /boot", hint="add a kernel to `packages`")

@@ -113,10 +113,11 @@ def share(target: Target, top: Path) -> None:
 
 
 def first_entry(root: Path) -> Entry:
-    kernel, words = kernels.newest(root), text(root / "etc/kernel/cmdline").strip()
+    kernel, words = kernels.newest(root), text(tree.resolved(root, "etc/kernel/cmdline")).strip()
     if not words:
         die("etc/kernel/cmdline of the slot is not there, or empty", status=FAILED)
-    return Entry(root / "boot" / kernel.file, root / "boot" / kernel.initrd, words)
+    file, initrd = (tree.resolved(root, f"boot/{each}") for each in (kernel.file, kernel.initrd))
+    return Entry(file, initrd, words)
 
 
 def add(target: Target, esp: Path, kernel: Kernel) -> None:
@@ -125,7 +126,8 @@ def add(target: Target, esp: Path, kernel: Kernel) -> None:
     if not kernel.stays:
         place, names = f"/{token(target)}/{kernel.name}", ("linux", kernel.initrd)
         for source, name in zip((kernel.file, kernel.initrd), names, strict=True):
-            tree.copy(target.root / "boot" / source, esp, f"{place[1:]}/{name}", 0o644)
+            found = tree.resolved(target.root, f"boot/{source}")
+            tree.copy(found, esp, f"{place[1:]}/{name}", 0o644)
     lines = entry(
         places.os_release(target.root),
         kernel.name,
