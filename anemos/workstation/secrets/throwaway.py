@@ -17,7 +17,7 @@ OPERATOR_KEY = "id_ed25519"
 # Parts of an IMGBUILD that change often.
 ASIDE = re.compile(
     r"^(?:provision|verify|setup|cleanup)\(\) \{\n(?:.*\n)*?\}\n"
-    r"|^(?:packages|excludes|layout|keep|cmdline)='[^']*'\n",
+    r"|^(?:packages|excludes|layout|keep|carry|cmdline|volatile)=(?:'[^']*'|[\w./-]*)\n",
     re.MULTILINE,
 )
 

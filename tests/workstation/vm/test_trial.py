@@ -78,6 +78,7 @@ def test_everything_is_made_for_the_test(host: Host) -> None:
         ("OTHER password", "OTHERS password", True),
         ("packages='\nvim", "packages='\nnano", False),
         ("echo provision", "echo more", False),
+        ("number=1\n", "number=1\nvolatile=/var/lib/count\n", False),
     ],
 )
 def test_changed_imgbuild(host: Host, before: str, after: str, anew: bool) -> None:
